@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+
+#include "cli/command.h"
+
+namespace {
+
+constexpr int kExitUserError = 2;
+constexpr int kExitInternalError = 70;
+
+int report(const gradus::Status& status) {
+  if (status.ok()) return 0;
+  std::fflush(stdout);
+  fmt::print(stderr, "gradus: error: {}\n", status.message());
+  return status.code() == gradus::StatusCode::kInternal ? kExitInternalError : kExitUserError;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Gradus: reinforcement learning of language models with verifiable rewards"};
+  app.require_subcommand(1);
+  gradus::cli::Action action;
+  // Commands are added here, in the order in which `gradus --help` lists them.
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kExitUserError;
+  }
+  try {
+    return report(action());
+  } catch (const std::exception& error) {
+    return report(gradus::Status(gradus::StatusCode::kInternal, error.what()));
+  }
+}

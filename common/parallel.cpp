@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "common/parallel.h"
+
+#include <immintrin.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "common/check.h"
+
+namespace gradus {
+namespace {
+
+// Workers spin this many pauses for the next job before they sleep: about 50 us, longer than the gap
+// between two kernels of one forward pass, so that a decode step never pays for a wake-up.
+constexpr int kSpinPauses = 2000;
+
+thread_local bool in_parallel_body = false;
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int num_threads) {
+    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(); });
+  }
+  ~ThreadPool() {
+    stop_ = true;
+    epoch_.fetch_add(1);
+    epoch_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  void run(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+    std::lock_guard lock(run_mutex_);  // two threads of the program may ask at once; one job at a time
+    body_ = &body;
+    count_ = count;
+    grain_ = grain;
+    next_.store(0, std::memory_order_relaxed);
+    pending_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    error_ = nullptr;
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+    take_ranges();
+    while (pending_.load(std::memory_order_acquire) != 0) _mm_pause();
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  void work() {
+    uint64_t seen = 0;
+    for (;;) {
+      int spins = 0;
+      while (epoch_.load(std::memory_order_acquire) == seen) {
+        if (++spins < kSpinPauses) {
+          _mm_pause();
+        } else {
+          epoch_.wait(seen, std::memory_order_acquire);
+        }
+      }
+      ++seen;
+      if (stop_) return;
+      take_ranges();
+      pending_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  void take_ranges() {
+    in_parallel_body = true;
+    for (;;) {
+      const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
+      if (begin >= count_) break;
+      try {
+        (*body_)(begin, std::min(count_, begin + grain_));
+      } catch (...) {
+        std::lock_guard lock(error_mutex_);
+        if (!error_) error_ = std::current_exception();
+      }
+    }
+    in_parallel_body = false;
+  }
+
+  std::vector<std::thread> workers_;
+  std::mutex run_mutex_, error_mutex_;
+  std::atomic<uint64_t> epoch_{0};
+  std::atomic<int64_t> next_{0};
+  std::atomic<int> pending_{0};
+  std::atomic<bool> stop_{false};
+  const std::function<void(int64_t, int64_t)>* body_ = nullptr;
+  int64_t count_ = 0, grain_ = 1;
+  std::exception_ptr error_;
+};
+
+int available_processors() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+std::unique_ptr<ThreadPool>& pool() {
+  static std::unique_ptr<ThreadPool> instance;
+  return instance;
+}
+
+ThreadPool& pool_or_default() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    if (!pool()) pool() = std::make_unique<ThreadPool>(available_processors());
+  });
+  return *pool();
+}
+
+}  // namespace
+
+void set_num_threads(int num_threads) {
+  GRADUS_CHECK(num_threads >= 1, "set_num_threads needs at least 1");
+  pool() = std::make_unique<ThreadPool>(num_threads);
+}
+
+int num_threads() { return pool_or_default().size(); }
+
+void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+  GRADUS_CHECK(grain >= 1, "parallel_for needs a grain of at least 1");
+  if (count <= 0) return;
+  ThreadPool& threads = pool_or_default();
+  if (in_parallel_body || count <= grain || threads.size() == 1) {
+    body(0, count);
+    return;
+  }
+  threads.run(count, grain, body);
+}
+
+}  // namespace gradus
