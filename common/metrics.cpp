@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "common/metrics.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "common/check.h"
+#include "common/strings.h"
+
+namespace gradus {
+namespace {
+
+constexpr MetricReduction kMean = MetricReduction::kMean;
+constexpr MetricReduction kSum = MetricReduction::kSum;
+constexpr MetricReduction kMax = MetricReduction::kMax;
+constexpr MetricReduction kMin = MetricReduction::kMin;
+constexpr MetricReduction kLast = MetricReduction::kLast;
+
+constexpr MetricInfo kMetrics[] = {
+    {"training/global_step", "steps", kLast, "step that the line belongs to; the first is 1"},
+    {"training/epoch", "1", kLast, "passes over the training rows so far"},
+    {"training/num_updates", "updates", kSum, "optimizer updates of the step"},
+    {"training/skipped_updates", "updates", kSum,
+     "updates left out because the gradient was not finite or no token had a loss"},
+
+    {"critic/score/mean", "1", kMean, "total reward of a response before shaping and KL"},
+    {"critic/score/max", "1", kMax, "largest critic/score"},
+    {"critic/score/min", "1", kMin, "smallest critic/score"},
+    {"critic/rewards/mean", "1", kMean, "reward that the advantage is computed from"},
+    {"critic/rewards/max", "1", kMax, "largest critic/rewards"},
+    {"critic/rewards/min", "1", kMin, "smallest critic/rewards"},
+    {"critic/advantages/mean", "1", kMean, "advantage over the loss tokens"},
+    {"critic/advantages/max", "1", kMax, "largest advantage"},
+    {"critic/advantages/min", "1", kMin, "smallest advantage"},
+
+    {"reward/<part>/mean", "1", kMean, "unweighted value of one part over the responses it scored"},
+    {"reward/<part>/failed_fraction", "1", kMean, "responses whose check by this part failed"},
+    {"reward/<part>/not_applicable_fraction", "1", kMean,
+     "responses to which this part does not apply"},
+    {"reward/skipped_fraction", "1", kMean,
+     "responses left out of the update because a check failed (reward.on_error)"},
+
+    {"response_length/mean", "tokens", kMean, "response tokens, stop token included"},
+    {"response_length/max", "tokens", kMax, "longest response"},
+    {"response_length/min", "tokens", kMin, "shortest response"},
+    {"response_length/clip_ratio", "1", kMean, "responses as long as rollout.max_new_tokens"},
+    {"prompt_length/mean", "tokens", kMean, "prompt tokens, template included"},
+    {"prompt_length/max", "tokens", kMax, "longest prompt"},
+    {"prompt_length/min", "tokens", kMin, "shortest prompt"},
+    {"global_seqlen/mean", "tokens", kMean, "prompt and response tokens of a rank"},
+    {"global_seqlen/max", "tokens", kMax, "tokens of the rank that has most"},
+    {"global_seqlen/min", "tokens", kMin, "tokens of the rank that has fewest"},
+
+    {"rollout/num_responses", "responses", kSum, "responses sampled, replaced groups included"},
+    {"rollout/truncated_fraction", "1", kMean, "responses that ended by length, not by a stop"},
+    {"rollout/zero_variance_group_fraction", "1", kMean,
+     "groups whose rewards are all equal, so that they teach nothing"},
+    {"rollout/sampling_rounds", "rounds", kLast, "rollout rounds that dynamic sampling needed"},
+    {"rollout/dropped_groups", "groups", kSum, "groups that dynamic sampling threw away"},
+    {"rollout/tokens_per_s", "tokens/s", kSum, "response tokens sampled per second of rollout"},
+    {"rollout/preemptions", "sequences", kSum, "sequences put back because the cache was full"},
+    {"rollout/prefix_cache_hit_fraction", "1", kMean,
+     "prompt tokens served from another sample of the group"},
+    {"rollout/policy_lag", "updates", kMax, "updates between sampling and training, at most"},
+
+    {"mismatch/max_abs_logprob", "nats", kMax,
+     "largest difference of a token's log-prob between trainer and rollout at step start; not 0 "
+     "is a bug"},
+
+    {"actor/loss", "1", kMean, "whole loss of the update"},
+    {"actor/pg_loss", "1", kMean, "policy gradient term of the loss"},
+    {"actor/pg_clipfrac", "1", kMean, "loss tokens whose ratio was clipped"},
+    {"actor/pg_clipfrac_lower", "1", kMean, "loss tokens held by the dual clip"},
+    {"actor/ppo_kl", "nats", kMean, "mean of old minus new log-prob over the loss tokens"},
+    {"actor/kl_loss", "nats", kMean, "KL estimate against the initial model"},
+    {"actor/kl_coef", "1", kLast, "weight of actor/kl_loss"},
+    {"actor/entropy", "nats", kMean, "entropy of the token distribution over the loss tokens"},
+    {"actor/grad_norm", "1", kMean, "norm of the gradient before it is clipped"},
+    {"actor/lr", "1", kLast, "learning rate"},
+
+    {"train/loss", "nats", kMean, "supervised: mean negative log-prob of the target tokens"},
+    {"train/grad_norm", "1", kMean, "supervised: norm of the gradient before it is clipped"},
+    {"train/lr", "1", kLast, "supervised: learning rate"},
+    {"val/loss", "nats", kMean, "supervised: train/loss on held-out rows"},
+
+    {"val-core/<source>/acc/mean@<n>", "1", kLast, "mean accuracy over n responses to a problem"},
+    {"val-core/<source>/acc/best@<n>", "1", kLast,
+     "problems solved by one of n responses (pass@n)"},
+    {"val-core/<source>/acc/maj@<n>", "1", kLast, "problems solved by the vote of n responses"},
+    {"val-core/<source>/acc/mean@<n>/low", "1", kLast, "lower end of the 95 % interval of mean@n"},
+    {"val-core/<source>/acc/mean@<n>/high", "1", kLast, "upper end of the 95 % interval of mean@n"},
+    {"val-aux/<source>/response_length/mean", "tokens", kLast, "response tokens in evaluation"},
+    {"val-aux/<source>/truncated_fraction", "1", kLast, "evaluation responses ended by length"},
+    {"val-aux/<source>/num_problems", "problems", kLast, "problems evaluated"},
+
+    {"perf/total_num_tokens", "tokens", kSum, "prompt and response tokens trained on in the step"},
+    {"perf/time_per_step", "s", kMax, "wall time of the step"},
+    {"perf/throughput", "tokens/s", kMean, "perf/total_num_tokens per second and rank"},
+    {"perf/cpu_memory_used_gb", "GiB", kMax, "resident memory of a rank"},
+    {"perf/cpu_memory_peak_gb", "GiB", kMax, "peak resident memory of a rank so far"},
+
+    {"timing_s/step", "s", kMax, "whole step"},
+    {"timing_s/gen", "s", kMax, "sampling of responses"},
+    {"timing_s/reward", "s", kMax, "scoring of responses"},
+    {"timing_s/ref", "s", kMax, "log-probs of the initial model"},
+    {"timing_s/adv", "s", kMax, "advantages and packing"},
+    {"timing_s/update_actor", "s", kMax, "forward, backward and optimizer"},
+    {"timing_s/update_weights", "s", kMax, "handing new weights to the rollout engine"},
+    {"timing_s/testing", "s", kMax, "evaluation"},
+    {"timing_s/save_checkpoint", "s", kMax, "writing of checkpoints"},
+    {"timing_s/dump_rollouts", "s", kMax, "writing of rollouts"},
+    {"timing_per_token_ms/gen", "ms", kMean, "timing_s/gen per response token"},
+    {"timing_per_token_ms/update_actor", "ms", kMean, "timing_s/update_actor per token"},
+};
+
+bool is_pattern(std::string_view name) { return name.find('<') != std::string_view::npos; }
+
+// Whether `name` is `pattern` with each <placeholder> replaced by a text of at least one character.
+bool matches(std::string_view pattern, std::string_view name) {
+  const size_t open = pattern.find('<');
+  if (open == std::string_view::npos) return pattern == name;
+  if (name.substr(0, open) != pattern.substr(0, open)) return false;
+  const std::string_view rest = pattern.substr(pattern.find('>') + 1);
+  for (size_t end = open + 1; end <= name.size(); ++end) {
+    if (matches(rest, name.substr(end))) return true;
+  }
+  return false;
+}
+
+// NaN if one is: std::max would drop it, and a mismatch that is NaN would look like none.
+double largest(double a, double b) {
+  return std::isnan(a) || std::isnan(b) ? std::numeric_limits<double>::quiet_NaN() : std::max(a, b);
+}
+
+const MetricInfo& declaration_of(std::string_view name) {
+  const MetricInfo* metric = find_metric(name);
+  GRADUS_CHECK(metric != nullptr, fmt::format("metric '{}' is not declared in common/metrics.cpp{}",
+                                              name, did_you_mean(name, metric_names())));
+  return *metric;
+}
+
+}  // namespace
+
+std::span<const MetricInfo> declared_metrics() { return kMetrics; }
+
+const MetricInfo* find_metric(std::string_view name) {
+  static const auto* exact_names = [] {
+    auto* by_name = new std::map<std::string_view, const MetricInfo*>;
+    for (const MetricInfo& metric : kMetrics) {
+      GRADUS_CHECK(by_name->emplace(metric.name, &metric).second,
+                   fmt::format("metric '{}' is declared twice", metric.name));
+    }
+    return by_name;
+  }();
+  const auto found = exact_names->find(name);
+  if (found != exact_names->end() && !is_pattern(name)) return found->second;
+  const MetricInfo* best = nullptr;  // the longest pattern is the most specific
+  for (const MetricInfo& metric : kMetrics) {
+    if (!is_pattern(metric.name) || is_pattern(name) || !matches(metric.name, name)) continue;
+    if (best == nullptr || metric.name.size() > best->name.size()) best = &metric;
+  }
+  return best;
+}
+
+std::vector<std::string> metric_names() {
+  std::vector<std::string> names;
+  for (const MetricInfo& metric : kMetrics) names.emplace_back(metric.name);
+  return names;
+}
+
+const char* reduction_name(MetricReduction reduction) {
+  switch (reduction) {
+    case MetricReduction::kMean:
+      return "mean";
+    case MetricReduction::kSum:
+      return "sum";
+    case MetricReduction::kMax:
+      return "max";
+    case MetricReduction::kMin:
+      return "min";
+    case MetricReduction::kLast:
+      return "last";
+  }
+  GRADUS_CHECK(false, "metric reduction out of range");
+}
+
+std::string metrics_markdown() {
+  std::string text =
+      "<!-- Printed by `gradus config metrics` from common/metrics.cpp; do not edit. -->\n"
+      "# Metrics\n\n"
+      "One JSON line per step holds these. Reduction says how the values of micro-batches and "
+      "ranks\n"
+      "become one; `<...>` stands for any text.\n\n"
+      "| name | unit | reduction | meaning |\n|---|---|---|---|\n";
+  for (const MetricInfo& metric : kMetrics) {
+    text += fmt::format("| `{}` | {} | {} | {} |\n", metric.name, metric.unit,
+                        reduction_name(metric.reduction), metric.meaning);
+  }
+  return text;
+}
+
+void Metrics::set(std::string_view name, double value) {
+  const MetricInfo& metric = declaration_of(name);
+  entries_.insert_or_assign(std::string(name), Entry{metric.reduction, value, 1.0});
+}
+
+void Metrics::add(std::string_view name, double value, double weight) {
+  const MetricReduction reduction = declaration_of(name).reduction;
+  GRADUS_CHECK(weight >= 0, fmt::format("metric '{}' has weight {}", name, weight));
+  Metrics one;
+  // 0 * NaN would poison a sum to which the value does not belong.
+  const double first = reduction == kMean ? (weight == 0 ? 0 : value * weight) : value;
+  one.entries_.emplace(std::string(name), Entry{reduction, first, weight});
+  merge(one);
+}
+
+void Metrics::merge(const Metrics& other) {
+  for (const auto& [name, added] : other.entries_) {
+    const auto [found, is_new] = entries_.try_emplace(name, added);
+    if (is_new) continue;
+    Entry& entry = found->second;
+    switch (entry.reduction) {
+      case MetricReduction::kMean:
+      case MetricReduction::kSum:
+        entry.value += added.value;
+        entry.weight += added.weight;
+        break;
+      case MetricReduction::kMax:
+        entry.value = largest(entry.value, added.value);
+        break;
+      case MetricReduction::kMin:
+        entry.value = -largest(-entry.value, -added.value);
+        break;
+      case MetricReduction::kLast:
+        entry.value = added.value;
+        break;
+    }
+  }
+}
+
+bool Metrics::contains(std::string_view name) const {
+  return values().count(std::string(name)) > 0;
+}
+
+double Metrics::value(std::string_view name) const {
+  const std::map<std::string, double> all = values();
+  const auto found = all.find(std::string(name));
+  GRADUS_CHECK(found != all.end(), fmt::format("metric '{}' has no value", name));
+  return found->second;
+}
+
+std::map<std::string, double> Metrics::values() const {
+  std::map<std::string, double> all;
+  for (const auto& [name, entry] : entries_) {
+    if (entry.reduction != MetricReduction::kMean) {
+      all.emplace(name, entry.value);
+    } else if (entry.weight > 0) {
+      all.emplace(name, entry.value / entry.weight);
+    }
+  }
+  return all;
+}
+
+}  // namespace gradus

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rewards/reward_config.h"
+
+#include "common/config/rules.h"
+
+namespace gradus::rewards {
+
+void RewardPartConfig::visit(FieldVisitor& v) {
+  v.field("name", name, "Name of the reward, e.g. exact, number, format.", non_empty());
+  v.field("weight", weight, "Factor of this part in the total; 0 only measures it.");
+  v.field("options", options, "Options of this reward, by name (e.g. marker, pattern).");
+}
+
+void RewardConfig::visit(FieldVisitor& v) {
+  v.field("parts", parts, "Terms of the weighted sum.");
+  v.field("on_error", on_error,
+          "A response whose check failed leaves the update alone, with its whole group, or stops "
+          "the run.",
+          one_of({"skip_sample", "skip_group", "abort"}));
+}
+
+Status validate(const RewardConfig& config) {
+  ConfigRules rules;
+  bool has_weight = false;
+  for (const RewardPartConfig& part : config.parts) has_weight |= part.weight != 0;
+  rules.require(
+      config.parts.empty() || has_weight,
+      "every reward.parts entry has weight 0, so nothing can be learned; give one a weight");
+  return rules.status();
+}
+
+}  // namespace gradus::rewards

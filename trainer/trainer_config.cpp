@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "trainer/trainer_config.h"
+
+#include "common/config/rules.h"
+#include "common/metrics.h"
+
+namespace gradus::trainer {
+
+void OptimizerConfig::visit(FieldVisitor& v) {
+  v.field("learning_rate", learning_rate, "Peak learning rate of AdamW.", greater_than(0));
+  v.field("lr_schedule", lr_schedule, "Course of the learning rate after the warm-up.",
+          one_of({"constant", "linear", "cosine"}));
+  v.field("warmup_steps", warmup_steps, "Updates over which the learning rate rises from 0.",
+          at_least(0));
+  v.field("min_lr_ratio", min_lr_ratio, "Last learning rate as a fraction of the peak.",
+          in_closed(0, 1));
+  v.field("weight_decay", weight_decay, "Decoupled weight decay.", at_least(0));
+  v.field("adam_beta1", adam_beta1, "Decay of the first moment.", in_half_open(0, 1));
+  v.field("adam_beta2", adam_beta2, "Decay of the second moment.", in_half_open(0, 1));
+  v.field("adam_eps", adam_eps, "Added to the root of the second moment.", greater_than(0));
+  v.field("max_grad_norm", max_grad_norm, "Gradients are scaled down to this norm; 0 never scales.",
+          at_least(0));
+}
+
+void BackwardConfig::visit(FieldVisitor& v) {
+  v.field("micro_batch_tokens", micro_batch_tokens,
+          "Most packed tokens in one forward and backward pass; sets the memory needed.",
+          at_least(1));
+  v.field("gradient_checkpointing", gradient_checkpointing,
+          "Whether activations are computed again in the backward pass instead of kept.");
+  v.field("reduction_blocks", reduction_blocks,
+          "Parts in which a batch's gradient is summed, in one fixed order whatever the number of "
+          "ranks; a multiple of it.",
+          at_least(1));
+}
+
+void TrainerConfig::visit(FieldVisitor& v) {
+  v.field("algorithm", algorithm, "How rewards become a loss, e.g. grpo, reinforce.", non_empty());
+  v.field("num_steps", num_steps, "Rollout batches to train on.", at_least(1));
+  v.field("prompts_per_step", prompts_per_step, "Prompts in a rollout batch, over all ranks.",
+          at_least(1));
+  v.field("mini_batches", mini_batches, "Updates made from each rollout batch.", at_least(1));
+  optimizer.visit(v);
+  backward.visit(v);
+  v.field("clip_low", clip_low, "The ratio is clipped below at 1 - clip_low (PPO, DAPO).",
+          greater_than(0));
+  v.field("clip_high", clip_high, "The ratio is clipped above at 1 + clip_high (DAPO).",
+          greater_than(0));
+  v.field("clip_dual", clip_dual,
+          "With a negative advantage the loss is at most this many times its size (dual-clip PPO); "
+          "0 is off.",
+          at_least(0));
+  v.field("kl_coef", kl_coef, "Weight of the KL term against the initial model; 0 is off.",
+          at_least(0));
+  v.field("kl_kind", kl_kind, "Estimator of the KL term (Schulman 2020).",
+          one_of({"k1", "k2", "k3"}));
+  v.field("entropy_coef", entropy_coef, "Weight of the entropy bonus; 0 is off.", at_least(0));
+  v.field("dynamic_sampling", dynamic_sampling,
+          "Whether groups with equal rewards are replaced by further prompts (DAPO).");
+  v.field("max_sampling_rounds", max_sampling_rounds,
+          "Rollout rounds after which dynamic sampling goes on with what it has.", at_least(1));
+  v.field("overlong_buffer_tokens", overlong_buffer_tokens,
+          "The reward falls over the last so many tokens before rollout.max_new_tokens (DAPO); 0 "
+          "is off.",
+          at_least(0));
+  v.field("overlong_penalty", overlong_penalty, "Fall of the reward at the full length.",
+          at_least(0));
+  v.field("allow_mismatch", allow_mismatch,
+          "Whether a step goes on when the trainer's log-probs differ from the rollout's.");
+}
+
+void SftConfig::visit(FieldVisitor& v) {
+  v.field("num_steps", num_steps, "Updates; 0 is no supervised phase.", at_least(0));
+  v.field("batch_rows", batch_rows, "Rows in an update, over all ranks.", at_least(1));
+  optimizer.visit(v);
+  backward.visit(v);
+}
+
+void EvalConfig::visit(FieldVisitor& v) {
+  v.field("every_steps", every_steps,
+          "Steps between evaluations; 0 never evaluates while training.", at_least(0));
+  v.field("num_samples", num_samples, "Responses per problem.", at_least(1));
+  v.field("temperature", temperature, "Divides the logits; 0 is greedy.", at_least(0));
+  v.field("max_rows", max_rows, "Problems of data.eval to use; unset: all.", at_least(1));
+  v.field("before_training", before_training, "Whether to evaluate the initial model as well.");
+}
+
+void RunSettings::visit(FieldVisitor& v) {
+  v.field("name", name, "Name of the run and of its folder.", non_empty());
+  v.field("dir", dir, "Folder that holds run folders, relative to the working folder.",
+          non_empty());
+  v.field("seed", seed, "Seed of initial weights and of all sampling.", at_least(0));
+  v.field("checkpoint_every", checkpoint_every,
+          "Steps between checkpoints; 0 saves only at the end.", at_least(0));
+  v.field("keep_checkpoints", keep_checkpoints, "Newest checkpoints that are kept.", at_least(1));
+  v.field("save_best_metric", save_best_metric,
+          "Metric whose largest value is kept as a checkpoint of its own; none if empty.");
+  v.field("dump_rollouts", dump_rollouts, "Whether every response is written to the run folder.");
+  v.field("log_level", log_level, "Least important events that are logged.",
+          one_of({"error", "warn", "info", "debug"}));
+}
+
+Status validate(const OptimizerConfig& config, int64_t num_steps, const std::string& section) {
+  ConfigRules rules;
+  rules.require(config.warmup_steps < num_steps || num_steps == 0,
+                "{0}.warmup_steps ({1}) must be less than the {2} updates of the run ({0}.num_steps"
+                "{3}), or the peak is never reached",
+                section, config.warmup_steps, num_steps,
+                section == "trainer" ? " times trainer.mini_batches" : "");
+  rules.require(config.lr_schedule != LrSchedule::kConstant || config.min_lr_ratio == 0,
+                "{0}.min_lr_ratio is {1} but {0}.lr_schedule is constant, which ignores it; choose "
+                "linear or cosine",
+                section, config.min_lr_ratio);
+  return rules.status();
+}
+
+namespace {
+
+void check_blocks(const std::string& section, const BackwardConfig& backward, int64_t world_size,
+                  ConfigRules& rules) {
+  rules.require(backward.reduction_blocks % world_size == 0,
+                "{}.reduction_blocks ({}) must be a multiple of the number of ranks ({})", section,
+                backward.reduction_blocks, world_size);
+}
+
+}  // namespace
+
+Status validate(const TrainerConfig& config, int64_t world_size) {
+  ConfigRules rules;
+  rules.add(validate(config.optimizer, config.num_steps * config.mini_batches, "trainer"));
+  check_blocks("trainer", config.backward, world_size, rules);
+  rules.require(config.prompts_per_step % world_size == 0,
+                "trainer.prompts_per_step ({}) must be a multiple of the number of ranks ({})",
+                config.prompts_per_step, world_size);
+  rules.require(config.prompts_per_step % config.mini_batches == 0,
+                "trainer.prompts_per_step ({}) must be a multiple of trainer.mini_batches ({}); a "
+                "group is never split between updates",
+                config.prompts_per_step, config.mini_batches);
+  rules.require(config.clip_dual == 0 || config.clip_dual > 1 + config.clip_high,
+                "trainer.clip_dual ({}) must be greater than 1 + trainer.clip_high ({}); use 0 to "
+                "disable",
+                config.clip_dual, 1 + config.clip_high);
+  return rules.status();
+}
+
+Status validate(const SftConfig& config, int64_t world_size) {
+  ConfigRules rules;
+  rules.add(validate(config.optimizer, config.num_steps, "sft"));
+  check_blocks("sft", config.backward, world_size, rules);
+  rules.require(config.batch_rows % world_size == 0,
+                "sft.batch_rows ({}) must be a multiple of the number of ranks ({})",
+                config.batch_rows, world_size);
+  return rules.status();
+}
+
+Status validate(const RunSettings& config) {
+  ConfigRules rules;
+  rules.require(config.name.find('/') == std::string::npos && config.name != "..",
+                "run.name ('{}') must be a folder name without '/'; put the place into run.dir",
+                config.name);
+  rules.require(config.save_best_metric.empty() || find_metric(config.save_best_metric) != nullptr,
+                "run.save_best_metric: unknown metric '{}'{}; docs/metrics.md lists them",
+                config.save_best_metric, did_you_mean(config.save_best_metric, metric_names()));
+  return rules.status();
+}
+
+}  // namespace gradus::trainer

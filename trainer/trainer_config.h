@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "common/config/field_visitor.h"
+#include "common/log.h"
+#include "common/status.h"
+
+// How weights are updated: the `trainer` (reinforcement learning), `sft`, `eval` and `run` sections
+// of a run's YAML.
+namespace gradus::trainer {
+
+enum class LrSchedule { kConstant, kLinear, kCosine };
+
+// AdamW and its learning rate; keys stand directly in the section that has it.
+struct OptimizerConfig {
+  double learning_rate = 1e-6;
+  LrSchedule lr_schedule = LrSchedule::kConstant;
+  int64_t warmup_steps = 0;
+  double min_lr_ratio = 0.0;
+  double weight_decay = 0.01;
+  double adam_beta1 = 0.9;
+  double adam_beta2 = 0.999;
+  double adam_eps = 1e-8;
+  double max_grad_norm = 1.0;  // 0: no clipping
+
+  void visit(FieldVisitor& v);
+};
+
+// How one gradient is computed; changes memory and time, not the mathematics. Keys stand directly
+// in the section that has it.
+struct BackwardConfig {
+  int64_t micro_batch_tokens = 4096;
+  bool gradient_checkpointing = false;
+  int64_t reduction_blocks = 8;
+
+  void visit(FieldVisitor& v);
+};
+
+enum class KlKind { kK1, kK2, kK3 };
+
+struct TrainerConfig {
+  std::string algorithm = "grpo";  // name in the algorithm registry
+  int64_t num_steps = 100;
+  int64_t prompts_per_step = 32;  // over all ranks
+  int64_t mini_batches = 1;       // updates per rollout batch
+  OptimizerConfig optimizer;
+  BackwardConfig backward;
+  double clip_low = 0.2;
+  double clip_high = 0.28;
+  double clip_dual = 3.0;  // 0: off
+  double kl_coef = 0.0;
+  KlKind kl_kind = KlKind::kK3;
+  double entropy_coef = 0.0;
+  bool dynamic_sampling = false;
+  int64_t max_sampling_rounds = 4;
+  int64_t overlong_buffer_tokens = 0;  // 0: off
+  double overlong_penalty = 1.0;
+  bool allow_mismatch = false;
+
+  void visit(FieldVisitor& v);
+};
+
+struct SftConfig {
+  int64_t num_steps = 0;  // 0: no supervised phase
+  int64_t batch_rows = 64;
+  OptimizerConfig optimizer{.learning_rate = 1e-4};
+  BackwardConfig backward;
+
+  void visit(FieldVisitor& v);
+};
+
+struct EvalConfig {
+  int64_t every_steps = 0;  // 0: never while training
+  int64_t num_samples = 1;
+  double temperature = 1.0;         // 0: greedy
+  std::optional<int64_t> max_rows;  // unset: all rows of data.eval
+  bool before_training = false;
+
+  void visit(FieldVisitor& v);
+};
+
+struct RunSettings {
+  std::string name = "run";
+  std::string dir = "runs";  // the run folder is dir/name
+  int64_t seed = 0;
+  int64_t checkpoint_every = 50;  // steps; 0: only at the end
+  int64_t keep_checkpoints = 2;
+  std::string save_best_metric;  // empty: none is kept as best
+  bool dump_rollouts = true;
+  LogLevel log_level = LogLevel::kInfo;
+
+  void visit(FieldVisitor& v);
+};
+
+// InvalidArgument lists every broken rule between fields, one a line, each naming its keys in full.
+// Rules of the optimizer name `section` ("trainer" or "sft").
+Status validate(const OptimizerConfig& config, int64_t num_steps, const std::string& section);
+Status validate(const TrainerConfig& config, int64_t world_size);
+Status validate(const SftConfig& config, int64_t world_size);
+Status validate(const RunSettings& config);
+
+}  // namespace gradus::trainer
