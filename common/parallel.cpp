@@ -42,31 +42,50 @@ class ThreadPool {
     count_ = count;
     grain_ = grain;
     next_.store(0, std::memory_order_relaxed);
-    pending_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
     error_ = nullptr;
+    gate_.store(kOpen, std::memory_order_release);
     epoch_.fetch_add(1, std::memory_order_release);
     epoch_.notify_all();
     take_ranges();
-    while (pending_.load(std::memory_order_acquire) != 0) _mm_pause();
+    // Workers that have not come by now are not waited for: on a busy machine they may sleep for long.
+    gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
+    for (int spins = 0; gate_.load(std::memory_order_acquire) != 0; ++spins) pause_or_yield(spins);
     if (error_) std::rethrow_exception(error_);
   }
 
  private:
+  // The gate counts the workers inside a job (in steps of kOne) and says whether more may enter.
+  static constexpr uint64_t kOpen = 1, kOne = 2;
+
+  static void pause_or_yield(int spins) {
+    if (spins < kSpinPauses) {
+      _mm_pause();
+    } else {
+      sched_yield();
+    }
+  }
+
   void work() {
     uint64_t seen = 0;
     for (;;) {
-      int spins = 0;
-      while (epoch_.load(std::memory_order_acquire) == seen) {
+      uint64_t epoch = epoch_.load(std::memory_order_acquire);
+      for (int spins = 0; epoch == seen; epoch = epoch_.load(std::memory_order_acquire)) {
         if (++spins < kSpinPauses) {
           _mm_pause();
         } else {
           epoch_.wait(seen, std::memory_order_acquire);
         }
       }
-      ++seen;
+      seen = epoch;
       if (stop_) return;
-      take_ranges();
-      pending_.fetch_sub(1, std::memory_order_release);
+      uint64_t gate = gate_.load(std::memory_order_relaxed);
+      while ((gate & kOpen) != 0) {
+        if (gate_.compare_exchange_weak(gate, gate + kOne, std::memory_order_acq_rel)) {
+          take_ranges();
+          gate_.fetch_sub(kOne, std::memory_order_release);
+          break;
+        }
+      }
     }
   }
 
@@ -89,7 +108,7 @@ class ThreadPool {
   std::mutex run_mutex_, error_mutex_;
   std::atomic<uint64_t> epoch_{0};
   std::atomic<int64_t> next_{0};
-  std::atomic<int> pending_{0};
+  std::atomic<uint64_t> gate_{0};
   std::atomic<bool> stop_{false};
   const std::function<void(int64_t, int64_t)>* body_ = nullptr;
   int64_t count_ = 0, grain_ = 1;

@@ -155,13 +155,13 @@ inline float max_lane(F32x16 x) {
   return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
 }
 
-// exp(x), relative error below 2 ulp for x in [-87.3, 88.3]; exactly 0 below (so exp(-inf) = 0), and the
-// value at 88.3 above. x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is the degree-6 minimax fit of
+// exp(x), relative error below 2 ulp for x in [-87.3, 88.3]; exactly 0 below (so exp(-inf) = 0), the value
+// at 88.3 above, NaN for NaN. x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is the degree-6 minimax fit of
 // (exp(r) - 1 - r) / r^2 used by Cephes' expf.
 inline F32x16 exp(F32x16 x) {
   const F32x16 lowest = broadcast(-87.3f);
   const Mask16 underflows = less(x, lowest);
-  const F32x16 clamped = min(max(x, lowest), broadcast(88.3f));
+  const F32x16 clamped = min(broadcast(88.3f), max(lowest, x));  // in this order NaN stays NaN
   const F32x16 n = round_to_int(clamped * broadcast(1.44269504f));
   F32x16 r = fnma(n, broadcast(0.693359375f), clamped);
   r = fnma(n, broadcast(-2.12194440e-4f), r);

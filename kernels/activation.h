@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+namespace gradus::kernels {
+
+// SwiGLU (Shazeer 2020, arXiv:2002.05202): y = silu(gate) * up, silu(g) = g / (1 + exp(-g)), fp32.
+// Rows of gate_up hold the gates in columns [0, I) and the ups in columns [up_offset, up_offset + I).
+// Elementwise, so independent of the other rows. No shared state; parallel over common/parallel.h.
+struct SwigluParams {
+  const float* gate_up = nullptr;  // [M, ...], rows gate_up_stride apart
+  int64_t gate_up_stride = 0;
+  int64_t up_offset = 0;
+  float* y_MI = nullptr;           // out [M, I], rows y_stride apart
+  int64_t y_stride = 0;
+  int64_t m = 0, i = 0;
+};
+void swiglu(const SwigluParams& params);
+
+// In place over gate_up: gate <- dy up s (1 + g (1 - s)), up <- dy g s, with s = 1 / (1 + exp(-g)).
+struct SwigluBackwardParams {
+  float* gate_up = nullptr;
+  int64_t gate_up_stride = 0;
+  int64_t up_offset = 0;
+  const float* dy_MI = nullptr;  // [M, I], rows dy_stride apart
+  int64_t dy_stride = 0;
+  int64_t m = 0, i = 0;
+};
+void swiglu_backward(const SwigluBackwardParams& params);
+
+}  // namespace gradus::kernels
