@@ -46,9 +46,51 @@ endfunction()
 #
 # Builds tests/<path>_test.cpp against the modules and registers each of its tests with CTest.
 # The first folder of the path is always linked. Tests run in the source root, so that fixtures are found
-# at tests/golden/..., and see the built binary as GRADUS_BINARY.
+# at tests/golden/..., and see the built binary as GRADUS_BINARY; both that and GRADUS_SOURCE_DIR are
+# relative, so that ccache serves the next clone too.
 function(gradus_test path)
   cmake_parse_arguments(ARG "" "TIMEOUT" "MODULES;LABELS;LIBS;SRCS" ${ARGN})
+  gradus_test_executable(target ${path} MODULES ${ARG_MODULES} LIBS ${ARG_LIBS} GTest::gtest_main
+                         SRCS ${ARG_SRCS})
+  if(NOT ARG_LABELS)
+    set(ARG_LABELS cpu)
+  endif()
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  # gtest_discover_tests unpacks lists at each of its three stages; so many escapes keep one whole.
+  string(REPLACE ";" "\\\\\\\\\\\\\\;" labels "${ARG_LABELS}")
+  string(REPLACE ";" "\\\\\\\\\\\\\\;" environment "${GRADUS_TEST_ENVIRONMENT}")
+  gtest_discover_tests(${target} WORKING_DIRECTORY "${CMAKE_SOURCE_DIR}" DISCOVERY_MODE PRE_TEST
+                       PROPERTIES LABELS "${labels}" TIMEOUT ${ARG_TIMEOUT} ENVIRONMENT "${environment}")
+endfunction()
+
+# gradus_mpi_test(comm/mpi RANKS 2 [MODULES ...] [LABELS ...] [LIBS ...] [SRCS ...])
+#
+# The same for a test whose processes are MPI ranks: the file brings its own main, which starts MPI before
+# GoogleTest. The whole executable is one CTest entry, named MPI.<path>.<ranks>.
+function(gradus_mpi_test path)
+  cmake_parse_arguments(ARG "" "TIMEOUT;RANKS" "MODULES;LABELS;LIBS;SRCS" ${ARGN})
+  gradus_test_executable(target ${path} MODULES ${ARG_MODULES} LIBS ${ARG_LIBS} MPI::MPI_C
+                         SRCS ${ARG_SRCS})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  set(name "MPI.${path}.${ARG_RANKS}")
+  add_test(NAME "${name}" WORKING_DIRECTORY "${CMAKE_SOURCE_DIR}"
+           COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ARG_RANKS} $<TARGET_FILE:${target}>)
+  set_tests_properties("${name}" PROPERTIES LABELS "mpi;${ARG_LABELS}" PROCESSORS ${ARG_RANKS}
+                       TIMEOUT ${ARG_TIMEOUT} ENVIRONMENT "${GRADUS_TEST_ENVIRONMENT}")
+endfunction()
+
+# What a test's process finds set: Open MPI refuses root and more ranks than cores unless told, and would
+# pin all ranks of two tests that run side by side to the same core.
+set(GRADUS_TEST_ENVIRONMENT OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none)
+
+# The executable of one test file; sets `target_variable` to its target.
+function(gradus_test_executable target_variable path)
+  cmake_parse_arguments(ARG "" "" "MODULES;LIBS;SRCS" ${ARGN})
   string(REPLACE "/" "_" target "test_${path}")
   add_executable(${target} "${CMAKE_SOURCE_DIR}/tests/${path}_test.cpp" ${ARG_SRCS})
   string(REGEX REPLACE "/.*" "" module "${path}")
@@ -58,17 +100,10 @@ function(gradus_test path)
   foreach(dep IN LISTS ARG_MODULES)
     target_link_libraries(${target} PRIVATE gradus::${dep})
   endforeach()
-  target_link_libraries(${target} PRIVATE ${ARG_LIBS} GTest::gtest GTest::gmock GTest::gtest_main)
+  target_link_libraries(${target} PRIVATE ${ARG_LIBS} GTest::gtest GTest::gmock)
   target_include_directories(${target} PRIVATE "${CMAKE_SOURCE_DIR}")
   target_compile_options(${target} PRIVATE ${GRADUS_WARNINGS} -O1)
-  target_compile_definitions(${target} PRIVATE GRADUS_BINARY="${CMAKE_BINARY_DIR}/gradus"
-                             GRADUS_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
-  if(NOT ARG_LABELS)
-    set(ARG_LABELS cpu)
-  endif()
-  if(NOT ARG_TIMEOUT)
-    set(ARG_TIMEOUT 300)
-  endif()
-  gtest_discover_tests(${target} WORKING_DIRECTORY "${CMAKE_SOURCE_DIR}" DISCOVERY_MODE PRE_TEST
-                       PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+  file(RELATIVE_PATH binary "${CMAKE_SOURCE_DIR}" "${CMAKE_BINARY_DIR}/gradus")
+  target_compile_definitions(${target} PRIVATE GRADUS_BINARY="${binary}" GRADUS_SOURCE_DIR=".")
+  set(${target_variable} ${target} PARENT_SCOPE)
 endfunction()

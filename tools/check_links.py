@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Every relative link and path in the Markdown files exists.
+
+Checked are link targets, with their #heading where they have one, and inline code that looks like a
+path of this tree: it starts with an existing top-level folder, or names a file at the top. A path that a
+command makes (build/..., runs/...) is not; neither is one with a placeholder such as <name>, * or {a,b}.
+"""
+import argparse
+import pathlib
+import re
+import sys
+
+SKIPPED_FOLDERS = re.compile(r"^(\..*|build|build-.*|runs|__pycache__)$")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
+CODE = re.compile(r"`([^`\n]+)`")
+PATH = re.compile(r"^[A-Za-z0-9_.][A-Za-z0-9_./-]*$")
+
+
+def markdown_files(root):
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and not SKIPPED_FOLDERS.match(path.name):
+            yield from markdown_files(path)
+        elif path.suffix == ".md":
+            yield path
+
+
+def anchors(path):
+    """The anchors of a Markdown file's headings, as code hosts derive them."""
+    found = set()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"#+\s+(.*)", line):
+            text = re.sub(r"[^\w\- ]", "", match.group(1).strip().lower())
+            found.add(text.replace(" ", "-"))
+    return found
+
+
+def link_problem(path, target, root):
+    if re.match(r"[a-z]+:", target):
+        return None
+    file_part, _, anchor = target.partition("#")
+    linked = (path.parent / file_part).resolve() if file_part else path
+    if not linked.is_relative_to(root):
+        return f"link '{target}' leaves the repository"
+    if not linked.exists():
+        return f"link '{target}': no such file"
+    if anchor and linked.suffix == ".md" and anchor not in anchors(linked):
+        return f"link '{target}': no such heading in {linked.relative_to(root)}"
+    return None
+
+
+def code_problem(path, text, root, folders):
+    word = text.split()[0] if text.split() else ""
+    if not PATH.match(word) or "/" not in word:
+        return None
+    if word.split("/")[0] not in folders:
+        return None
+    if (root / word).exists() or (path.parent / word).exists():
+        return None
+    return f"path '{word}' does not exist"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=pathlib.Path, default=pathlib.Path(__file__).parent.parent)
+    root = parser.parse_args().root.resolve()
+    folders = {path.name for path in root.iterdir()
+               if path.is_dir() and not SKIPPED_FOLDERS.match(path.name)}
+
+    problems = []
+    num_files = 0
+    for path in markdown_files(root):
+        num_files += 1
+        name = path.relative_to(root)
+        in_block = False
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if line.lstrip().startswith("```"):
+                in_block = not in_block
+                continue
+            if in_block:
+                # In a block only the scripts of this tree are looked at: `tools/x`, as first word.
+                words = line.split()
+                found = [code_problem(path, words[0], root, {"tools"})] if words else []
+            else:
+                bare = CODE.sub("", line)
+                found = [link_problem(path, target, root) for target in LINK.findall(bare)]
+                found += [link_problem(path, target, root)
+                          for target in re.findall(r"\[`[^`]*`\]\(([^)\s]+)\)", line)]
+                found += [code_problem(path, text, root, folders) for text in CODE.findall(line)]
+            problems += [f"{name}:{number}: {problem}" for problem in found if problem]
+    for problem in problems:
+        print(problem)
+    print(f"links: {num_files} Markdown files, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
