@@ -41,6 +41,10 @@ class CheckpointReader {
   SafetensorsReader tensors_;
 };
 
+// DataLoss names the tensor and counts its NaN and infinite values, if it has any. Uses the thread
+// pool.
+Status check_finite(std::string_view name, std::span<const float> values);
+
 // Stored precision of weights; computation is always f32.
 enum class WeightDType { kF32, kBF16 };
 
@@ -49,7 +53,7 @@ struct WriteCheckpointOptions {
   // Directory whose tokenizer.json, tokenizer_config.json, special_tokens_map.json,
   // chat_template.jinja and generation_config.json are copied, those that exist; empty: none,
   // generation_config.json is made of `config`.
-  std::string tokenizer_dir;
+  std::string tokenizer_dir = {};
   // Above this many bytes of weights the file is split into shards with an index.
   int64_t max_shard_bytes = int64_t{5} << 30;
 };

@@ -40,6 +40,9 @@ class SafetensorsReader {
   // model.safetensors.index.json. NotFound without them; DataLoss for what is broken in a file.
   static Result<SafetensorsReader> open(const std::string& path);
 
+  SafetensorsReader(SafetensorsReader&&) = default;
+  SafetensorsReader& operator=(SafetensorsReader&&) = default;
+
   // In the order of their bytes in the file, shard by shard.
   const std::vector<SafetensorsTensor>& tensors() const { return tensors_; }
   // Null when there is no such tensor.

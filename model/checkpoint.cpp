@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/checkpoint.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <unordered_set>
+
+#include "common/mapped_file.h"
+#include "common/parallel.h"
+#include "model/internal/float_formats.h"
+
+namespace gradus::model {
+namespace {
+
+constexpr const char* kHead = "lm_head.weight";
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+constexpr std::array kTokenizerFiles = {"tokenizer.json", "tokenizer_config.json",
+                                        "special_tokens_map.json", "chat_template.jinja"};
+
+int64_t num_values(const std::vector<int64_t>& shape) {
+  int64_t count = 1;
+  for (const int64_t extent : shape) count *= extent;
+  return count;
+}
+
+std::string shape_text(std::span<const int64_t> shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
+
+// Tensors of a kind of mismatch: their number and what is told of the first.
+struct Mismatch {
+  int64_t count = 0;
+  std::string first;
+  void add(const std::string& description) {
+    if (count++ == 0) first = description;
+  }
+};
+
+// A tensor that checkpoints of Llama carry and that follows from the config.
+bool is_derived(const std::string& name) { return name.ends_with(".rotary_emb.inv_freq"); }
+
+bool is_same_tensor(const SafetensorsTensor& a, const SafetensorsTensor& b) {
+  return a.dtype == b.dtype && a.shape == b.shape && std::ranges::equal(a.bytes, b.bytes);
+}
+
+// A tied model may store its head: it must be the embedding.
+Status check_stored_head(const SafetensorsReader& tensors) {
+  const SafetensorsTensor* head = tensors.find(kHead);
+  const SafetensorsTensor* embedding = tensors.find(kEmbedding);
+  if (head == nullptr || embedding == nullptr || is_same_tensor(*head, *embedding)) return {};
+  return data_loss(
+      "{}: '{}' differs from '{}' but config.json ties them; set tie_word_embeddings to false",
+      tensors.path(), kHead, kEmbedding);
+}
+
+Status check_tensors(const SafetensorsReader& tensors, const ModelConfig& config) {
+  Mismatch missing, reshaped, unknown;
+  std::unordered_set<std::string> expected;
+  for (const WeightSpec& spec : weight_specs(config)) {
+    expected.insert(spec.hf_name);
+    const SafetensorsTensor* tensor = tensors.find(spec.hf_name);
+    if (tensor == nullptr) {
+      missing.add(fmt::format("'{}' {}", spec.hf_name, shape_text(spec.shape)));
+    } else if (tensor->shape != spec.shape) {
+      reshaped.add(fmt::format("'{}' {} where config.json implies {}", spec.hf_name,
+                               shape_text(tensor->shape), shape_text(spec.shape)));
+    }
+  }
+  if (config.tie_embeddings) expected.insert(kHead);
+  for (const SafetensorsTensor& tensor : tensors.tensors()) {
+    if (!expected.contains(tensor.name) && !is_derived(tensor.name)) {
+      unknown.add(fmt::format("'{}' {}", tensor.name, shape_text(tensor.shape)));
+    }
+  }
+  std::vector<std::string> problems;
+  const auto report = [&](const Mismatch& mismatch, const char* what) {
+    if (mismatch.count == 0) return;
+    problems.push_back(fmt::format("{} {} {}, first {}", mismatch.count,
+                                   mismatch.count == 1 ? "tensor" : "tensors", what,
+                                   mismatch.first));
+  };
+  report(missing, "missing");
+  report(reshaped, "of the wrong shape");
+  report(unknown, "unknown");
+  if (problems.empty()) return config.tie_embeddings ? check_stored_head(tensors) : Status();
+  return data_loss("{}: {}; the weights do not belong to config.json", tensors.path(),
+                   fmt::join(problems, "; "));
+}
+
+Status copy_file(const std::string& from, const std::string& to) {
+  const Result<MappedFile> source = MappedFile::open(from);
+  if (!source.ok()) return source.status();
+  const auto bytes = source->bytes();
+  return write_file_atomically(to, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+}
+
+bool exists(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::exists(path, error);
+}
+
+// Weights in the order of the file, cut into shards of at most `max_bytes` (but one weight at
+// least).
+std::vector<std::vector<WeightSpec>> split_shards(std::vector<WeightSpec> specs,
+                                                  int64_t value_bytes, int64_t max_bytes) {
+  // By name, as the reference implementation orders tensors of one dtype: a model that it saved is
+  // reproduced byte for byte.
+  std::ranges::sort(specs, {}, &WeightSpec::hf_name);
+  std::vector<std::vector<WeightSpec>> shards(1);
+  int64_t bytes = 0;
+  for (WeightSpec& spec : specs) {
+    const int64_t size = num_values(spec.shape) * value_bytes;
+    if (!shards.back().empty() && bytes + size > max_bytes) {
+      shards.emplace_back();
+      bytes = 0;
+    }
+    bytes += size;
+    shards.back().push_back(std::move(spec));
+  }
+  return shards;
+}
+
+Status write_shard(const std::string& path, const std::vector<WeightSpec>& specs, const char* dtype,
+                   const WeightSource& read_weight) {
+  std::vector<SafetensorsSpec> entries;
+  for (const WeightSpec& spec : specs) entries.push_back({spec.hf_name, dtype, spec.shape});
+  Result<SafetensorsWriter> writer = SafetensorsWriter::create(path, std::move(entries));
+  if (!writer.ok()) return writer.status();
+  std::vector<float> values;
+  for (const WeightSpec& spec : specs) {
+    values.resize(static_cast<size_t>(num_values(spec.shape)));
+    GRADUS_RETURN_IF_ERROR(read_weight(spec, values.data()));
+    GRADUS_RETURN_IF_ERROR(writer->append_f32(values));
+  }
+  return writer->finish();
+}
+
+Status write_weights(const std::string& dir, const ModelConfig& config,
+                     const WeightSource& read_weight, const WriteCheckpointOptions& options) {
+  const bool is_bf16 = options.dtype == WeightDType::kBF16;
+  const char* dtype = is_bf16 ? "BF16" : "F32";
+  const int64_t value_bytes = is_bf16 ? 2 : 4;
+  const auto shards = split_shards(weight_specs(config), value_bytes, options.max_shard_bytes);
+  const std::string single = dir + "/model.safetensors";
+  const std::string index = single + ".index.json";
+  std::error_code ignored;
+  if (shards.size() == 1) {
+    GRADUS_RETURN_IF_ERROR(write_shard(single, shards[0], dtype, read_weight));
+    std::filesystem::remove(index, ignored);
+    return {};
+  }
+  nlohmann::json map = nlohmann::json::object();
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const std::string name = fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+    GRADUS_RETURN_IF_ERROR(write_shard(dir + "/" + name, shards[i], dtype, read_weight));
+    for (const WeightSpec& spec : shards[i]) map[spec.hf_name] = name;
+  }
+  const nlohmann::json metadata = {{"total_size", num_parameters(config) * value_bytes}};
+  const nlohmann::json content = {{"metadata", metadata}, {"weight_map", std::move(map)}};
+  GRADUS_RETURN_IF_ERROR(write_file_atomically(index, content.dump(2) + "\n"));
+  std::filesystem::remove(single, ignored);  // readers would prefer it to the index
+  return {};
+}
+
+}  // namespace
+
+Result<CheckpointReader> CheckpointReader::open(const std::string& dir) {
+  Result<ModelConfig> config = load_model_config(dir);
+  if (!config.ok()) return config.status();
+  Result<SafetensorsReader> tensors = SafetensorsReader::open(dir);
+  if (!tensors.ok()) return tensors.status();
+  GRADUS_RETURN_IF_ERROR(check_tensors(*tensors, *config));
+  return CheckpointReader(dir, std::move(config).value(), std::move(tensors).value());
+}
+
+Status CheckpointReader::read_f32(std::string_view hf_name, std::span<const int64_t> shape,
+                                  float* out) const {
+  const SafetensorsTensor* tensor = tensors_.find(hf_name);
+  GRADUS_CHECK(tensor != nullptr, fmt::format("the config implies no tensor '{}'", hf_name));
+  GRADUS_CHECK(std::ranges::equal(tensor->shape, shape),
+               fmt::format("tensor '{}' is {}, asked for as {}", hf_name, shape_text(tensor->shape),
+                           shape_text(shape)));
+  GRADUS_RETURN_IF_ERROR(convert_to_f32(*tensor, out).with_prefix(tensors_.path()));
+  return check_finite(hf_name, {out, static_cast<size_t>(tensor->num_values())})
+      .with_prefix(tensors_.path());
+}
+
+Status check_finite(std::string_view name, std::span<const float> values) {
+  constexpr int64_t kValuesPerTask = 1 << 16;
+  const int64_t count = static_cast<int64_t>(values.size());
+  std::atomic<int64_t> num_bad{0};
+  parallel_for(count, kValuesPerTask, [&](int64_t begin, int64_t end) {
+    const int64_t bad = count_non_finite(values.data() + begin, end - begin);
+    if (bad != 0) num_bad += bad;
+  });
+  if (num_bad == 0) return {};
+  return data_loss("tensor '{}': {} of {} values are NaN or infinite; the weights are broken", name,
+                   num_bad.load(), count);
+}
+
+Status write_checkpoint(const std::string& dir, const ModelConfig& config,
+                        const WeightSource& read_weight, const WriteCheckpointOptions& options) {
+  GRADUS_RETURN_IF_ERROR(validate(config).with_prefix(dir));
+  std::error_code error;
+  std::filesystem::create_directories(dir, error);
+  if (error) return unavailable("{}: cannot create the directory: {}", dir, error.message());
+  GRADUS_RETURN_IF_ERROR(write_weights(dir, config, read_weight, options));
+
+  const std::string& source = options.tokenizer_dir;
+  const bool has_source = !source.empty() && !std::filesystem::equivalent(source, dir, error);
+  for (const char* name : kTokenizerFiles) {
+    const std::string from = fmt::format("{}/{}", source, name);
+    if (has_source && exists(from)) {
+      GRADUS_RETURN_IF_ERROR(copy_file(from, fmt::format("{}/{}", dir, name)));
+    }
+  }
+  const std::string generation = "/generation_config.json";
+  if (has_source && exists(source + generation)) {
+    GRADUS_RETURN_IF_ERROR(copy_file(source + generation, dir + generation));
+  } else if (source.empty() || !exists(dir + generation)) {
+    GRADUS_RETURN_IF_ERROR(write_file_atomically(dir + generation, generation_config_json(config)));
+  }
+  const char* dtype = options.dtype == WeightDType::kBF16 ? "bfloat16" : "float32";
+  return write_file_atomically(dir + "/config.json", config_json(config, dtype));
+}
+
+}  // namespace gradus::model
