@@ -35,7 +35,7 @@ function(gradus_module)
       if(isa STREQUAL "avx512")
         # g++ 12 takes the undefined operand inside its own AVX-512 intrinsics for a mistake of ours.
         target_compile_options(${objects} PRIVATE -march=x86-64-v4 -mprefer-vector-width=512
-                               -Wno-maybe-uninitialized)
+                               -Wno-maybe-uninitialized -Wno-uninitialized)
       endif()
       target_link_libraries(${objects} PRIVATE fmt::fmt)
       target_sources(${target} PRIVATE $<TARGET_OBJECTS:${objects}>)

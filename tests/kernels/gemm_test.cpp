@@ -20,7 +20,7 @@
 namespace gradus::kernels {
 namespace {
 
-using Floats = test::AlignedFloats;
+using Floats = gradus::testing::AlignedFloats;
 
 Floats normals(int64_t count, uint64_t seed) {
   RngSequence rng(seed, RngStream::kTask);
@@ -43,7 +43,7 @@ void for_each_setting(const std::function<void()>& check) {
   const int default_threads = num_threads();
   for (const Isa set : isas()) {
     for (const int threads : {1, 2, 5}) {
-      SCOPED_TRACE(testing::Message() << (set == Isa::kAvx2 ? "AVX2, " : "AVX-512, ") << threads
+      SCOPED_TRACE(::testing::Message() << (set == Isa::kAvx2 ? "AVX2, " : "AVX-512, ") << threads
                                       << " threads");
       set_isa(set);
       set_num_threads(threads);
@@ -288,7 +288,7 @@ TEST(Gemm, OverlappingRowsAreABug) {
                   .n = 1, .k = 4});
     FAIL() << "accepted";
   } catch (const InternalError& error) {
-    EXPECT_THAT(std::string(error.what()), testing::HasSubstr("gemm_forward: rows overlap"));
+    EXPECT_THAT(std::string(error.what()), ::testing::HasSubstr("gemm_forward: rows overlap"));
   }
 }
 

@@ -5,7 +5,7 @@
 #include <new>
 #include <vector>
 
-namespace gradus::test {
+namespace gradus::testing {
 
 // Allocator of 64-byte aligned memory, as the kernels' weights need.
 template <class T>
@@ -23,4 +23,4 @@ struct AlignedAllocator {
 
 using AlignedFloats = std::vector<float, AlignedAllocator<float>>;
 
-}  // namespace gradus::test
+}  // namespace gradus::testing

@@ -22,4 +22,14 @@ inline double attention_tolerance(int64_t length) { return reduction_tolerance(l
 // eps * |loss| / step.
 inline constexpr double kFiniteDifference = 4e-3;
 
+// Log-probabilities and entropies of up to 152,000 logits of standard deviation 3, in nats: x - max and the
+// log-sum-exp each round at magnitude 16 to 32 (eps * 16 = 1.9e-6), the sums add about 1e-6. Measured
+// largest 1.9e-6.
+inline constexpr double kLogprob = 4e-6;
+// Their gradients for upstream gradients of at most 2: p is off by kLogprob relatively.
+inline constexpr double kLogprobGradient = 4e-6;
+// Central differences with step 0.01 of a double-precision log-probability: step^2 / 6 times a third
+// derivative of order 1.
+inline constexpr double kLogprobDifference = 1e-4;
+
 }  // namespace gradus::testing
