@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "records/checkpoint_store.h"
+
+#include <sys/statvfs.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "common/atomic_file.h"
+#include "common/strings.h"
+#include "records/internal/durable_file.h"
+#include "records/internal/json_text.h"
+
+namespace fs = std::filesystem;
+
+namespace gradus::records {
+namespace {
+
+constexpr char kManifest[] = "manifest.json";
+constexpr char kDraftPrefix[] = ".tmp_";
+constexpr int kManifestVersion = 1;
+
+struct FileRecord {
+  std::string name;  // relative to the checkpoint
+  int64_t num_bytes = 0;
+  uint64_t hash = 0;
+};
+
+struct Manifest {
+  int64_t step = 0;
+  std::optional<double> metric;
+  std::vector<FileRecord> files;
+};
+
+std::string step_name(int64_t step) { return fmt::format("step_{}", step); }
+
+// The step of "step_40", or nothing for another name.
+std::optional<int64_t> step_of(const std::string& name) {
+  constexpr std::string_view kPrefix = "step_";
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  int64_t step = 0;
+  const char* end = name.data() + name.size();
+  const auto parsed = std::from_chars(name.data() + kPrefix.size(), end, step);
+  if (parsed.ec != std::errc() || parsed.ptr != end || name != step_name(step)) return std::nullopt;
+  return step;
+}
+
+std::string manifest_text(const Manifest& manifest, const std::string& metric_name) {
+  std::string text = fmt::format("{{\n  \"format\": \"gradus checkpoint\",\n  \"version\": {},\n",
+                                 kManifestVersion);
+  text += fmt::format("  \"step\": {},\n", manifest.step);
+  if (manifest.metric.has_value()) {
+    text += "  \"metric\": {\"name\": ";
+    internal::append_json_string(text, metric_name);
+    text += ", \"value\": ";
+    internal::append_json_number(text, *manifest.metric);
+    text += "},\n";
+  }
+  text += "  \"files\": [";
+  const char* separator = "\n    ";
+  for (const FileRecord& file : manifest.files) {
+    text += separator;
+    text += "{\"name\": ";
+    internal::append_json_string(text, file.name);
+    text += fmt::format(", \"bytes\": {}, \"hash\": \"{:016x}\"}}", file.num_bytes, file.hash);
+    separator = ",\n    ";
+  }
+  return text + "\n  ]\n}\n";
+}
+
+// The manifest of a folder whose files have the recorded sizes.
+Result<Manifest> read_manifest(const std::string& folder) {
+  const std::string path = folder + "/" + kManifest;
+  const Result<std::string> text = internal::read_file(path);
+  if (!text.ok() && text.status().code() == StatusCode::kNotFound) {
+    return data_loss("{}: no {}; writing or copying it did not finish", folder, kManifest);
+  }
+  GRADUS_RETURN_IF_ERROR(text.status());
+  Manifest manifest;
+  try {
+    const auto json = nlohmann::json::parse(*text);
+    if (json.at("version").get<int>() != kManifestVersion) {
+      return data_loss("{}: manifest version {}; this build reads version {}", path,
+                       json.at("version").get<int>(), kManifestVersion);
+    }
+    manifest.step = json.at("step").get<int64_t>();
+    if (json.contains("metric") && json["metric"].at("value").is_number()) {
+      manifest.metric = json["metric"]["value"].get<double>();
+    }
+    for (const auto& file : json.at("files")) {
+      manifest.files.push_back({file.at("name").get<std::string>(), file.at("bytes").get<int64_t>(),
+                                std::stoull(file.at("hash").get<std::string>(), nullptr, 16)});
+    }
+  } catch (const std::exception& error) {
+    return data_loss("{}: not a manifest: {}", path, error.what());
+  }
+  for (const FileRecord& file : manifest.files) {
+    const std::string file_path = folder + "/" + file.name;
+    std::error_code error;
+    const auto size = fs::file_size(file_path, error);
+    if (error) return data_loss("{}: missing; the manifest has it", file_path);
+    if (static_cast<int64_t>(size) != file.num_bytes) {
+      return data_loss("{}: {} bytes; the manifest says {}", file_path, size, file.num_bytes);
+    }
+  }
+  return manifest;
+}
+
+Status verify_hashes(const std::string& folder, const Manifest& manifest) {
+  for (const FileRecord& file : manifest.files) {
+    const std::string path = folder + "/" + file.name;
+    const Result<uint64_t> hash = internal::hash_file(path, file.num_bytes);
+    GRADUS_RETURN_IF_ERROR(hash.status());
+    if (*hash != file.hash) {
+      return data_loss("{}: hash {:016x}; the manifest says {:016x}: the content has changed", path,
+                       *hash, file.hash);
+    }
+  }
+  return {};
+}
+
+// Flushes and hashes every file below `folder`, and flushes its folders.
+Result<std::vector<FileRecord>> flush_files(const std::string& folder) {
+  std::vector<FileRecord> files;
+  std::error_code error;
+  for (const auto& entry : fs::recursive_directory_iterator(folder, error)) {
+    const std::string path = entry.path();
+    if (entry.is_directory()) {
+      GRADUS_RETURN_IF_ERROR(internal::sync_folder(path));
+      continue;
+    }
+    const auto size = static_cast<int64_t>(entry.file_size());
+    GRADUS_RETURN_IF_ERROR(internal::sync_file(path));
+    const Result<uint64_t> hash = internal::hash_file(path, size);
+    GRADUS_RETURN_IF_ERROR(hash.status());
+    files.push_back({fs::relative(path, folder), size, *hash});
+  }
+  if (error) return internal::file_error(folder, "list", error.value());
+  std::sort(files.begin(), files.end(),
+            [](const FileRecord& a, const FileRecord& b) { return a.name < b.name; });
+  return files;
+}
+
+// Through a temporary link, so that it always points somewhere. A convenience: errors are ignored.
+void point_link(const std::string& folder, const std::string& name, const std::string& target) {
+  const std::string temporary = folder + "/" + kDraftPrefix + name;
+  std::error_code error;
+  fs::remove(temporary, error);
+  fs::create_directory_symlink(target, temporary, error);
+  if (!error) fs::rename(temporary, folder + "/" + name, error);
+}
+
+}  // namespace
+
+CheckpointDraft::CheckpointDraft(CheckpointDraft&& other) noexcept
+    : step_(other.step_), folder_(std::exchange(other.folder_, {})) {}
+
+CheckpointDraft::~CheckpointDraft() {
+  std::error_code error;
+  if (!folder_.empty()) fs::remove_all(folder_, error);
+}
+
+CheckpointStore::CheckpointStore(std::string folder, CheckpointPolicy policy, Warn warn)
+    : folder_(std::move(folder)), policy_(std::move(policy)), warn_(std::move(warn)) {}
+
+Result<CheckpointDraft> CheckpointStore::begin(int64_t step, int64_t num_bytes) {
+  std::error_code error;
+  fs::create_directories(folder_, error);
+  if (error) return internal::file_error(folder_, "create the folder", error.value());
+  std::vector<fs::path> leftovers;
+  for (const auto& entry : fs::directory_iterator(folder_, error)) {
+    if (entry.path().filename().string().starts_with(kDraftPrefix))
+      leftovers.push_back(entry.path());
+  }
+  for (const fs::path& path : leftovers) fs::remove_all(path, error);
+  struct statvfs space {};
+  if (num_bytes > 0 && ::statvfs(folder_.c_str(), &space) == 0) {
+    const auto num_free = static_cast<int64_t>(space.f_bavail * space.f_frsize);
+    if (num_free < num_bytes) {
+      return unavailable(
+          "{}: the checkpoint of step {} needs {:.1f} MB, {:.1f} MB are free; free some space or "
+          "keep "
+          "fewer checkpoints",
+          folder_, step, static_cast<double>(num_bytes) / 1e6, static_cast<double>(num_free) / 1e6);
+    }
+  }
+  CheckpointDraft draft(step, folder_ + "/" + kDraftPrefix + step_name(step));
+  fs::create_directory(draft.folder(), error);
+  if (error) return internal::file_error(draft.folder(), "create the folder", error.value());
+  return draft;
+}
+
+Status CheckpointStore::commit(CheckpointDraft draft, std::optional<double> metric) {
+  Result<std::vector<FileRecord>> files = flush_files(draft.folder());
+  GRADUS_RETURN_IF_ERROR(files.status());
+  GRADUS_CHECK(!files->empty(), "a checkpoint without files");
+  Manifest manifest{draft.step(), metric, std::move(*files)};
+  GRADUS_RETURN_IF_ERROR(write_file_atomically(draft.folder() + "/" + kManifest,
+                                               manifest_text(manifest, policy_.best_metric)));
+  GRADUS_RETURN_IF_ERROR(internal::sync_folder(draft.folder()));
+  GRADUS_RETURN_IF_ERROR(publish(draft));
+  draft.folder_.clear();
+  return prune(manifest.step);
+}
+
+Status CheckpointStore::publish(const CheckpointDraft& draft) const {
+  const std::string target = folder_ + "/" + step_name(draft.step());
+  const std::string replaced = folder_ + "/" + kDraftPrefix + "replaced_" + step_name(draft.step());
+  std::error_code error;
+  const bool exists = fs::exists(target);
+  if (exists) {
+    fs::rename(target, replaced, error);
+    if (error) return internal::file_error(target, "replace", error.value());
+  }
+  fs::rename(draft.folder(), target, error);
+  if (error) {
+    const Status status = internal::file_error(target, "create", error.value());
+    if (exists) fs::rename(replaced, target, error);
+    return status;
+  }
+  GRADUS_RETURN_IF_ERROR(internal::sync_folder(folder_));
+  if (exists) fs::remove_all(replaced, error);
+  return {};
+}
+
+Status CheckpointStore::prune(int64_t newest_step) const {
+  std::vector<Checkpoint> all;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder_)) {
+    const std::string folder = entry.path();
+    if (!step_of(entry.path().filename()).has_value()) continue;
+    // A broken one is left for people to look at, and is no reason to delete a whole one.
+    if (const Result<Manifest> manifest = read_manifest(folder); manifest.ok()) {
+      all.push_back({manifest->step, folder, manifest->metric});
+    }
+  }
+  std::sort(all.begin(), all.end(),
+            [](const Checkpoint& a, const Checkpoint& b) { return a.step > b.step; });
+  const std::optional<Checkpoint> best_one = best();
+  point_link(folder_, "latest", step_name(newest_step));
+  if (best_one.has_value()) point_link(folder_, "best", step_name(best_one->step));
+  int64_t num_kept = 0;
+  for (const Checkpoint& checkpoint : all) {
+    const bool is_recent = policy_.keep_last == 0 || num_kept < policy_.keep_last;
+    const bool is_best = best_one.has_value() && best_one->step == checkpoint.step;
+    if (is_recent) ++num_kept;
+    if (is_recent || is_best || checkpoint.step == newest_step) continue;
+    // The manifest goes first: what a crash leaves of the rest is then no checkpoint.
+    std::error_code error;
+    fs::remove(checkpoint.folder + "/" + kManifest, error);
+    if (!error) fs::remove_all(checkpoint.folder, error);
+    if (error) {
+      warn_(fmt::format("{}: cannot delete the old checkpoint: {}", checkpoint.folder,
+                        error.message()));
+    }
+  }
+  return {};
+}
+
+std::vector<Checkpoint> CheckpointStore::list() const {
+  std::vector<Checkpoint> all;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
+    const std::string folder = entry.path();
+    const std::optional<int64_t> step = step_of(entry.path().filename());
+    if (!step.has_value()) continue;
+    const Result<Manifest> manifest = read_manifest(folder);
+    if (!manifest.ok()) {
+      warn_(manifest.status().message() + "; the checkpoint is not used");
+    } else if (manifest->step != *step) {
+      warn_(fmt::format("{}: the manifest is of step {}; the checkpoint is not used", folder,
+                        manifest->step));
+    } else {
+      all.push_back({*step, folder, manifest->metric});
+    }
+  }
+  std::sort(all.begin(), all.end(),
+            [](const Checkpoint& a, const Checkpoint& b) { return a.step < b.step; });
+  return all;
+}
+
+std::optional<Checkpoint> CheckpointStore::latest() const {
+  std::vector<Checkpoint> all = list();
+  for (; !all.empty(); all.pop_back()) {
+    const Result<Manifest> manifest = read_manifest(all.back().folder);
+    const Status status =
+        manifest.ok() ? verify_hashes(all.back().folder, *manifest) : manifest.status();
+    if (status.ok()) return all.back();
+    warn_(status.message() + "; the checkpoint is not used");
+  }
+  return std::nullopt;
+}
+
+Result<Checkpoint> CheckpointStore::at(int64_t step) const {
+  const std::string folder = folder_ + "/" + step_name(step);
+  std::error_code error;
+  if (!fs::is_directory(folder, error)) {
+    std::vector<std::string> names;
+    for (const Checkpoint& checkpoint : list()) names.push_back(std::to_string(checkpoint.step));
+    return not_found("{}: no checkpoint of step {}; there are: {}", folder_, step,
+                     names.empty() ? "none" : join(names, ", "));
+  }
+  const Result<Manifest> manifest = read_manifest(folder);
+  GRADUS_RETURN_IF_ERROR(manifest.status());
+  GRADUS_RETURN_IF_ERROR(verify_hashes(folder, *manifest));
+  return Checkpoint{step, folder, manifest->metric};
+}
+
+std::optional<Checkpoint> CheckpointStore::best() const {
+  std::optional<Checkpoint> best_one;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
+    if (!step_of(entry.path().filename()).has_value()) continue;
+    const Result<Manifest> manifest = read_manifest(entry.path());
+    if (!manifest.ok() || !manifest->metric.has_value() || std::isnan(*manifest->metric)) continue;
+    const Checkpoint candidate{manifest->step, entry.path(), manifest->metric};
+    // Of equals the earliest: later ones have only drifted further from the start.
+    const bool is_better =
+        !best_one.has_value() ||
+        (policy_.higher_is_better ? *candidate.metric > *best_one->metric
+                                  : *candidate.metric < *best_one->metric) ||
+        (*candidate.metric == *best_one->metric && candidate.step < best_one->step);
+    if (is_better) best_one = candidate;
+  }
+  return best_one;
+}
+
+}  // namespace gradus::records
