@@ -3,8 +3,9 @@
 """Every relative link and path in the Markdown files exists.
 
 Checked are link targets, with their #heading where they have one, and inline code that looks like a
-path of this tree: it starts with an existing top-level folder, or names a file at the top. A path that a
-command makes (build/..., runs/...) is not; neither is one with a placeholder such as <name>, * or {a,b}.
+path of this tree because it starts with an existing top-level folder. A path that a command makes
+(build/..., runs/...) is not; neither is one with a placeholder such as <name>, * or {a,b}. Inline code of the
+form Suite.Test names a GoogleTest case that exists.
 """
 import argparse
 import pathlib
@@ -14,6 +15,8 @@ import sys
 SKIPPED_FOLDERS = re.compile(r"^(\..*|build|build-.*|runs|__pycache__)$")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
 CODE = re.compile(r"`([^`\n]+)`")
+TEST_NAME = re.compile(r"^([A-Z][A-Za-z0-9]*)\.([A-Z][A-Za-z0-9]*)$")
+TEST_CASE = re.compile(r"^TEST(?:_F|_P)?\(\s*(\w+),\s*(\w+)\s*\)", re.MULTILINE)
 PATH = re.compile(r"^[A-Za-z0-9_.][A-Za-z0-9_./-]*$")
 
 
@@ -49,6 +52,20 @@ def link_problem(path, target, root):
     return None
 
 
+def test_cases(root):
+    found = set()
+    for path in (root / "tests").rglob("*_test.cpp"):
+        found.update(TEST_CASE.findall(path.read_text(encoding="utf-8")))
+    return found
+
+
+def test_problem(text, cases):
+    match = TEST_NAME.match(text)
+    if match and match.groups() not in cases:
+        return f"no test is named '{text}'"
+    return None
+
+
 def code_problem(path, text, root, folders):
     word = text.split()[0] if text.split() else ""
     if not PATH.match(word) or "/" not in word:
@@ -66,6 +83,7 @@ def main():
     root = parser.parse_args().root.resolve()
     folders = {path.name for path in root.iterdir()
                if path.is_dir() and not SKIPPED_FOLDERS.match(path.name)}
+    cases = test_cases(root)
 
     problems = []
     num_files = 0
@@ -87,6 +105,7 @@ def main():
                 found += [link_problem(path, target, root)
                           for target in re.findall(r"\[`[^`]*`\]\(([^)\s]+)\)", line)]
                 found += [code_problem(path, text, root, folders) for text in CODE.findall(line)]
+                found += [test_problem(text, cases) for text in CODE.findall(line)]
             problems += [f"{name}:{number}: {problem}" for problem in found if problem]
     for problem in problems:
         print(problem)

@@ -154,6 +154,14 @@ class Links(CheckTest):
         self.assert_fails("links", "a.md:2: path 'tools/walk' does not exist")
 
 
+    def test_test_that_is_gone_is_found(self):
+        self.write("tests/low/low_test.cpp", LICENCE + "TEST(Low, IsLow) {}\n")
+        self.write("a.md", "Pinned by `Low.IsLow`.\n")
+        self.assert_passes("links")
+        self.write("a.md", "Pinned by `Low.IsHigh`.\n")
+        self.assert_fails("links", "a.md:1: no test is named 'Low.IsHigh'")
+
+
 class Configs(CheckTest):
     def test_config_that_does_not_dry_run_is_found(self):
         self.write("build/gradus", "#!/bin/sh\n! grep bad \"$2\"\n", executable=True)
