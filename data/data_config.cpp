@@ -8,7 +8,7 @@ namespace gradus::data {
 void SourceConfig::visit(FieldVisitor& v) {
   v.field("files", files, "JSON lines files, relative to the working folder.");
   v.field("task", task, "Built-in procedural task, instead of files (see `gradus data make`).");
-  v.field("task_options", task_options, "Difficulty dials of the task, by name.");
+  v.field("task_options", task_options, "Options of the task, by name (see `gradus data list`).");
   v.field("num_rows", num_rows,
           "Rows to generate, or of the files to use; 0 uses all of the files.", at_least(0));
   v.field("seed", seed, "Seed of the generated rows.", at_least(0));

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "rewards/reward_config.h"
 
+#include <set>
+
 #include "common/config/rules.h"
 
 namespace gradus::rewards {
 
 void RewardPartConfig::visit(FieldVisitor& v) {
   v.field("name", name, "Name of the reward, e.g. exact, number, format.", non_empty());
+  v.field("label", label, "Name of the part in metrics, for a reward that is used twice.");
+  v.field("tasks", tasks, "Values of data_source that it applies to; all if empty.");
   v.field("weight", weight, "Factor of this part in the total; 0 only measures it.");
   v.field("options", options, "Options of this reward, by name (e.g. marker, pattern).");
 }
@@ -14,9 +18,10 @@ void RewardPartConfig::visit(FieldVisitor& v) {
 void RewardConfig::visit(FieldVisitor& v) {
   v.field("parts", parts, "Terms of the weighted sum.");
   v.field("on_error", on_error,
-          "A response whose check failed leaves the update alone, with its whole group, or stops "
-          "the run.",
-          one_of({"skip_sample", "skip_group", "abort"}));
+          "A response whose check failed leaves the update, alone or with its whole group, gets "
+          "error_score for the part that failed, or stops the run.",
+          one_of({"skip_sample", "skip_group", "score", "abort"}));
+  v.field("error_score", error_score, "Score of a failed part with on_error: score.");
 }
 
 Status validate(const RewardConfig& config) {
@@ -26,6 +31,12 @@ Status validate(const RewardConfig& config) {
   rules.require(
       config.parts.empty() || has_weight,
       "every reward.parts entry has weight 0, so nothing can be learned; give one a weight");
+  std::set<std::string> labels;
+  for (const RewardPartConfig& part : config.parts) {
+    const std::string& label = part.label.empty() ? part.name : part.label;
+    rules.require(labels.insert(label).second,
+                  "two reward.parts are called '{}'; give one of them another label", label);
+  }
   return rules.status();
 }
 

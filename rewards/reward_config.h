@@ -14,6 +14,8 @@ namespace gradus::rewards {
 // One term of the weighted sum.
 struct RewardPartConfig {
   std::string name;                            // in the reward registry
+  std::string label;                           // in metrics; empty: the name
+  std::vector<std::string> tasks;              // data sources it applies to; empty: all
   double weight = 1.0;                         // 0 only measures
   std::map<std::string, std::string> options;  // meaning is the reward's, e.g. marker, pattern
 
@@ -21,11 +23,12 @@ struct RewardPartConfig {
 };
 
 // What happens to a sample whose check failed; never a silent 0.
-enum class OnRewardError { kSkipSample, kSkipGroup, kAbort };
+enum class OnRewardError { kSkipSample, kSkipGroup, kScore, kAbort };
 
 struct RewardConfig {
   std::vector<RewardPartConfig> parts;
   OnRewardError on_error = OnRewardError::kSkipSample;
+  double error_score = 0.0;  // with kScore: stands in for the score of the part that failed
 
   void visit(FieldVisitor& v);
 };

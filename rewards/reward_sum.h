@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "rewards/reward.h"
+#include "rewards/reward_config.h"
+
+// The weighted sum of several rewards: what a trajectory is trained on.
+namespace gradus::rewards {
+
+struct WeightedReward {
+  std::string name;  // of the part, unique: "answer"
+  std::unique_ptr<Reward> reward;
+  double weight = 1;               // 0 only measures: its failures touch nobody
+  std::vector<std::string> tasks;  // data sources it applies to; empty: all
+};
+
+// Sums of one part over many trajectories; add those of all ranks, then read.
+struct PartStatistics {
+  std::string name;
+  int64_t num_scored = 0;
+  int64_t num_failed = 0;
+  int64_t num_not_applicable = 0;
+  double sum = 0;  // of raw scores
+  double sum_squares = 0;
+
+  double mean() const;             // 0 when none is scored
+  double std_dev() const;          // of the population
+  double failed_fraction() const;  // of those it applies to
+};
+
+class RewardSum {
+ public:
+  // InvalidArgument for no rewards, a name twice, or a weight or score that is not finite.
+  // `on_error` says what becomes of a trajectory with a failed part (data::is_failure).
+  static Result<RewardSum> create(std::vector<WeightedReward> rewards, OnRewardError on_error,
+                                  double error_score = 0);
+
+  // Makes the rewards that the `reward` section of a run names.
+  static Result<RewardSum> create(const RewardConfig& config, const RewardRegistry& registry);
+
+  // One breakdown per trajectory, group by group; the ids are the trajectories'. A trajectory to
+  // which no reward applies is not scored. InvalidArgument when a part failed and on_error is
+  // kAbort.
+  // Thread-safe.
+  Result<std::vector<data::RewardBreakdown>> score(std::span<const Group> groups) const;
+
+  // InvalidArgument when no reward applies to the prompt's task, or one cannot read its ground
+  // truth.
+  Status check_prompt(const data::Prompt& prompt) const;
+
+  std::vector<std::string> names() const;
+
+ private:
+  RewardSum(std::vector<WeightedReward> rewards, OnRewardError on_error, double error_score)
+      : rewards_(std::move(rewards)), on_error_(on_error), error_score_(error_score) {}
+  // Adds one part to a trajectory's breakdown; true when its whole group must be dropped.
+  Result<bool> add_part(const WeightedReward& weighted, RewardPart part,
+                        data::RewardBreakdown& breakdown) const;
+
+  std::vector<WeightedReward> rewards_;
+  OnRewardError on_error_;
+  double error_score_;
+};
+
+// Per part, in the order of the parts of `breakdowns` (all of one RewardSum).
+std::vector<PartStatistics> part_statistics(std::span<const data::RewardBreakdown> breakdowns);
+
+}  // namespace gradus::rewards

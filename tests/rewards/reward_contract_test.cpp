@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cmath>
+
+#include "rewards/reward.h"
+
+// What every registered reward owes, tested the moment it is registered.
+namespace gradus::rewards {
+namespace {
+
+RewardRegistry builtin_registry() {
+  RewardRegistry registry("reward");
+  register_builtin_rewards(registry);
+  return registry;
+}
+
+// The options that a reward cannot do without.
+RewardOptions needed_options(const std::string& name) {
+  if (name == "format") return {{"pattern", "(a|b)*.*[0-9]+"}};
+  return {};
+}
+
+class RewardContract : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    auto created = builtin_registry().create(GetParam(), needed_options(GetParam()));
+    ASSERT_TRUE(created.ok()) << created.status().message();
+    reward_ = std::move(*created);
+    prompt_.answer = GetParam() == "countdown" ? R"({"target": 6, "numbers": [2, 3]})" : "6";
+  }
+
+  std::vector<RewardPart> score(const std::vector<std::string>& responses) {
+    std::vector<data::Trajectory> trajectories(responses.size());
+    for (size_t i = 0; i < responses.size(); ++i) trajectories[i].text = responses[i];
+    const Group group{&prompt_, trajectories};
+    return reward_->score_batch(std::span(&group, 1));
+  }
+
+  std::unique_ptr<Reward> reward_;
+  data::Prompt prompt_;
+};
+
+const std::vector<std::string> kResponses = {
+    "",
+    "6",
+    "Answer: 6",
+    "Answer: 2*3",
+    "Answer:",
+    "<answer>",
+    "Answer: 2*3\nAnswer: 3*2 = 6.",
+    std::string("\0\xff\xfe\xc3", 4),
+    "Answer: \xe2\x88\x92",
+    "\xe2\x88\x92"
+    "6",
+    "Answer: 1e999999999999999999999999",
+    "-",
+    "1/0",
+    "Answer: 1/0",
+    "Answer: ((((((",
+};
+
+TEST_P(RewardContract, GivesOnePartPerTrajectoryWithinItsBounds) {
+  const auto parts = score(kResponses);
+  ASSERT_EQ(parts.size(), kResponses.size());
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (parts[i].status != RewardStatus::kOk) continue;
+    EXPECT_TRUE(std::isfinite(parts[i].score)) << kResponses[i];
+    EXPECT_GE(parts[i].score, reward_->lower_bound()) << kResponses[i];
+    EXPECT_LE(parts[i].score, reward_->upper_bound()) << kResponses[i];
+  }
+}
+
+TEST_P(RewardContract, IsDeterministicIfItSaysSo) {
+  if (!reward_->is_deterministic()) return;
+  const auto first = score(kResponses), second = score(kResponses);
+  for (size_t i = 0; i < first.size(); ++i) {
+    EXPECT_EQ(first[i].score, second[i].score);
+    EXPECT_EQ(first[i].status, second[i].status);
+    EXPECT_EQ(first[i].detail, second[i].detail);
+    EXPECT_EQ(first[i].answer, second[i].answer);
+  }
+}
+
+TEST_P(RewardContract, JudgesEachResponseAloneWhateverStandsBesideIt) {
+  const auto together = score(kResponses);
+  for (size_t i = 0; i < kResponses.size(); ++i) {
+    const auto alone = score({kResponses[i]});
+    EXPECT_EQ(alone[0].score, together[i].score) << kResponses[i];
+  }
+}
+
+TEST_P(RewardContract, ScoresNoGroupsAsNoParts) { EXPECT_TRUE(reward_->score_batch({}).empty()); }
+
+TEST_P(RewardContract, StandsResponsesOfTenMegabytes) {
+  constexpr size_t kBytes = 10 << 20;
+  const auto repeated = [&](std::string_view unit) {
+    std::string text;
+    text.reserve(kBytes + unit.size());
+    while (text.size() < kBytes) text += unit;
+    return text;
+  };
+  for (const std::string_view unit :
+       {"7", "1,", "1,234", "(", ")", "Answer: ", "Answer: 1\n", " ", "-1.5e3/7% ", "\xff",
+        "e\xcc\x81", "<answer>", "Answer", "\n", "1+"}) {
+    const auto start = std::chrono::steady_clock::now();
+    const auto parts = score({repeated(unit), "Answer: " + repeated(unit)});
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    ASSERT_EQ(parts.size(), 2u);
+    // Two texts of 10 MB take about 0.1 s; quadratic time would take hours.
+    EXPECT_LT(seconds.count(), 20) << "unit '" << unit << "'";
+  }
+}
+
+TEST_P(RewardContract, RefusesUnknownOptionsByName) {
+  RewardOptions options = needed_options(GetParam());
+  options["no_such_option"] = "1";
+  const auto created = builtin_registry().create(GetParam(), options);
+  ASSERT_FALSE(created.ok());
+  EXPECT_TRUE(created.status().message().starts_with("reward " + GetParam() +
+                                                     ": unknown option 'no_such_option'; known: "))
+      << created.status().message();
+}
+
+INSTANTIATE_TEST_SUITE_P(Builtin, RewardContract, testing::ValuesIn(builtin_registry().names()),
+                         [](const auto& parameter) { return parameter.param; });
+
+TEST(RewardRegistry, AnswersUnknownNamesWithTheKnownOnes) {
+  const auto created = builtin_registry().create("nummber", {});
+  EXPECT_EQ(
+      created.status().message(),
+      "unknown reward 'nummber'; did you mean 'number'?; known: countdown, exact, format, number");
+}
+
+}  // namespace
+}  // namespace gradus::rewards
