@@ -21,7 +21,7 @@ struct Pack {
   KvPageLayout layout;
   int64_t num_heads = 0;
   int64_t num_rows = 0;
-  std::vector<float> q, k, v;        // [T, H K], [T, G K]
+  std::vector<float> q, k, v;  // [T, H K], [T, G K]
   std::vector<int32_t> positions;
   std::vector<std::vector<int32_t>> pages_of_run;
   std::vector<AttentionRun> runs;
@@ -114,15 +114,16 @@ TEST(AttentionForward, MatchesPlainSoftmaxInDouble) {
   struct Shape {
     int64_t length, heads, kv_heads, width;
   };
-  for (const Shape s : {Shape{1, 1, 1, 2}, Shape{63, 3, 1, 16}, Shape{65, 9, 3, 64}, Shape{600, 4, 2, 8},
-                        Shape{1100, 2, 2, 40}, Shape{130, 8, 1, 128}}) {
+  for (const Shape s : {Shape{1, 1, 1, 2}, Shape{63, 3, 1, 16}, Shape{65, 9, 3, 64},
+                        Shape{600, 4, 2, 8}, Shape{1100, 2, 2, 40}, Shape{130, 8, 1, 128}}) {
     const Pack pack = sequence(s.length, s.heads, s.kv_heads, s.width, 5);
     std::vector<float> store = new_store(pack, (s.length + 63) / 64);
     const std::vector<float> out = forward(pack, store, nullptr);
     const std::vector<double> expected = reference(pack);
     for (size_t i = 0; i < out.size(); ++i) {
-      ASSERT_NEAR(out[i], expected[i], testing::attention_tolerance(s.length))
-          << "length " << s.length << ", heads " << s.heads << ", width " << s.width << ", element " << i;
+      ASSERT_NEAR(out[i], expected[i], testing::kAttention)
+          << "length " << s.length << ", heads " << s.heads << ", width " << s.width << ", element "
+          << i;
     }
   }
 }
@@ -137,8 +138,8 @@ TEST(AttentionForward, AveragesValuesOfEqualScores) {
   EXPECT_EQ(out, (std::vector<float>{1, 2, 2, 4}));
 }
 
-// The row contract: whole, in chunks of 1, 17 and 64 rows, among other sequences, on either instruction
-// set and with other thread counts, each row has the same bits.
+// The row contract: whole, in chunks of 1, 17 and 64 rows, among other sequences, on either
+// instruction set and with other thread counts, each row has the same bits.
 TEST(AttentionForward, BitsDoNotDependOnChunksNeighboursThreadsOrInstructionSet) {
   const int64_t length = 700;
   const Pack whole = sequence(length, 9, 3, 64, 11);
@@ -160,7 +161,8 @@ TEST(AttentionForward, BitsDoNotDependOnChunksNeighboursThreadsOrInstructionSet)
           part.num_rows = rows + 2;  // two rows of another sequence come first
           const auto slice = [&](const std::vector<float>& from, int64_t width, uint64_t seed) {
             std::vector<float> to = normals(seed, 2 * width);
-            to.insert(to.end(), from.begin() + begin * width, from.begin() + (begin + rows) * width);
+            to.insert(to.end(), from.begin() + begin * width,
+                      from.begin() + (begin + rows) * width);
             return to;
           };
           part.q = slice(whole.q, whole.q_width(), 77);
@@ -197,8 +199,12 @@ TEST(AttentionBackward, MatchesFiniteDifferencesThroughASharedPrompt) {
   std::vector<float> store, lse, out;
   const auto loss = [&] {
     store = new_store(pack, 5);
-    kv_write({.layout = pack.layout, .pages = store.data(), .k_TGK = pack.k.data(),
-              .v_TGK = pack.v.data(), .kv_stride = pack.kv_width(), .runs = tails.data(),
+    kv_write({.layout = pack.layout,
+              .pages = store.data(),
+              .k_TGK = pack.k.data(),
+              .v_TGK = pack.v.data(),
+              .kv_stride = pack.kv_width(),
+              .runs = tails.data(),
               .num_runs = 2});
     out = forward(pack, store, &lse);
     double sum = 0;
@@ -208,8 +214,11 @@ TEST(AttentionBackward, MatchesFiniteDifferencesThroughASharedPrompt) {
   loss();
   const int64_t stride = pack.q_width() + 2 * pack.kv_width();
   std::vector<float> grads(static_cast<size_t>(pack.num_rows * stride));
-  const std::vector<KeyRows> keys = {{0, 0, prompt},  {0, 0, prompt}, {prompt, prompt, first},
-                                     {0, 0, prompt}, {prompt, prompt + first, second}};
+  const std::vector<KeyRows> keys = {{0, 0, prompt},
+                                     {0, 0, prompt},
+                                     {prompt, prompt, first},
+                                     {0, 0, prompt},
+                                     {prompt, prompt + first, second}};
   const std::vector<AttentionBackwardRun> runs = {{pack.runs[0], keys.data(), 1},
                                                   {pack.runs[1], keys.data() + 1, 2},
                                                   {pack.runs[2], keys.data() + 3, 2}};
@@ -232,7 +241,8 @@ TEST(AttentionBackward, MatchesFiniteDifferencesThroughASharedPrompt) {
                       .group_begin = groups.data(),
                       .num_groups = 1});
   RngSequence rng(3, RngStream::kTask);
-  const auto check = [&](std::vector<float>& values, int64_t row_width, int64_t offset, const char* name) {
+  const auto check = [&](std::vector<float>& values, int64_t row_width, int64_t offset,
+                         const char* name) {
     for (int trial = 0; trial < 40; ++trial) {
       const size_t i = rng.below(values.size());
       const float before = values[i], step = 0.02f;
@@ -241,7 +251,8 @@ TEST(AttentionBackward, MatchesFiniteDifferencesThroughASharedPrompt) {
       values[i] = before - step;
       const double below = loss();
       values[i] = before;
-      const int64_t row = static_cast<int64_t>(i) / row_width, column = static_cast<int64_t>(i) % row_width;
+      const int64_t row = static_cast<int64_t>(i) / row_width,
+                    column = static_cast<int64_t>(i) % row_width;
       const float grad = grads[static_cast<size_t>(row * stride + offset + column)];
       EXPECT_NEAR(grad, (above - below) / (2 * step), testing::kFiniteDifference)
           << name << " row " << row << " column " << column;
