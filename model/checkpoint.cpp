@@ -6,11 +6,11 @@
 #include <atomic>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <unordered_set>
 
 #include "common/mapped_file.h"
 #include "common/parallel.h"
 #include "model/internal/float_formats.h"
+#include "model/internal/tensor_check.h"
 
 namespace gradus::model {
 namespace {
@@ -25,19 +25,6 @@ int64_t num_values(const std::vector<int64_t>& shape) {
   for (const int64_t extent : shape) count *= extent;
   return count;
 }
-
-std::string shape_text(std::span<const int64_t> shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
-}
-
-// Tensors of a kind of mismatch: their number and what is told of the first.
-struct Mismatch {
-  int64_t count = 0;
-  std::string first;
-  void add(const std::string& description) {
-    if (count++ == 0) first = description;
-  }
-};
 
 // A tensor that checkpoints of Llama carry and that follows from the config.
 bool is_derived(const std::string& name) { return name.ends_with(".rotary_emb.inv_freq"); }
@@ -57,37 +44,16 @@ Status check_stored_head(const SafetensorsReader& tensors) {
 }
 
 Status check_tensors(const SafetensorsReader& tensors, const ModelConfig& config) {
-  Mismatch missing, reshaped, unknown;
-  std::unordered_set<std::string> expected;
-  for (const WeightSpec& spec : weight_specs(config)) {
-    expected.insert(spec.hf_name);
-    const SafetensorsTensor* tensor = tensors.find(spec.hf_name);
-    if (tensor == nullptr) {
-      missing.add(fmt::format("'{}' {}", spec.hf_name, shape_text(spec.shape)));
-    } else if (tensor->shape != spec.shape) {
-      reshaped.add(fmt::format("'{}' {} where config.json implies {}", spec.hf_name,
-                               shape_text(tensor->shape), shape_text(spec.shape)));
-    }
-  }
-  if (config.tie_embeddings) expected.insert(kHead);
+  std::vector<NamedShape> expected, found;
+  for (const WeightSpec& spec : weight_specs(config))
+    expected.push_back({spec.hf_name, spec.shape});
   for (const SafetensorsTensor& tensor : tensors.tensors()) {
-    if (!expected.contains(tensor.name) && !is_derived(tensor.name)) {
-      unknown.add(fmt::format("'{}' {}", tensor.name, shape_text(tensor.shape)));
-    }
+    const bool is_tied_head = config.tie_embeddings && tensor.name == kHead;
+    if (!is_tied_head && !is_derived(tensor.name)) found.push_back({tensor.name, tensor.shape});
   }
-  std::vector<std::string> problems;
-  const auto report = [&](const Mismatch& mismatch, const char* what) {
-    if (mismatch.count == 0) return;
-    problems.push_back(fmt::format("{} {} {}, first {}", mismatch.count,
-                                   mismatch.count == 1 ? "tensor" : "tensors", what,
-                                   mismatch.first));
-  };
-  report(missing, "missing");
-  report(reshaped, "of the wrong shape");
-  report(unknown, "unknown");
-  if (problems.empty()) return config.tie_embeddings ? check_stored_head(tensors) : Status();
-  return data_loss("{}: {}; the weights do not belong to config.json", tensors.path(),
-                   fmt::join(problems, "; "));
+  GRADUS_RETURN_IF_ERROR(
+      compare_tensors(expected, found, "config.json").with_prefix(tensors.path()));
+  return config.tie_embeddings ? check_stored_head(tensors) : Status();
 }
 
 Status copy_file(const std::string& from, const std::string& to) {
