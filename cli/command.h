@@ -17,5 +17,6 @@ using Action = std::function<Status()>;
 
 // Each command is one file, cli/<name>_command.cpp, with one such function: it adds the subcommand and its
 // options to `app` and, when the subcommand is chosen, sets `action`.
+void add_tokenize_command(CLI::App& app, Action& action);
 
 }  // namespace gradus::cli

@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   gradus::cli::Action action;
   // Commands are added here, in the order in which `gradus --help` lists them.
+  gradus::cli::add_tokenize_command(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/status.h"
+#include "data/internal/pattern.h"
+
+namespace gradus::data::internal {
+
+// Appends `text` with every `pattern` in it exchanged for `content`.
+void append_replaced(std::string& out, std::string_view text, std::string_view pattern,
+                     std::string_view content);
+Status append_replaced(std::string& out, std::string_view text, const Pattern& pattern,
+                       std::string_view content);
+
+// The "normalizer" of a tokenizer.json: NFC, Prepend, Replace and sequences of them. Immutable,
+// thread-safe.
+class Normalizer {
+ public:
+  static Result<Normalizer> parse(const nlohmann::json& json, const std::string& where);
+  bool empty() const { return steps_.empty(); }
+  // Sets `out` to the normalised `text`.
+  Status apply(std::string_view text, std::string& out) const;
+
+ private:
+  struct Step {
+    enum class Kind { kNfc, kPrepend, kReplaceText, kReplacePattern } kind;
+    std::string text;     // what to prepend or to look for
+    std::string content;  // what to put in its place
+    std::shared_ptr<const Pattern> pattern;
+  };
+  std::vector<Step> steps_;
+};
+
+}  // namespace gradus::data::internal

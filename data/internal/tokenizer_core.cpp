@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "data/internal/tokenizer_core.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "data/internal/component.h"
+
+namespace gradus::data::internal {
+namespace {
+
+const nlohmann::json kNull;
+
+const nlohmann::json& field(const nlohmann::json& object, const char* key) {
+  const auto entry = object.find(key);
+  return entry == object.end() ? kNull : *entry;
+}
+
+class BpeSink : public PieceSink {
+ public:
+  BpeSink(const Bpe& bpe, Bpe::Workspace& workspace, std::vector<int32_t>& ids)
+      : bpe_(bpe), workspace_(workspace), ids_(ids) {}
+  void take(std::string_view piece) override { bpe_.encode(piece, workspace_, ids_); }
+
+ private:
+  const Bpe& bpe_;
+  Bpe::Workspace& workspace_;
+  std::vector<int32_t>& ids_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<const TokenizerCore>> TokenizerCore::create(TokenizerJson json,
+                                                                   const std::string& where) {
+  std::unique_ptr<TokenizerCore> core(new TokenizerCore);
+  auto normalizer = Normalizer::parse(field(json.root, "normalizer"), where + ": normalizer");
+  GRADUS_RETURN_IF_ERROR(normalizer.status());
+  core->normalizer_ = std::move(*normalizer);
+  auto pre_tokenizer =
+      PreTokenizer::parse(field(json.root, "pre_tokenizer"), where + ": pre_tokenizer");
+  GRADUS_RETURN_IF_ERROR(pre_tokenizer.status());
+  core->pre_tokenizer_ = std::move(*pre_tokenizer);
+  auto decoder = Decoder::parse(field(json.root, "decoder"), where + ": decoder");
+  GRADUS_RETURN_IF_ERROR(decoder.status());
+  core->decoder_ = std::move(*decoder);
+  GRADUS_RETURN_IF_ERROR(core->build_model(json, where));
+  GRADUS_RETURN_IF_ERROR(
+      core->build_added_tokens(field(json.root, "added_tokens"), where + ": added_tokens"));
+  return std::unique_ptr<const TokenizerCore>(std::move(core));
+}
+
+Status TokenizerCore::build_model(TokenizerJson& json, const std::string& where) {
+  const nlohmann::json& fields = field(json.root, "model");
+  const std::string model_where = where + ": model";
+  if (!fields.is_object())
+    return invalid_argument("{}: missing; expected an object with vocab and merges", model_where);
+  if (fields.contains("type") && fields["type"] != "BPE") {
+    return invalid_argument("{}: unsupported type {}; served here: BPE", model_where,
+                            fields["type"].dump());
+  }
+  if (!json.has_vocab || json.vocab.empty())
+    return invalid_argument("{}: no tokens in 'vocab'", model_where);
+  nlohmann::json typed = fields;
+  typed["type"] = "BPE";  // older files leave it out
+  ComponentReader model(typed, model_where);
+  for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    if (const std::string affix = model.text(key, ""); !affix.empty()) {
+      return invalid_argument("{}: unsupported {} '{}'; expected null", model_where, key, affix);
+    }
+  }
+  if (const auto dropout = fields.find("dropout");
+      dropout != fields.end() && !dropout->is_null() && *dropout != 0.0) {
+    return invalid_argument("{}: unsupported dropout {}; expected null: encoding is deterministic",
+                            model_where, dropout->dump());
+  }
+  BpeSpec spec;
+  if (model.has("unk_token")) spec.unk_token = model.text("unk_token");
+  spec.fuses_unk = model.flag("fuse_unk", false);
+  spec.falls_back_to_bytes = model.flag("byte_fallback", false);
+  spec.ignores_merges = model.flag("ignore_merges", false);
+  GRADUS_RETURN_IF_ERROR(model.status());
+  spec.is_byte_level = pre_tokenizer_.is_byte_level();
+  spec.vocab = std::move(json.vocab);
+  spec.merges = std::move(json.merges);
+  auto bpe = Bpe::create(std::move(spec), model_where);
+  GRADUS_RETURN_IF_ERROR(bpe.status());
+  bpe_ = std::move(*bpe);
+  vocab_size_ = static_cast<int64_t>(bpe_->tokens().size());
+  contents_.resize(static_cast<size_t>(bpe_->max_id()) + 1);
+  for (int32_t id = 0; id <= bpe_->max_id(); ++id) {
+    if (const auto content = bpe_->content(id)) contents_[static_cast<size_t>(id)] = *content;
+  }
+  return {};
+}
+
+Status TokenizerCore::build_added_tokens(const nlohmann::json& list, const std::string& where) {
+  if (!list.is_null() && !list.is_array())
+    return invalid_argument("{}: expected a list, got {}", where, list.type_name());
+  std::vector<AddedToken> tokens;
+  std::unordered_map<std::string, size_t> index_of;
+  auto next_id = static_cast<int64_t>(bpe_->tokens().size());
+  for (size_t i = 0; i < list.size(); ++i) {
+    const std::string token_where = fmt::format("{}[{}]", where, i);
+    if (!list[i].is_object())
+      return invalid_argument("{}: expected an object, got {}", token_where, list[i].type_name());
+    nlohmann::json typed = list[i];
+    typed["type"] = "AddedToken";
+    ComponentReader fields(typed, token_where);
+    AddedToken token;
+    const int64_t id = fields.count("id");
+    token.content = fields.text("content");
+    token.is_special = fields.flag("special", false);
+    token.is_normalized = fields.flag("normalized", !token.is_special);
+    token.strips_left = fields.flag("lstrip", false);
+    token.strips_right = fields.flag("rstrip", false);
+    token.is_single_word = fields.flag("single_word", false);
+    GRADUS_RETURN_IF_ERROR(fields.status());
+    if (token.content.empty()) continue;
+    // `tokenizers` numbers added tokens itself: by the vocabulary, else behind all others. A file
+    // that says otherwise does not belong to the embedding of its model.
+    int64_t expected = bpe_->tokens().find(token.content);
+    const auto known = index_of.find(token.content);
+    if (expected < 0 && known != index_of.end()) expected = tokens[known->second].id;
+    if (expected < 0) expected = next_id;
+    if (id != expected) {
+      return invalid_argument("{}: id {} of '{}' does not fit the vocabulary; expected {}",
+                              token_where, id, token.content, expected);
+    }
+    token.id = static_cast<int32_t>(id);
+    next_id = std::max(next_id, id + 1);
+    if (known != index_of.end()) {  // the last entry counts; special is special
+      token.is_special = token.is_special || tokens[known->second].is_special;
+      tokens[known->second] = std::move(token);
+    } else {
+      index_of[token.content] = tokens.size();
+      tokens.push_back(std::move(token));
+    }
+  }
+  added_ids_.reserve(tokens.size());
+  std::vector<AddedToken> raw, normalized;
+  std::vector<std::string> raw_contents, normalized_contents;
+  for (const AddedToken& token : tokens) {
+    const auto id = static_cast<size_t>(token.id);
+    if (id >= contents_.size()) contents_.resize(id + 1);
+    if (!contents_[id]) ++vocab_size_;
+    contents_[id] = token.content;
+    if (is_special_.size() < contents_.size()) is_special_.resize(contents_.size());
+    is_special_[id] = token.is_special;
+    added_ids_.insert(token.content, token.id);
+    if (token.is_normalized) {
+      std::string content;
+      GRADUS_RETURN_IF_ERROR(normalizer_.apply(token.content, content).with_prefix(where));
+      normalized.push_back(token);
+      normalized_contents.push_back(std::move(content));
+    } else {
+      raw.push_back(token);
+      raw_contents.push_back(token.content);
+    }
+  }
+  is_special_.resize(contents_.size());
+  raw_matcher_ = std::make_unique<AddedTokenMatcher>(std::move(raw), raw_contents);
+  normalized_matcher_ =
+      std::make_unique<AddedTokenMatcher>(std::move(normalized), normalized_contents);
+  return {};
+}
+
+Bpe::WorkspacePointer TokenizerCore::take_workspace() const {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!workspaces_.empty()) {
+      auto workspace = std::move(workspaces_.back());
+      workspaces_.pop_back();
+      return workspace;
+    }
+  }
+  return Bpe::make_workspace();
+}
+
+void TokenizerCore::return_workspace(Bpe::WorkspacePointer workspace) const {
+  const std::lock_guard lock(mutex_);
+  workspaces_.push_back(std::move(workspace));
+}
+
+Status TokenizerCore::encode(std::string_view text, std::vector<int32_t>& ids) const {
+  auto workspace = take_workspace();
+  BpeSink sink(*bpe_, *workspace, ids);
+  std::vector<Segment> segments, inner_segments;
+  std::string normalized;
+  raw_matcher_->find(text, segments);
+  Status status;
+  for (const Segment& segment : segments) {
+    if (segment.id >= 0) {
+      ids.push_back(segment.id);
+      continue;
+    }
+    std::string_view stretch = text.substr(segment.begin, segment.end - segment.begin);
+    if (!normalizer_.empty()) {
+      status = normalizer_.apply(stretch, normalized);
+      stretch = normalized;
+    }
+    if (normalized_matcher_->empty()) {
+      if (status.ok()) status = pre_tokenizer_.split(stretch, segment.begin == 0, sink);
+    } else {
+      inner_segments.clear();
+      normalized_matcher_->find(stretch, inner_segments);
+      for (const Segment& inner : inner_segments) {
+        if (inner.id >= 0) {
+          ids.push_back(inner.id);
+        } else if (status.ok()) {
+          const bool is_at_start = segment.begin == 0 && inner.begin == 0;
+          status = pre_tokenizer_.split(stretch.substr(inner.begin, inner.end - inner.begin),
+                                        is_at_start, sink);
+        }
+      }
+    }
+    if (!status.ok()) break;
+  }
+  return_workspace(std::move(workspace));
+  return status;
+}
+
+std::optional<std::string_view> TokenizerCore::content(int32_t id) const {
+  if (id < 0 || static_cast<size_t>(id) >= contents_.size()) return std::nullopt;
+  const auto& content = contents_[static_cast<size_t>(id)];
+  return content ? std::optional<std::string_view>(*content) : std::nullopt;
+}
+
+int32_t TokenizerCore::find(std::string_view token) const {
+  const int32_t id = added_ids_.find(token);
+  return id >= 0 ? id : bpe_->tokens().find(token);
+}
+
+bool TokenizerCore::is_special(int32_t id) const {
+  return id >= 0 && static_cast<size_t>(id) < is_special_.size() &&
+         is_special_[static_cast<size_t>(id)];
+}
+
+Status DecodeStream::push(int32_t id, std::string& out) {
+  const auto content = core_.content(id);
+  if (!content) {
+    return invalid_argument(
+        "token id {} is not in the vocabulary; expected an id of one of its {} tokens, at most {}",
+        id, core_.vocab_size(), core_.max_id());
+  }
+  if (!skip_special_ || !core_.is_special(id)) run_.push(*content, out);
+  return {};
+}
+
+}  // namespace gradus::data::internal

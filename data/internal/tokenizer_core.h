@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/status.h"
+#include "data/internal/added_tokens.h"
+#include "data/internal/bpe.h"
+#include "data/internal/decoder.h"
+#include "data/internal/normalizer.h"
+#include "data/internal/pre_tokenizer.h"
+#include "data/internal/tokenizer_json.h"
+
+namespace gradus::data::internal {
+
+// All parts of a tokenizer. Immutable but for a pool of workspaces; const calls are thread-safe.
+class TokenizerCore {
+ public:
+  static Result<std::unique_ptr<const TokenizerCore>> create(TokenizerJson json,
+                                                             const std::string& where);
+
+  Status encode(std::string_view text, std::vector<int32_t>& ids) const;
+  std::optional<std::string_view> content(
+      int32_t id) const;                       // added tokens before those of the model
+  int32_t find(std::string_view token) const;  // -1 when unknown
+  bool is_special(int32_t id) const;
+  int64_t vocab_size() const { return vocab_size_; }
+  int32_t max_id() const { return static_cast<int32_t>(contents_.size()) - 1; }
+  const Decoder& decoder() const { return decoder_; }
+
+ private:
+  TokenizerCore() = default;
+  Status build_model(TokenizerJson& json, const std::string& where);
+  Status build_added_tokens(const nlohmann::json& list, const std::string& where);
+  Bpe::WorkspacePointer take_workspace() const;
+  void return_workspace(Bpe::WorkspacePointer workspace) const;
+
+  Normalizer normalizer_;
+  PreTokenizer pre_tokenizer_;
+  Decoder decoder_;
+  std::unique_ptr<Bpe> bpe_;
+  TokenTable added_ids_;
+  std::unique_ptr<AddedTokenMatcher> raw_matcher_, normalized_matcher_;
+  std::vector<std::optional<std::string>> contents_;  // by id
+  std::vector<bool> is_special_;                      // by id
+  int64_t vocab_size_ = 0;
+  // Caches of finished calls, for the next ones: as many as calls ever ran at the same time.
+  mutable std::mutex mutex_;
+  mutable std::vector<Bpe::WorkspacePointer> workspaces_;
+};
+
+// See StreamingDecoder.
+class DecodeStream {
+ public:
+  DecodeStream(const TokenizerCore& core, bool skip_special)
+      : core_(core), skip_special_(skip_special), run_(core.decoder()) {}
+  Status push(int32_t id, std::string& out);
+  void finish(std::string& out) { run_.finish(out); }
+
+ private:
+  const TokenizerCore& core_;
+  bool skip_special_;
+  DecoderRun run_;
+};
+
+}  // namespace gradus::data::internal
