@@ -5,7 +5,8 @@
 Checked are link targets, with their #heading where they have one, and inline code that looks like a
 path of this tree because it starts with an existing top-level folder. A path that a command makes
 (build/..., runs/...) is not; neither is one with a placeholder such as <name>, * or {a,b}. Inline code of the
-form Suite.Test names a GoogleTest case that exists.
+form Suite.Test names a GoogleTest case that exists. Comments of sources that name a page of docs/ name one
+that exists.
 """
 import argparse
 import pathlib
@@ -15,6 +16,8 @@ import sys
 SKIPPED_FOLDERS = re.compile(r"^(\..*|build|build-.*|runs|__pycache__)$")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
 CODE = re.compile(r"`([^`\n]+)`")
+DOCS_PAGE = re.compile(r"\bdocs/[a-z0-9_/-]+\.md\b")
+SOURCES = {".h", ".cpp", ".cu", ".cmake", ".txt"}
 TEST_NAME = re.compile(r"^([A-Z][A-Za-z0-9]*)\.([A-Z][A-Za-z0-9]*)$")
 TEST_CASE = re.compile(r"^TEST(?:_F|_P)?\(\s*(\w+),\s*(\w+)\s*\)", re.MULTILINE)
 PATH = re.compile(r"^[A-Za-z0-9_.][A-Za-z0-9_./-]*$")
@@ -25,6 +28,14 @@ def markdown_files(root):
         if path.is_dir() and not SKIPPED_FOLDERS.match(path.name):
             yield from markdown_files(path)
         elif path.suffix == ".md":
+            yield path
+
+
+def source_files(root):
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and not SKIPPED_FOLDERS.match(path.name):
+            yield from source_files(path)
+        elif path.suffix in SOURCES:
             yield path
 
 
@@ -107,6 +118,11 @@ def main():
                 found += [code_problem(path, text, root, folders) for text in CODE.findall(line)]
                 found += [test_problem(text, cases) for text in CODE.findall(line)]
             problems += [f"{name}:{number}: {problem}" for problem in found if problem]
+    for path in source_files(root):
+        name = path.relative_to(root)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            problems += [f"{name}:{number}: page '{page}' does not exist"
+                         for page in DOCS_PAGE.findall(line) if not (root / page).exists()]
     for problem in problems:
         print(problem)
     print(f"links: {num_files} Markdown files, {len(problems)} problems")

@@ -154,6 +154,13 @@ class Links(CheckTest):
         self.assert_fails("links", "a.md:2: path 'tools/walk' does not exist")
 
 
+    def test_page_named_in_a_comment_is_found(self):
+        self.write("low/low.h", LICENCE + "// See docs/low.md.\n")
+        self.write("docs/low.md", "# low\n")
+        self.assert_passes("links")
+        (self.root / "docs/low.md").unlink()
+        self.assert_fails("links", "low/low.h:2: page 'docs/low.md' does not exist")
+
     def test_test_that_is_gone_is_found(self):
         self.write("tests/low/low_test.cpp", LICENCE + "TEST(Low, IsLow) {}\n")
         self.write("a.md", "Pinned by `Low.IsLow`.\n")
