@@ -17,13 +17,14 @@
 // no constant answer does well (the tests bound it).
 //
 // Every task understands, beside its own dials:
-//   style     natural | compact   a question in words, as a chat, ending in "Answer: N"; or a bare
-//   text
-//                                 such as "12+34=" for a small character model
-//   solution  steps | answer      what Row::response holds: worked steps and the answer, or the
-//   answer examples  0..8                solved turns put before the question (natural only) split
-//   all | train | heldout   a fifth of all problems, by a hash of the problem itself, is held
-//                                 out: no seed makes a train row of one
+//
+//   style     natural | compact      a question in words, as a chat, ending in "Answer: N"; or a
+//                                    bare text such as "12+34=" for a small character model
+//   solution  steps | answer         what Row::response holds: worked steps and the answer, or the
+//                                    answer; compact steps are parted by ";": "9-3=6;6+6=12"
+//   examples  0..8                   solved turns put before the question, with style natural
+//   split     all | train | heldout  a fifth of all problems, by a hash of the problem itself, is
+//                                    held out: no seed makes a train row of one
 namespace gradus::data {
 
 struct TaskOption {

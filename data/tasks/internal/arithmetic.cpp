@@ -24,7 +24,7 @@ void add_line(std::string& lines, const std::string& line) {
 }
 
 void add_part(std::string& parts, const std::string& part) {
-  if (!parts.empty()) parts += ',';
+  if (!parts.empty()) parts += ';';
   parts += part;
 }
 
@@ -240,7 +240,6 @@ std::optional<Problem> make_word_problem(std::span<const int64_t> dials, RngSequ
     std::erase(tight, ' ');
     add_part(problem.compact_steps, tight);
   }
-  problem.key = story.text;
   return problem;
 }
 

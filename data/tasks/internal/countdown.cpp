@@ -71,7 +71,7 @@ std::optional<Problem> make_countdown(std::span<const int64_t> dials, RngSequenc
     if (!term.has_value() || term->value > kLargestOnTheWay) return std::nullopt;
     if (!problem.steps.empty()) problem.steps += '\n';
     problem.steps += fmt::format("{} {} {} = {}", a.value, op, b.value, term->value);
-    problem.compact_steps += fmt::format("{}{}{}={},", a.value, op, b.value, term->value);
+    problem.compact_steps += fmt::format("{}{}{}={};", a.value, op, b.value, term->value);
     terms.push_back(*term);
   }
   const Term& whole = terms[0];
@@ -107,7 +107,7 @@ Generator countdown_generator() {
           "countdown",
           "marker=Answer:",
           {{"numbers", 3, 2, 6, "how many numbers are given"},
-           {"max_number", 20, 2, 100, "numbers are uniform in 1..max_number"},
+           {"max_number", 20, 5, 100, "numbers are uniform in 1..max_number"},
            {"min_target", 10, 1, 100000, "smallest target"},
            {"max_target", 100, 1, 100000, "largest target"}},
           make_countdown,

@@ -19,7 +19,7 @@ struct Problem {
   std::string answer;         // what a right response ends in
   std::string ground_truth;   // what the verifier needs; empty: the answer
   std::string steps;          // worked steps in lines, without the answer line
-  std::string compact_steps;  // worked steps ending in the answer
+  std::string compact_steps;  // worked steps parted by ";", ending in the answer
   std::string key;  // identity, equal for problems that differ in order only; empty: compact
 };
 

@@ -40,7 +40,7 @@ std::optional<Problem> make_largest_number(std::span<const int64_t> dials, RngSe
     const int64_t larger = std::max(best, numbers[i]);
     problem.steps = with_newline(problem.steps) +
                     fmt::format("Of {} and {}, {} is larger.", best, numbers[i], larger);
-    problem.compact_steps += fmt::format("{} {}>{},", best, numbers[i], larger);
+    problem.compact_steps += fmt::format("{} {}>{};", best, numbers[i], larger);
     best = larger;
   }
   problem.compact_steps += problem.answer;
@@ -77,7 +77,7 @@ std::optional<Problem> make_number_sorting(std::span<const int64_t> dials, RngSe
     problem.steps = with_newline(problem.steps) + fmt::format("Next is {}", next) +
                     (rest.empty() ? "." : fmt::format("; left are {}.", join_numbers(rest, ", ")));
     if (!rest.empty())
-      problem.compact_steps += fmt::format("{}<{},", next, join_numbers(rest, " "));
+      problem.compact_steps += fmt::format("{}:{};", next, join_numbers(rest, " "));
   }
   problem.compact_steps += problem.answer;
   return problem;
@@ -108,7 +108,7 @@ std::optional<Problem> make_digit_completion(std::span<const int64_t> dials, Rng
     problem.steps += fmt::format("\n{} + {} = {}", numbers[i - 1], difference, sum);
     if (sum >= modulus) problem.steps += fmt::format(", minus {} is {}", modulus, numbers[i]);
   }
-  problem.compact_steps = fmt::format("+{},{}", difference, problem.answer);
+  problem.compact_steps = fmt::format("+{};{}", difference, problem.answer);
   return problem;
 }
 

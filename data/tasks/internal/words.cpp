@@ -110,7 +110,7 @@ std::optional<Problem> make_spell_backward(std::span<const int64_t> dials, RngSe
   problem.answer = reversed;
   problem.steps = fmt::format("The letters are {}.\nFrom the last to the first: {}.",
                               fmt::join(text, " "), fmt::join(reversed, " "));
-  problem.compact_steps = reversed;
+  problem.compact_steps = fmt::format("{};{}", fmt::join(text, " "), reversed);
   return problem;
 }
 
