@@ -2,6 +2,8 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <sstream>
+#include <string>
 
 #include "cli/command.h"
 
@@ -13,7 +15,9 @@ constexpr int kExitInternalError = 70;
 int report(const gradus::Status& status) {
   if (status.ok()) return 0;
   std::fflush(stdout);
-  fmt::print(stderr, "gradus: error: {}\n", status.message());
+  std::istringstream message(status.message());  // a configuration has a line for each problem
+  for (std::string line; std::getline(message, line);)
+    fmt::print(stderr, "gradus: error: {}\n", line);
   return status.code() == gradus::StatusCode::kInternal ? kExitInternalError : kExitUserError;
 }
 
@@ -24,6 +28,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   gradus::cli::Action action;
   // Commands are added here, in the order in which `gradus --help` lists them.
+  gradus::cli::add_config_command(app, action);
   gradus::cli::add_tokenize_command(app, action);
   try {
     app.parse(argc, argv);

@@ -16,17 +16,10 @@ void RunConfig::visit(FieldVisitor& v) {
   v.field("eval", eval, "Evaluation on data.eval.");
 }
 
-Status validate(const RunConfig& config, int64_t world_size) {
-  ConfigRules rules;
-  rules.add(validate(config.run));
-  rules.add(model::validate(config.model));
-  rules.add(data::validate(config.data));
-  rules.add(rewards::validate(config.reward));
+namespace {
+
+void check_training(const RunConfig& config, int64_t world_size, ConfigRules& rules) {
   rules.add(trainer::validate(config.trainer, world_size));
-  rules.add(trainer::validate(config.sft, world_size));
-  rules.require(
-      config.data.train.is_given(),
-      "neither data.train.files nor data.train.task is set; name the problems to train on");
   rules.require(!config.reward.parts.empty(),
                 "reward.parts is empty; name at least one reward, e.g. {{name: exact}}");
   rules.require(config.trainer.algorithm != "grpo" || config.rollout.num_samples >= 2,
@@ -41,10 +34,30 @@ Status validate(const RunConfig& config, int64_t world_size) {
   rules.require(config.trainer.overlong_buffer_tokens < config.rollout.max_new_tokens,
                 "trainer.overlong_buffer_tokens ({}) must be less than rollout.max_new_tokens ({})",
                 config.trainer.overlong_buffer_tokens, config.rollout.max_new_tokens);
+}
+
+}  // namespace
+
+Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
+  ConfigRules rules;
+  rules.add(trainer::validate(config.run));
+  rules.add(model::validate(config.model));
+  rules.add(data::validate(config.data));
+  rules.add(rewards::validate(config.reward));
+  switch (kind) {
+    case RunKind::kTrain:
+      check_training(config, world_size, rules);
+      break;
+    case RunKind::kSft:
+      rules.add(trainer::validate(config.sft, world_size));
+      break;
+  }
   rules.require(
-      config.data.eval.is_given() || (config.eval.every_steps == 0 && !config.eval.before_training),
-      "eval.every_steps or eval.before_training asks for evaluation but neither "
-      "data.eval.files nor data.eval.task is set");
+      config.data.train.is_given(),
+      "neither data.train.files nor data.train.task is set; name the problems to train on");
+  rules.require(config.data.eval.is_given() || !config.eval.is_asked_for(),
+                "eval.every_steps or eval.before_training asks for evaluation, but neither "
+                "data.eval.files nor data.eval.task is set");
   if (config.model.init) {
     const int64_t longest = config.model.init->architecture.max_position_embeddings;
     rules.require(config.data.max_prompt_tokens + config.rollout.max_new_tokens <= longest,
@@ -53,6 +66,39 @@ Status validate(const RunConfig& config, int64_t world_size) {
                   config.data.max_prompt_tokens, config.rollout.max_new_tokens, longest);
   }
   return rules.status();
+}
+
+Result<LoadedConfig<RunConfig>> load_run_config(const std::string& path,
+                                                std::span<const std::string> overrides,
+                                                RunKind kind, int64_t world_size) {
+  Result<LoadedConfig<RunConfig>> loaded = load_config<RunConfig>(path, overrides);
+  if (!loaded.ok()) return loaded;
+  const Status status = validate(loaded->value, kind, world_size);
+  if (!status.ok()) return with_places(status, path, loaded->origins);
+  return loaded;
+}
+
+std::string resolved_yaml(const LoadedConfig<RunConfig>& config) {
+  RunConfig copy = config.value;
+  return config_yaml([&](FieldVisitor& v) { copy.visit(v); }, config.origins);
+}
+
+std::string run_config_markdown() {
+  RunConfig defaults;
+  return "<!-- Printed by `gradus config docs` from the field lists of the structs; do not edit. "
+         "-->\n"
+         "# Configuration\n\n"
+         "A run is described by one YAML file. `base: other.yaml` (a path relative to the file) "
+         "takes over\nanother file's values; sections are merged key by key, lists and maps are "
+         "replaced whole.\n`--set trainer.num_steps=10` on the command line goes last, its value "
+         "is "
+         "YAML, and\n`--set reward.parts.0.weight=2` reaches into a list. `gradus config print "
+         "FILE` "
+         "shows every value and\nwhere it came from. Numbers are decimal and finite, booleans are "
+         "true "
+         "or false; anchors, aliases and\ntags are refused. All problems of a configuration are "
+         "reported at once.\n" +
+         config_markdown([&](FieldVisitor& v) { defaults.visit(v); });
 }
 
 }  // namespace gradus::cli

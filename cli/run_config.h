@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <span>
+#include <string>
+
+#include "common/config/bind.h"
 #include "common/config/field_visitor.h"
 #include "common/status.h"
 #include "data/data_config.h"
@@ -25,8 +29,23 @@ struct RunConfig {
   void visit(FieldVisitor& v);
 };
 
+// What a configuration is used for; the rules differ.
+enum class RunKind { kTrain, kSft };
+
 // The rules between fields, for a run on `world_size` ranks. InvalidArgument has one problem a
 // line, each naming its keys.
-Status validate(const RunConfig& config, int64_t world_size = 1);
+Status validate(const RunConfig& config, RunKind kind, int64_t world_size = 1);
+
+// Reads the file with the overrides of `--set` and validates the result. The error has every
+// problem, one a line, with its place.
+Result<LoadedConfig<RunConfig>> load_run_config(const std::string& path,
+                                                std::span<const std::string> overrides,
+                                                RunKind kind, int64_t world_size = 1);
+
+// The resolved configuration, each value with its origin (config.resolved.yaml of a run folder).
+std::string resolved_yaml(const LoadedConfig<RunConfig>& config);
+
+// docs/config.md.
+std::string run_config_markdown();
 
 }  // namespace gradus::cli

@@ -52,6 +52,7 @@ find_package(fmt REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(spdlog REQUIRED)
 find_package(yaml-cpp REQUIRED)
+find_library(GRADUS_YAML_CPP NAMES libyaml-cpp.a yaml-cpp REQUIRED)  # the archive, so that a build travels
 gradus_link_statically(yaml-cpp yaml-cpp)
 find_package(MPI REQUIRED COMPONENTS C)
 find_package(PkgConfig REQUIRED)

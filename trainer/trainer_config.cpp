@@ -70,7 +70,7 @@ void TrainerConfig::visit(FieldVisitor& v) {
 }
 
 void SftConfig::visit(FieldVisitor& v) {
-  v.field("num_steps", num_steps, "Updates; 0 is no supervised phase.", at_least(0));
+  v.field("num_steps", num_steps, "Updates that `gradus sft` makes.", at_least(0));
   v.field("batch_rows", batch_rows, "Rows in an update, over all ranks.", at_least(1));
   optimizer.visit(v);
   backward.visit(v);
@@ -102,7 +102,7 @@ void RunSettings::visit(FieldVisitor& v) {
 
 Status validate(const OptimizerConfig& config, int64_t num_steps, const std::string& section) {
   ConfigRules rules;
-  rules.require(config.warmup_steps < num_steps || num_steps == 0,
+  rules.require(config.warmup_steps < num_steps || config.warmup_steps == 0,
                 "{0}.warmup_steps ({1}) must be less than the {2} updates of the run ({0}.num_steps"
                 "{3}), or the peak is never reached",
                 section, config.warmup_steps, num_steps,
@@ -147,6 +147,7 @@ Status validate(const SftConfig& config, int64_t world_size) {
   ConfigRules rules;
   rules.add(validate(config.optimizer, config.num_steps, "sft"));
   check_blocks("sft", config.backward, world_size, rules);
+  rules.require(config.num_steps > 0, "sft.num_steps is 0; say how many updates to make");
   rules.require(config.batch_rows % world_size == 0,
                 "sft.batch_rows ({}) must be a multiple of the number of ranks ({})",
                 config.batch_rows, world_size);
@@ -159,8 +160,8 @@ Status validate(const RunSettings& config) {
                 "run.name ('{}') must be a folder name without '/'; put the place into run.dir",
                 config.name);
   rules.require(config.save_best_metric.empty() || find_metric(config.save_best_metric) != nullptr,
-                "run.save_best_metric: unknown metric '{}'{}; docs/metrics.md lists them",
-                config.save_best_metric, did_you_mean(config.save_best_metric, metric_names()));
+                "run.save_best_metric: unknown metric '{}'{}", config.save_best_metric,
+                did_you_mean(config.save_best_metric, metric_names()));
   return rules.status();
 }
 

@@ -65,7 +65,7 @@ struct TrainerConfig {
 };
 
 struct SftConfig {
-  int64_t num_steps = 0;  // 0: no supervised phase
+  int64_t num_steps = 0;  // must be given
   int64_t batch_rows = 64;
   OptimizerConfig optimizer{.learning_rate = 1e-4};
   BackwardConfig backward;
@@ -80,6 +80,7 @@ struct EvalConfig {
   std::optional<int64_t> max_rows;  // unset: all rows of data.eval
   bool before_training = false;
 
+  bool is_asked_for() const { return every_steps > 0 || before_training; }
   void visit(FieldVisitor& v);
 };
 

@@ -11,13 +11,14 @@ namespace gradus {
 // What a configuration field accepts beyond its type. Made by the functions below, which read as
 // the sentence in the documentation: `in_open(0, 1)`, `one_of({"filter", "error"})`. Value type.
 struct Constraint {
-  std::optional<double> low;
-  std::optional<double> high;
+  std::optional<double> low = {};
+  std::optional<double> high = {};
   bool allows_low = true;  // whether `low` itself is in the range
   bool allows_high = true;
-  std::vector<std::string> choices;  // names, in the order of the enum's values when there is one
-  bool must_be_given = false;        // an empty text, list or map is refused
-  std::string remedy;                // ends the message, e.g. "use 1 to disable"
+  std::vector<std::string> choices =
+      {};                      // names, in the order of the enum's values when there is one
+  bool must_be_given = false;  // an empty text, list or map is refused
+  std::string remedy = "";     // ends the message, e.g. "use 1 to disable"
 
   // The same constraint whose message ends with `; text`.
   Constraint with_remedy(std::string text) &&;

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/run_config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "common/metrics.h"
+
+namespace gradus::cli {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr const char* kFixture = "tests/golden/config/chain.yaml";
+
+std::string read(const std::string& path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// Path of a file with `text`, of this process alone.
+std::string write_temporary(const std::string& text) {
+  const std::string path =
+      ::testing::TempDir() + "gradus_run_config_" + std::to_string(getpid()) + ".yaml";
+  std::ofstream(path) << text;
+  return path;
+}
+
+std::string message_of(const std::vector<std::string>& overrides, RunKind kind = RunKind::kTrain,
+                       int64_t world_size = 1) {
+  return load_run_config(kFixture, overrides, kind, world_size).status().message();
+}
+
+TEST(RunConfig, TheFixtureIsValidOnOneTwoAndFourRanks) {
+  for (const int64_t world_size : {1, 2, 4}) {
+    EXPECT_EQ(message_of({}, RunKind::kTrain, world_size), "");
+    EXPECT_EQ(message_of({}, RunKind::kSft, world_size), "");
+  }
+}
+
+TEST(RunConfig, ShippedDefaultsAreInRange) {
+  // A default outside its own range could not be written into a file: dump and read them back.
+  const LoadedConfig<RunConfig> defaults;
+  const auto loaded = load_config<RunConfig>(write_temporary(resolved_yaml(defaults)));
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  EXPECT_EQ(resolved_yaml({loaded->value, {}}), resolved_yaml(defaults));
+}
+
+TEST(RunConfig, ResolvedYamlReadsBack) {
+  const auto loaded = load_run_config(kFixture, {}, RunKind::kTrain);
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  const std::string path = write_temporary(resolved_yaml(*loaded));
+  const auto again = load_run_config(path, {}, RunKind::kTrain);
+  ASSERT_TRUE(again.ok()) << again.status().message();
+  EXPECT_EQ(resolved_yaml({again->value, {}}), resolved_yaml({loaded->value, {}}));
+}
+
+struct Case {
+  std::vector<std::string> overrides;
+  std::string message;  // without the place
+  RunKind kind = RunKind::kTrain;
+  int64_t world_size = 1;
+};
+// CTest takes this into the test's name: a few plain words.
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  for (const char letter : c.message.substr(0, 50)) {
+    out << (std::isalnum(static_cast<unsigned char>(letter)) ? letter : ' ');
+  }
+  return out;
+}
+
+class RunRules : public ::testing::TestWithParam<Case> {};
+
+TEST_P(RunRules, NameTheirKeys) {
+  const Case& rule = GetParam();
+  const std::string message = message_of(rule.overrides, rule.kind, rule.world_size);
+  EXPECT_THAT(message, HasSubstr(": " + rule.message));
+  EXPECT_EQ(message.find('\n'), std::string::npos) << "one problem alone";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, RunRules,
+    ::testing::Values(
+        Case{{"model.init=~"},
+             "neither model.path nor model.init is set; give the folder of a checkpoint, or "
+             "model.init for a model from scratch"},
+        Case{{"model.path=m"},
+             "both model.path and model.init are set; keep one: model.path loads a checkpoint, "
+             "model.init starts from scratch"},
+        Case{{"model.init.architecture.num_kv_heads=3"},
+             "model.init.architecture.num_heads (4) must be a multiple of "
+             "model.init.architecture.num_kv_heads (3)"},
+        Case{{"model.init.architecture.hidden_size=68"},
+             "model.init.architecture.hidden_size (68) must be a multiple of twice "
+             "model.init.architecture.num_heads (4); or set model.init.architecture.head_dim"},
+        Case{{"model.init.architecture.head_dim=5"},
+             "model.init.architecture.head_dim (5) must be even, rotary embedding turns pairs"},
+        Case{{"rollout.max_new_tokens=100"},
+             "data.max_prompt_tokens (64) + rollout.max_new_tokens (100) exceed "
+             "model.init.architecture.max_position_embeddings (128)"},
+        Case{{"data.train.task="
+              "\"\"",
+              "data.train.task_options={}"},
+             "neither data.train.files nor data.train.task is set; name the problems to train on"},
+        Case{{"data.train.files=[a.jsonl]"},
+             "both data.train.files and data.train.task are set; keep one"},
+        Case{
+            {"data.eval.num_rows=0"},
+            "data.eval.task is 'chain' but data.eval.num_rows is 0; say how many rows to generate"},
+        Case{{"data.eval={files: [a], task: \"\"}"},
+             "data.eval.task_options are set but data.eval.task is not; they would be ignored"},
+        Case{{"data.eval.seed=0"},
+             "data.train.seed and data.eval.seed are both 0 for the task 'chain': evaluation would "
+             "repeat the training problems; change one"},
+        Case{{"data.system_prompt=hi"},
+             "data.system_prompt is set but data.prompt_format is text, which has no system "
+             "message; use chat, or put the text into data.few_shot"},
+        Case{{"data.eval.task=\"\"", "data.eval.task_options={}", "eval.every_steps=5"},
+             "eval.every_steps or eval.before_training asks for evaluation, but neither "
+             "data.eval.files nor data.eval.task is set"},
+        Case{{"reward.parts=[]"},
+             "reward.parts is empty; name at least one reward, e.g. {name: exact}"},
+        Case{{"reward.parts.0.weight=0"},
+             "every reward.parts entry has weight 0, so nothing can be learned; give one a weight"},
+        Case{{"rollout.num_samples=1"},
+             "rollout.num_samples is 1 but trainer.algorithm is grpo, which compares the responses "
+             "of a group; use at least 2"},
+        Case{{"rollout.num_samples=1", "trainer.algorithm=reinforce",
+              "trainer.dynamic_sampling=true"},
+             "rollout.num_samples is 1 but trainer.dynamic_sampling is on: a group of one never "
+             "varies; use at least 2"},
+        Case{{"trainer.overlong_buffer_tokens=32"},
+             "trainer.overlong_buffer_tokens (32) must be less than rollout.max_new_tokens (32)"},
+        Case{{"trainer.prompts_per_step=30"},
+             "trainer.prompts_per_step (30) must be a multiple of the number of ranks (4)",
+             RunKind::kTrain,
+             4},
+        Case{
+            {"trainer.mini_batches=3"},
+            "trainer.prompts_per_step (32) must be a multiple of trainer.mini_batches (3); a group "
+            "is never split between updates"},
+        Case{{"trainer.reduction_blocks=6"},
+             "trainer.reduction_blocks (6) must be a multiple of the number of ranks (4)",
+             RunKind::kTrain,
+             4},
+        Case{{"trainer.clip_dual=1.28"},
+             "trainer.clip_dual (1.28) must be greater than 1 + trainer.clip_high (1.28); use 0 to "
+             "disable"},
+        Case{{"trainer.warmup_steps=20", "trainer.mini_batches=2"},
+             "trainer.warmup_steps (20) must be less than the 20 updates of the run "
+             "(trainer.num_steps times trainer.mini_batches), or the peak is never reached"},
+        Case{{"trainer.min_lr_ratio=0.1"},
+             "trainer.min_lr_ratio is 0.1 but trainer.lr_schedule is constant, which ignores it; "
+             "choose linear or cosine"},
+        Case{
+            {"sft.num_steps=0"}, "sft.num_steps is 0; say how many updates to make", RunKind::kSft},
+        Case{{"sft.batch_rows=6"},
+             "sft.batch_rows (6) must be a multiple of the number of ranks (4)",
+             RunKind::kSft,
+             4},
+        Case{{"sft.warmup_steps=5"},
+             "sft.warmup_steps (5) must be less than the 5 updates of the run (sft.num_steps), or "
+             "the peak is never reached",
+             RunKind::kSft},
+        Case{{"run.name=a/b"},
+             "run.name ('a/b') must be a folder name without '/'; put the place into run.dir"},
+        Case{{"run.save_best_metric=critic/score/mea"},
+             "run.save_best_metric: unknown metric 'critic/score/mea'; did you mean "
+             "'critic/score/mean'?"}));
+
+TEST(RunConfig, ABrokenRuleHasThePlaceOfItsKey) {
+  EXPECT_THAT(message_of({"trainer.mini_batches=3"}),
+              HasSubstr("--set trainer.mini_batches=3: trainer.prompts_per_step (32) must "));
+  EXPECT_THAT(
+      message_of({}, RunKind::kTrain, 3),
+      HasSubstr("tests/golden/config/chain.yaml:28:21: trainer.prompts_per_step (32) must "));
+}
+
+TEST(RunConfig, AllBrokenRulesAreReported) {
+  EXPECT_EQ(
+      message_of({"trainer.mini_batches=2", "rollout.num_samples=1"}, RunKind::kTrain, 5),
+      "tests/golden/config/chain.yaml: trainer.reduction_blocks (8) must be a multiple of the "
+      "number of ranks (5)\n"
+      "tests/golden/config/chain.yaml:28:21: trainer.prompts_per_step (32) must be a multiple "
+      "of the number of ranks (5)\n"
+      "--set rollout.num_samples=1: rollout.num_samples is 1 but trainer.algorithm is grpo, "
+      "which compares the responses of a group; use at least 2");
+}
+
+TEST(Documents, ConfigReferenceIsUpToDate) {
+  EXPECT_TRUE(read("docs/config.md") == run_config_markdown())
+      << "run: build/gradus config docs > docs/config.md";
+}
+
+TEST(Documents, MetricTableIsUpToDate) {
+  EXPECT_TRUE(read("docs/metrics.md") == metrics_markdown())
+      << "run: build/gradus config metrics > docs/metrics.md";
+}
+
+TEST(NewModel, FollowsItsFamily) {
+  model::NewArchitectureConfig config{.family = model::Family::kQwen3, .head_dim = 64};
+  const model::ModelConfig qwen3 = model::to_model_config(config, 100);
+  EXPECT_TRUE(qwen3.qk_norm);
+  EXPECT_FALSE(qwen3.attention_bias);
+  EXPECT_EQ(qwen3.head_dim, 64);
+  EXPECT_EQ(qwen3.vocab_size, 100);
+  config.family = model::Family::kQwen2;
+  config.head_dim.reset();
+  const model::ModelConfig qwen2 = model::to_model_config(config, 100);
+  EXPECT_TRUE(qwen2.attention_bias);
+  EXPECT_EQ(qwen2.head_dim, 32) << "hidden_size 128 over 4 heads";
+  for (const model::ModelConfig& made : {qwen3, qwen2}) {
+    EXPECT_EQ(model::validate(made).message(), "");
+  }
+}
+
+}  // namespace
+}  // namespace gradus::cli
