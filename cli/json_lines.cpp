@@ -64,7 +64,8 @@ Status for_each_json_line(
     if (trim(line).empty()) continue;
     const std::string where = fmt::format("{}:{}", name, number);
     if (const auto offset = first_invalid_utf8(line)) {
-      return invalid_argument("{}: invalid UTF-8 at byte {}; rows are JSON in UTF-8", where, *offset);
+      return invalid_argument("{}: invalid UTF-8 at byte {}; rows are JSON in UTF-8", where,
+                              *offset);
     }
     nlohmann::ordered_json row;
     try {
@@ -82,15 +83,16 @@ Status for_each_json_line(
 }
 
 Result<std::unique_ptr<JsonLinesWriter>> JsonLinesWriter::open(const std::string& path) {
-  if (path == "-") return std::unique_ptr<JsonLinesWriter>(new FileWriter(stdout, "standard output"));
+  if (path == "-")
+    return std::unique_ptr<JsonLinesWriter>(new FileWriter(stdout, "standard output"));
   std::FILE* file = std::fopen(path.c_str(), "wb");
   if (file == nullptr) return unavailable("{}: cannot create: {}", path, std::strerror(errno));
   return std::unique_ptr<JsonLinesWriter>(new FileWriter(file, path));
 }
 
 nlohmann::ordered_json exact_number(float value) {
-  // The shortest text of the float, read as a double: nlohmann prints a double as the shortest text that
-  // reads back to it, which is that text again.
+  // The shortest text of the float, read as a double: nlohmann prints a double as the shortest text
+  // that reads back to it, which is that text again.
   char text[64];
   const auto end = std::to_chars(text, text + sizeof(text), value).ptr;
   double number = 0;

@@ -10,10 +10,10 @@
 
 namespace gradus::cli {
 
-// Reads JSON lines from `path` ("-": standard input) and calls `handle(row, line_number)` for each, the
-// first line being 1. Blank lines are skipped. A line that is not a JSON object in valid UTF-8 (lone
-// surrogates count as invalid), and an error of `handle`, end with a status whose message starts with
-// `path:line: `. NotFound when the file cannot be opened.
+// Reads JSON lines from `path` ("-": standard input) and calls `handle(row, line_number)` for each,
+// the first line being 1. Blank lines are skipped. A line that is not a JSON object in valid UTF-8
+// (lone surrogates count as invalid), and an error of `handle`, end with a status whose message
+// starts with `path:line: `. NotFound when the file cannot be opened.
 Status for_each_json_line(
     const std::string& path,
     const std::function<Status(const nlohmann::ordered_json& row, int64_t line_number)>& handle);

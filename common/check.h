@@ -6,7 +6,8 @@
 
 namespace gradus {
 
-// A broken invariant of Gradus itself: expression, message and place. `main` reports it and exits with 70.
+// A broken invariant of Gradus itself: expression, message and place. `main` reports it and exits
+// with 70.
 class InternalError : public std::logic_error {
  public:
   using std::logic_error::logic_error;
@@ -17,10 +18,11 @@ class InternalError : public std::logic_error {
 
 }  // namespace gradus
 
-// Throws InternalError unless `condition` holds; on in release builds. The message is built only on failure.
-#define GRADUS_CHECK(condition, message)                                                \
-  do {                                                                                  \
-    if (!(condition)) {                                                                 \
-      ::gradus::throw_internal_error(#condition, __FILE__, __LINE__, (message));        \
-    }                                                                                   \
+// Throws InternalError unless `condition` holds; on in release builds. The message is built only on
+// failure.
+#define GRADUS_CHECK(condition, message)                                         \
+  do {                                                                           \
+    if (!(condition)) {                                                          \
+      ::gradus::throw_internal_error(#condition, __FILE__, __LINE__, (message)); \
+    }                                                                            \
   } while (false)

@@ -17,8 +17,8 @@
 namespace gradus {
 namespace {
 
-// Workers spin this many pauses for the next job before they sleep: about 50 us, longer than the gap
-// between two kernels of one forward pass, so that a decode step never pays for a wake-up.
+// Workers spin this many pauses for the next job before they sleep: about 50 us, longer than the
+// gap between two kernels of one forward pass, so that a decode step never pays for a wake-up.
 constexpr int kSpinPauses = 2000;
 
 thread_local bool in_parallel_body = false;
@@ -37,7 +37,8 @@ class ThreadPool {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   void run(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-    std::lock_guard lock(run_mutex_);  // two threads of the program may ask at once; one job at a time
+    // Two threads of the program may ask at once; one job at a time.
+    std::lock_guard lock(run_mutex_);
     body_ = &body;
     count_ = count;
     grain_ = grain;
@@ -47,7 +48,8 @@ class ThreadPool {
     epoch_.fetch_add(1, std::memory_order_release);
     epoch_.notify_all();
     take_ranges();
-    // Workers that have not come by now are not waited for: on a busy machine they may sleep for long.
+    // Workers that have not come by now are not waited for: on a busy machine they may sleep for
+    // long.
     gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
     for (int spins = 0; gate_.load(std::memory_order_acquire) != 0; ++spins) pause_or_yield(spins);
     if (error_) std::rethrow_exception(error_);

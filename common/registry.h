@@ -12,9 +12,9 @@
 
 namespace gradus {
 
-// Named factories of one interface; the names are the values that YAML files use. Filled by each module's
-// explicit register_builtin_xxx() call: a static registrar object in a static library would be dropped by
-// the linker. Not thread-safe while being filled, thread-safe afterwards.
+// Named factories of one interface; the names are the values that YAML files use. Filled by each
+// module's explicit register_builtin_xxx() call: a static registrar object in a static library
+// would be dropped by the linker. Not thread-safe while being filled, thread-safe afterwards.
 template <class Interface, class... Args>
 class Registry {
  public:
@@ -34,8 +34,8 @@ class Registry {
     const auto found = factories_.find(name);
     if (found == factories_.end()) {
       const std::vector<std::string> known = names();
-      return invalid_argument("unknown {} '{}'{}; known: {}", kind_, name, did_you_mean(name, known),
-                              join(known, ", "));
+      return invalid_argument("unknown {} '{}'{}; known: {}", kind_, name,
+                              did_you_mean(name, known), join(known, ", "));
     }
     return found->second(std::forward<Args>(args)...);
   }

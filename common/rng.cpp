@@ -82,9 +82,7 @@ int64_t RngSequence::between(int64_t low, int64_t high) {
   return low + static_cast<int64_t>(below(static_cast<uint64_t>(high - low) + 1));
 }
 
-double RngSequence::uniform() {
-  return (static_cast<double>(next_u64() >> 11) + 0.5) * 0x1.0p-53;
-}
+double RngSequence::uniform() { return (static_cast<double>(next_u64() >> 11) + 0.5) * 0x1.0p-53; }
 
 double RngSequence::normal() {
   const double radius = std::sqrt(-2.0 * std::log(uniform()));

@@ -11,8 +11,8 @@
 
 namespace gradus {
 
-// What kind of mistake a user, a file or the machine made. Bugs of ours are not statuses: they throw
-// InternalError (common/check.h).
+// What kind of mistake a user, a file or the machine made. Bugs of ours are not statuses: they
+// throw InternalError (common/check.h).
 enum class StatusCode { kOk, kInvalidArgument, kNotFound, kDataLoss, kUnavailable, kInternal };
 
 // Outcome of a call that a user or a file can make go wrong. The message reads
@@ -54,11 +54,12 @@ Status unavailable(fmt::format_string<Args...> format, Args&&... args) {
   return {StatusCode::kUnavailable, fmt::format(format, std::forward<Args>(args)...)};
 }
 
-// A value of T or the Status that explains its absence. `value()` of a failed result is a bug and throws.
+// A value of T or the Status that explains its absence. `value()` of a failed result is a bug and
+// throws.
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : content_(std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(T value) : content_(std::move(value)) {}        // NOLINT(google-explicit-constructor)
   Result(Status status) : content_(std::move(status)) {  // NOLINT(google-explicit-constructor)
     GRADUS_CHECK(!std::get<Status>(content_).ok(), "Result made from an ok status");
   }
@@ -89,8 +90,8 @@ class [[nodiscard]] Result {
 }  // namespace gradus
 
 // Returns the Status of `expression` from the enclosing function unless it is ok.
-#define GRADUS_RETURN_IF_ERROR(expression)                  \
-  do {                                                      \
-    ::gradus::Status gradus_status_ = (expression);         \
-    if (!gradus_status_.ok()) return gradus_status_;        \
+#define GRADUS_RETURN_IF_ERROR(expression)           \
+  do {                                               \
+    ::gradus::Status gradus_status_ = (expression);  \
+    if (!gradus_status_.ok()) return gradus_status_; \
   } while (false)

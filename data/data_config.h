@@ -15,8 +15,8 @@ namespace gradus::data {
 
 // Rows come from files or from a built-in procedural task, never from both.
 struct SourceConfig {
-  std::vector<std::string> files = {};              // JSON lines, relative to the working folder
-  std::string task = "";                                 // one of data/tasks/task.h
+  std::vector<std::string> files = {};  // JSON lines, relative to the working folder
+  std::string task = "";                // one of data/tasks/task.h
   std::map<std::string, std::string> task_options = {};  // its dials, style and split
   int64_t num_rows = 0;  // rows to generate, or of the files to use; 0: all
   int64_t seed = 0;      // of the generated rows

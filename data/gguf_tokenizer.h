@@ -20,9 +20,9 @@ struct GgufTokenizerMetadata {
   std::vector<std::string> tokens;   // [V] tokenizer.ggml.tokens
   std::vector<int32_t> token_types;  // [V] or empty; 1 normal, 2 unknown, 3 control, 4 user
                                      // defined, 5 unused, 6 byte
-  std::vector<std::string> merges;  // [M] tokenizer.ggml.merges, "a b"; "llama" may have none
-  std::vector<float> scores;        // [V] or empty; from which merges of "llama" are rebuilt
-  std::optional<int32_t> bos_id;    // tokenizer.ggml.{bos,eos,padding,unknown}_token_id
+  std::vector<std::string> merges;   // [M] tokenizer.ggml.merges, "a b"; "llama" may have none
+  std::vector<float> scores;         // [V] or empty; from which merges of "llama" are rebuilt
+  std::optional<int32_t> bos_id;     // tokenizer.ggml.{bos,eos,padding,unknown}_token_id
   std::optional<int32_t> eos_id;
   std::optional<int32_t> pad_id;
   std::optional<int32_t> unk_id;

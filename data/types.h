@@ -12,32 +12,32 @@
 //
 //   Prompt -> RolloutRequest -> Trajectory -> RewardBreakdown -> Advantage -> MicroBatch -> Update
 //
-// Plain structs; each has a free validate() that names the first broken invariant with both numbers and is
-// called once at a module boundary. Ids are carried to the end.
+// Plain structs; each has a free validate() that names the first broken invariant with both numbers
+// and is called once at a module boundary. Ids are carried to the end.
 //
 // Letters: P prompt tokens, L prompt + response tokens.
 namespace gradus::data {
 
 // One task to answer. Example: {7, {15, 20, 11}, "2+3=", "arithmetic", "5", {{"level", "1"}}}.
 struct Prompt {
-  uint64_t prompt_id = 0;          // index of the row in its data set
-  std::vector<int32_t> token_ids;  // [P], P >= 1, after the chat template
-  std::string text;                // what token_ids encode
-  std::string task;                // `data_source` of the row; routes rewards
-  std::string answer;              // ground truth, may be empty
+  uint64_t prompt_id = 0;                       // index of the row in its data set
+  std::vector<int32_t> token_ids;               // [P], P >= 1, after the chat template
+  std::string text;                             // what token_ids encode
+  std::string task;                             // `data_source` of the row; routes rewards
+  std::string answer;                           // ground truth, may be empty
   std::map<std::string, std::string> metadata;  // `extra_info`, values as JSON text unless strings
 };
 
 // How to sample. The order of the filters is: temperature, top-k, top-p, min-p, renormalise.
 struct SamplingParams {
-  double temperature = 1.0;  // > 0; ignored when greedy
-  bool greedy = false;       // the largest logit, lowest id on ties; log-probs at temperature 1
-  int64_t top_k = 0;         // keep the k most likely; 0 keeps all
-  double top_p = 1.0;        // in (0, 1]; smallest set reaching p, the crossing token stays
-  double min_p = 0.0;        // in [0, 1); drop tokens below min_p times the largest probability
-  int64_t max_new_tokens = 128;          // >= 1
-  std::vector<int32_t> stop_ids;         // a stop id ends the response and is part of it
-  std::vector<std::string> stop_texts;   // the response ends with the token that completes one
+  double temperature = 1.0;      // > 0; ignored when greedy
+  bool greedy = false;           // the largest logit, lowest id on ties; log-probs at temperature 1
+  int64_t top_k = 0;             // keep the k most likely; 0 keeps all
+  double top_p = 1.0;            // in (0, 1]; smallest set reaching p, the crossing token stays
+  double min_p = 0.0;            // in [0, 1); drop tokens below min_p times the largest probability
+  int64_t max_new_tokens = 128;  // >= 1
+  std::vector<int32_t> stop_ids;        // a stop id ends the response and is part of it
+  std::vector<std::string> stop_texts;  // the response ends with the token that completes one
 };
 
 struct RequestId {
@@ -51,7 +51,8 @@ struct RolloutRequest {
   RequestId id;
   std::vector<int32_t> token_ids;  // [P]
   SamplingParams sampling;
-  uint64_t rng_key = 0;  // request seed; the draw is a function of (weights, token_ids, rng_key) alone
+  // The request seed; what is drawn is a function of (weights, token_ids, rng_key) alone.
+  uint64_t rng_key = 0;
 };
 
 enum class FinishReason { kStop, kLength, kCancelled };
@@ -61,14 +62,14 @@ const char* finish_reason_name(FinishReason reason);  // "stop", "length", "canc
 //   token_ids {15, 20, 11, 42, 2}, prompt_length 3, behavior_logprobs {-0.7, -0.1}.
 struct Trajectory {
   RequestId id;
-  std::vector<int32_t> token_ids;          // [L]
-  int64_t prompt_length = 0;               // P
-  std::vector<float> behavior_logprobs;    // [L - P] log-softmax(logits / T) before the filters
-  std::vector<float> sampling_logprobs;    // [L - P] after the filters, renormalised
+  std::vector<int32_t> token_ids;        // [L]
+  int64_t prompt_length = 0;             // P
+  std::vector<float> behavior_logprobs;  // [L - P] log-softmax(logits / T) before the filters
+  std::vector<float> sampling_logprobs;  // [L - P] after the filters, renormalised
   FinishReason finish_reason = FinishReason::kLength;
-  uint64_t policy_version = 0;             // weights that produced it
+  uint64_t policy_version = 0;  // weights that produced it
   uint64_t weights_hash = 0;
-  std::string text;                        // decoded response, without the stop id
+  std::string text;  // decoded response, without the stop id
 };
 
 Status validate(const Trajectory& trajectory);

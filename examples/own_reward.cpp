@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A reward of one's own beside a built-in one: registers "brief", which likes short responses, adds a
-// tenth of it to "number", and judges three responses to one prompt.
+// A reward of one's own beside a built-in one: registers "brief", which likes short responses, adds
+// a tenth of it to "number", and judges three responses to one prompt.
 #include <fmt/core.h>
 
 #include <algorithm>

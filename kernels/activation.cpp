@@ -20,7 +20,9 @@ void swiglu_backward_rows(const SwigluBackwardParams& params, int64_t begin, int
 namespace {
 
 // Elements that one thread should handle at least: about 10 us of work.
-int64_t row_grain(int64_t width) { return std::max<int64_t>(1, 8192 / std::max<int64_t>(1, width)); }
+int64_t row_grain(int64_t width) {
+  return std::max<int64_t>(1, 8192 / std::max<int64_t>(1, width));
+}
 
 }  // namespace
 
@@ -31,7 +33,8 @@ void swiglu(const SwigluParams& params) {
 }
 
 void swiglu_backward(const SwigluBackwardParams& params) {
-  const auto rows = isa() == Isa::kAvx512 ? avx512::swiglu_backward_rows : avx2::swiglu_backward_rows;
+  const auto rows =
+      isa() == Isa::kAvx512 ? avx512::swiglu_backward_rows : avx2::swiglu_backward_rows;
   parallel_for(params.m, row_grain(params.i),
                [&](int64_t begin, int64_t end) { rows(params, begin, end); });
 }

@@ -6,13 +6,14 @@
 namespace gradus::kernels {
 
 // SwiGLU (Shazeer 2020, arXiv:2002.05202): y = silu(gate) * up, silu(g) = g / (1 + exp(-g)), fp32.
-// Rows of gate_up hold the gates in columns [0, I) and the ups in columns [up_offset, up_offset + I).
-// Elementwise, so independent of the other rows. No shared state; parallel over common/parallel.h.
+// Rows of gate_up hold the gates in columns [0, I) and the ups in columns [up_offset, up_offset +
+// I). Elementwise, so independent of the other rows. No shared state; parallel over
+// common/parallel.h.
 struct SwigluParams {
   const float* gate_up = nullptr;  // [M, ...], rows gate_up_stride apart
   int64_t gate_up_stride = 0;
   int64_t up_offset = 0;
-  float* y_MI = nullptr;           // out [M, I], rows y_stride apart
+  float* y_MI = nullptr;  // out [M, I], rows y_stride apart
   int64_t y_stride = 0;
   int64_t m = 0, i = 0;
 };

@@ -14,8 +14,9 @@ namespace gradus::kernels {
 namespace {
 
 PageNumbers page_numbers(const KvPageLayout& layout) {
-  GRADUS_CHECK(layout.head_width >= 2 && layout.head_width <= kMaxHeadWidth,
-               "attention: head_width must be in [2, 256], got " + std::to_string(layout.head_width));
+  GRADUS_CHECK(
+      layout.head_width >= 2 && layout.head_width <= kMaxHeadWidth,
+      "attention: head_width must be in [2, 256], got " + std::to_string(layout.head_width));
   return {layout.padded_width(), layout.keys_size(), layout.page_size()};
 }
 
@@ -37,8 +38,7 @@ void kv_write(const KvWriteParams& params) {
         const int64_t source = (run.row_begin + i) * params.kv_stride + g * width;
         float* keys = page + g * width * kPageTokens + slot;
         for (int64_t k = 0; k < width; ++k) keys[k * kPageTokens] = params.k_TGK[source + k];
-        float* values =
-            page + numbers.keys_size + (g * kPageTokens + slot) * numbers.padded_width;
+        float* values = page + numbers.keys_size + (g * kPageTokens + slot) * numbers.padded_width;
         std::memcpy(values, params.v_TGK + source, static_cast<size_t>(width) * sizeof(float));
       }
     }

@@ -5,11 +5,12 @@
 namespace gradus::kernels::GRADUS_ISA {
 namespace {
 
-constexpr int64_t kBlock = 64;    // keys per block: one page
-constexpr int64_t kChunk = 512;   // keys per online softmax
+constexpr int64_t kBlock = 64;   // keys per block: one page
+constexpr int64_t kChunk = 512;  // keys per online softmax
 constexpr float kMinusInfinity = -__builtin_inff();
 
-// Vectors of 16 that one pass of a register tile spans: as many as six rows of accumulators leave room for.
+// Vectors of 16 that one pass of a register tile spans: as many as six rows of accumulators leave
+// room for.
 #if defined(GRADUS_ISA_avx512)
 constexpr int kSpan = 4;
 #else
@@ -44,8 +45,8 @@ void products(const float* const* a, const float* b, int64_t width, float* s) {
   }
 }
 
-// o[q][i] = o[q][i] alpha[q], then an fma-chain over j < count of p[q][j] b[j][i]; i < padded, rows of o
-// and b `padded` apart.
+// o[q][i] = o[q][i] alpha[q], then an fma-chain over j < count of p[q][j] b[j][i]; i < padded, rows
+// of o and b `padded` apart.
 template <int Q>
 void accumulate(const float* p, const float* b, int64_t count, const float* alpha, int64_t padded,
                 float* const* o) {
@@ -78,7 +79,8 @@ void accumulate(const float* p, const float* b, int64_t count, const float* alph
 
 // c[j][i] += fma-chain over q of s[q][j] a[q][i], j < count, i < padded.
 template <int Q>
-void outer_products(const float* s, const float* const* a, int64_t count, int64_t padded, float* c) {
+void outer_products(const float* s, const float* const* a, int64_t count, int64_t padded,
+                    float* c) {
   for (int64_t i = 0; i < padded; i += kLanes) {
     F32x16 rows[Q];
     for (int q = 0; q < Q; ++q) rows[q] = load(a[q] + i);
@@ -94,12 +96,18 @@ void outer_products(const float* s, const float* const* a, int64_t count, int64_
 template <class Body>
 void with_count(int count, const Body& body) {
   switch (count) {
-    case 1: return body(Count<1>{});
-    case 2: return body(Count<2>{});
-    case 3: return body(Count<3>{});
-    case 4: return body(Count<4>{});
-    case 5: return body(Count<5>{});
-    default: return body(Count<6>{});
+    case 1:
+      return body(Count<1>{});
+    case 2:
+      return body(Count<2>{});
+    case 3:
+      return body(Count<3>{});
+    case 4:
+      return body(Count<4>{});
+    case 5:
+      return body(Count<5>{});
+    default:
+      return body(Count<6>{});
   }
 }
 
@@ -139,7 +147,8 @@ void forward_queries(const AttentionForwardParams& params, const PageNumbers& nu
       const float* page = params.pages + run.page_ids[block / kBlock] * numbers.page_size;
       const float* keys = page + g * width * kBlock;
       const float* values = page + numbers.keys_size + g * kBlock * padded;
-      with_count(count, [&](auto n) { products<decltype(n)::kValue>(q_rows, keys, width, scores); });
+      with_count(count,
+                 [&](auto n) { products<decltype(n)::kValue>(q_rows, keys, width, scores); });
       for (int q = 0; q < count; ++q) {
         Query& query = queries[q];
         float* s = scores + q * kBlock;
@@ -206,13 +215,15 @@ void forward_queries(const AttentionForwardParams& params, const PageNumbers& nu
 }  // namespace
 
 void attention_forward_tile(const AttentionForwardParams& params, const PageNumbers& numbers,
-                            const AttentionRun& run, int64_t g, int64_t row_first, int64_t row_last) {
+                            const AttentionRun& run, int64_t g, int64_t row_first,
+                            int64_t row_last) {
   const int64_t heads_per_kv = params.num_heads / params.layout.num_kv_heads;
   Query queries[kTileQueries];
   int count = 0;
   for (int64_t i = row_first; i < row_last; ++i) {
     for (int64_t h = 0; h < heads_per_kv; ++h) {
-      queries[count++] = {run.row_begin + i, g * heads_per_kv + h, run.first_position + i, 0, 0, 0, 0};
+      queries[count++] = {
+          run.row_begin + i, g * heads_per_kv + h, run.first_position + i, 0, 0, 0, 0};
       if (count == kTileQueries) {
         forward_queries(params, numbers, run, g, queries, count);
         count = 0;
@@ -224,13 +235,14 @@ void attention_forward_tile(const AttentionForwardParams& params, const PageNumb
 
 namespace {
 
-// Scratch of one (group, key-value head) of the backward; large, so it lives on the heap of the thread.
+// Scratch of one (group, key-value head) of the backward; large, so it lives on the heap of the
+// thread.
 struct BackwardScratch {
   alignas(64) float keys[kBlock * kMaxHeadWidth];               // [64][padded]
   alignas(64) float values_transposed[kMaxHeadWidth * kBlock];  // [K][64]
   alignas(64) float dkeys[kBlock * kMaxHeadWidth];              // [64][padded]
   alignas(64) float dvalues[kBlock * kMaxHeadWidth];
-  alignas(64) float q[kTileQueries][kMaxHeadWidth];             // padded copies of the tile's rows
+  alignas(64) float q[kTileQueries][kMaxHeadWidth];  // padded copies of the tile's rows
   alignas(64) float dout[kTileQueries][kMaxHeadWidth];
   alignas(64) float dq[kTileQueries][kMaxHeadWidth];
   alignas(64) float p[kTileQueries * kBlock];
@@ -358,8 +370,13 @@ void backward_run(const AttentionBackwardParams& params, const PageNumbers& numb
         const int64_t row = run.row_begin + i, head = g * heads_per_kv + h;
         const float* out = params.out_THK + row * params.out_stride + head * width;
         const float* dout = params.dout_THK + row * params.out_stride + head * width;
-        queries[count++] = {row, head, run.first_position + i,
-                            params.lse_TH[row * params.num_heads + head], dot(dout, out, width), 0, 0};
+        queries[count++] = {row,
+                            head,
+                            run.first_position + i,
+                            params.lse_TH[row * params.num_heads + head],
+                            dot(dout, out, width),
+                            0,
+                            0};
         if (count == kTileQueries) {
           backward_tile(params, padded, keys, block, queries, count, scratch);
           count = 0;

@@ -5,8 +5,9 @@
 
 namespace gradus::kernels {
 
-// Rows of an embedding table kept in the panels of kernels/gemm.h (so that a tied table serves as the
-// head's weight without a copy). Letters: T tokens, V vocabulary, D width. No shared state; parallel.
+// Rows of an embedding table kept in the panels of kernels/gemm.h (so that a tied table serves as
+// the head's weight without a copy). Letters: T tokens, V vocabulary, D width. No shared state;
+// parallel.
 
 // out[t] = table[token_ids[t]]; ids in [0, V), checked by the caller.
 void embedding_gather(const float* table_packed, const int32_t* token_ids_T, int64_t t, int64_t d,

@@ -6,16 +6,18 @@
 namespace gradus::kernels {
 
 // The matrix products of a linear layer y = x w^T + b in fp32, forward and backward, under the row
-// contract (docs/numerics.md): every output element is one chain of fused multiply-adds over the reduction
-// index in increasing order, so its bits depend neither on the number of rows in the call, nor on blocking,
-// threads or instruction set. Weights live in panels for good (training and rollout share them):
+// contract (docs/numerics.md): every output element is one chain of fused multiply-adds over the
+// reduction index in increasing order, so its bits depend neither on the number of rows in the
+// call, nor on blocking, threads or instruction set. Weights live in panels for good (training and
+// rollout share them):
 //
 //   w_packed[p][k][j] = w[16 p + j][k],  p in [0, ceil(N / 16)), k in [0, K), j in [0, 16)
 //
 // with zeros where 16 p + j >= N. Rows of y and dy have ceil(N / 16) * 16 columns.
 //
-// Letters: M rows (tokens), N output features, K input features. Pointers to weights are 64-byte aligned.
-// No shared state; parallel over the pool of common/parallel.h. Sizes 0 are allowed and do nothing.
+// Letters: M rows (tokens), N output features, K input features. Pointers to weights are 64-byte
+// aligned. No shared state; parallel over the pool of common/parallel.h. Sizes 0 are allowed and do
+// nothing.
 inline constexpr int64_t kPanelWidth = 16;
 
 constexpr int64_t padded(int64_t n) { return (n + kPanelWidth - 1) / kPanelWidth * kPanelWidth; }
@@ -38,13 +40,13 @@ struct GemmForwardParams {
 void gemm_forward(const GemmForwardParams& params);
 
 struct GemmBackwardInputParams {
-  const float* dy_MN = nullptr;     // [M, N], rows dy_stride apart; columns beyond N are not read
+  const float* dy_MN = nullptr;  // [M, N], rows dy_stride apart; columns beyond N are not read
   int64_t dy_stride = 0;
   const float* w_packed = nullptr;  // packed_size(N, K)
   float* dx_MK = nullptr;           // out [M, K], rows dx_stride apart
   int64_t dx_stride = 0;
   int64_t m = 0, n = 0, k = 0;
-  bool accumulate = false;          // continue the chain from the value in dx instead of 0
+  bool accumulate = false;  // continue the chain from the value in dx instead of 0
 };
 // dx[m, k] = fma-chain over n of dy[m, n] w[n, k].
 void gemm_backward_input(const GemmBackwardInputParams& params);
@@ -52,14 +54,14 @@ void gemm_backward_input(const GemmBackwardInputParams& params);
 struct GemmBackwardWeightParams {
   const float* dy_MN = nullptr;  // [M, N], rows dy_stride apart; columns beyond N are not read
   int64_t dy_stride = 0;
-  const float* x_MK = nullptr;   // [M, K], rows x_stride apart
+  const float* x_MK = nullptr;  // [M, K], rows x_stride apart
   int64_t x_stride = 0;
-  float* dw_packed = nullptr;    // in/out packed_size(N, K); padding is left as it is
+  float* dw_packed = nullptr;  // in/out packed_size(N, K); padding is left as it is
   int64_t m = 0, n = 0, k = 0;
-  bool accumulate = false;       // continue the chain from the value in dw instead of 0
+  bool accumulate = false;  // continue the chain from the value in dw instead of 0
 };
-// dw[n, k] = fma-chain over m, in row order, of dy[m, n] x[m, k]: splitting the rows over several calls with
-// accumulate = true gives the bits of one call.
+// dw[n, k] = fma-chain over m, in row order, of dy[m, n] x[m, k]: splitting the rows over several
+// calls with accumulate = true gives the bits of one call.
 void gemm_backward_weight(const GemmBackwardWeightParams& params);
 
 }  // namespace gradus::kernels

@@ -47,8 +47,8 @@ void gemm_backward_weight_ref(const GemmBackwardWeightParams& params) {
       float& dw = params.dw_packed[panel_index(n, k, params.k)];
       float sum = params.accumulate ? dw : 0;
       for (int64_t m = 0; m < params.m; ++m) {
-        sum = std::fma(params.dy_MN[m * params.dy_stride + n],
-                       params.x_MK[m * params.x_stride + k], sum);
+        sum = std::fma(params.dy_MN[m * params.dy_stride + n], params.x_MK[m * params.x_stride + k],
+                       sum);
       }
       dw = sum;
     }

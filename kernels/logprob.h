@@ -5,9 +5,10 @@
 
 namespace gradus::kernels {
 
-// Log-softmax statistics of one row of logits, shared bit for bit by the sampler, `gradus logprobs` and the
-// trainer (FlashSampling's free log-sum-exp, one pass). With x = z / T in fp32, over fixed blocks of the
-// vocabulary from 0 in increasing order, each with a fixed lane layout, merged in order:
+// Log-softmax statistics of one row of logits, shared bit for bit by the sampler, `gradus logprobs`
+// and the trainer (FlashSampling's free log-sum-exp, one pass). With x = z / T in fp32, over fixed
+// blocks of the vocabulary from 0 in increasing order, each with a fixed lane layout, merged in
+// order:
 //   max = max x,  sum = sum exp(x - max),  weighted = sum (x - max) exp(x - max)
 // The value depends on z, V and T only. Own exp and log: libm differs between hosts.
 struct LogitStats {
@@ -32,9 +33,9 @@ float entropy(const LogitStats& stats);
 struct LogprobBackwardParams {
   float* logits_V = nullptr;  // in: z; out: dz
   int64_t v = 0, padded_v = 0;
-  LogitStats stats;           // of the same row and temperature
+  LogitStats stats;  // of the same row and temperature
   float temperature = 1;
-  int32_t token = 0;          // in [0, V)
+  int32_t token = 0;  // in [0, V)
   float dlogprob = 0, dentropy = 0;
 };
 void logprob_backward(const LogprobBackwardParams& params);

@@ -7,8 +7,9 @@
 namespace gradus::kernels::GRADUS_ISA {
 namespace {
 
-// Floats of the vocabulary that are summed in 16 lanes before the lanes are added up and the block joins
-// the total: 64 additions a lane, so that rounding grows with 64 + V / 1024 terms and not with V.
+// Floats of the vocabulary that are summed in 16 lanes before the lanes are added up and the block
+// joins the total: 64 additions a lane, so that rounding grows with 64 + V / 1024 terms and not
+// with V.
 constexpr int64_t kBlock = 1024;
 
 // exp() is 0 below -87.3. Distances stop here, so that -inf logits give 0 * -128 and not 0 * -inf.
@@ -20,9 +21,9 @@ F32x16 load_or_minus_infinity(const float* p, int64_t count) {
   return select(first_lanes(n), load_first(p, n), broadcast(-__builtin_inff()));
 }
 
-// The largest z / T. Division by T > 0 keeps the order, so it comes once, at the end. Four independent
-// maxima because one would wait for itself; the order of maxima does not matter, adding 0 settles the sign
-// of a zero.
+// The largest z / T. Division by T > 0 keeps the order, so it comes once, at the end. Four
+// independent maxima because one would wait for itself; the order of maxima does not matter, adding
+// 0 settles the sign of a zero.
 float largest(const float* z, int64_t v, float temperature) {
   F32x16 m[4];
   for (F32x16& part : m) part = broadcast(-__builtin_inff());

@@ -24,7 +24,9 @@ double token_logprob_ref(const LogitStatsRef& stats, double logit, double temper
   return logit / temperature - stats.max - stats.log_sum;
 }
 
-double entropy_ref(const LogitStatsRef& stats) { return stats.log_sum - stats.weighted / stats.sum; }
+double entropy_ref(const LogitStatsRef& stats) {
+  return stats.log_sum - stats.weighted / stats.sum;
+}
 
 void logprob_backward_ref(const LogprobBackwardParams& params, double* dz_V) {
   const LogitStatsRef stats = logit_stats_ref(params.logits_V, params.v, params.temperature);

@@ -31,7 +31,9 @@ namespace {
 // Floats that one thread should handle at least before a second one pays for waking up.
 constexpr int64_t kGrainFloats = 32768;
 
-int64_t row_grain(int64_t width) { return std::max<int64_t>(1, kGrainFloats / std::max<int64_t>(1, width)); }
+int64_t row_grain(int64_t width) {
+  return std::max<int64_t>(1, kGrainFloats / std::max<int64_t>(1, width));
+}
 
 }  // namespace
 
@@ -47,7 +49,8 @@ void rms_norm_backward(const RmsNormBackwardParams& params) {
   const bool wide = isa() == Isa::kAvx512;
   if (params.dweight_D != nullptr) {  // first, since dx may overwrite dy
     const auto columns = wide ? avx512::rms_norm_backward_columns : avx2::rms_norm_backward_columns;
-    const int64_t grain = std::max<int64_t>(16, kGrainFloats / std::max<int64_t>(1, params.m) / 16 * 16);
+    const int64_t grain =
+        std::max<int64_t>(16, kGrainFloats / std::max<int64_t>(1, params.m) / 16 * 16);
     parallel_for(params.d, grain, [&](int64_t begin, int64_t end) { columns(params, begin, end); });
   }
   const auto rows = wide ? avx512::rms_norm_backward_rows : avx2::rms_norm_backward_rows;

@@ -17,8 +17,8 @@ void rope_rows(const RopeParams& params, int64_t begin, int64_t end);
 }
 
 void sine_cosine(double x, double& sine, double& cosine) {
-  // x = n pi/2 + r, |r| <= pi/4; pi/2 in three parts, the first two of 33 bits, so that n times each is
-  // exact for n < 2^20 and the rest is small beyond.
+  // x = n pi/2 + r, |r| <= pi/4; pi/2 in three parts, the first two of 33 bits, so that n times
+  // each is exact for n < 2^20 and the rest is small beyond.
   constexpr double kTwoOverPi = 0.63661977236758134308;
   constexpr double kPart1 = 1.57079632673412561417e+00;
   constexpr double kPart2 = 6.07710050630396597660e-11;

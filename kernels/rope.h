@@ -6,9 +6,9 @@
 
 namespace gradus::kernels {
 
-// Rotary position embedding (Su et al. 2021, arXiv:2104.09864, Eq. 34) on pairs (i, i + K/2), the layout of
-// Llama checkpoints; the paper interleaves. Angles position * frequency in double, their sine and cosine
-// rounded once to float, by our own series: libm differs between hosts.
+// Rotary position embedding (Su et al. 2021, arXiv:2104.09864, Eq. 34) on pairs (i, i + K/2), the
+// layout of Llama checkpoints; the paper interleaves. Angles position * frequency in double, their
+// sine and cosine rounded once to float, by our own series: libm differs between hosts.
 //
 // Letters: T rows, H heads, K head width (even).
 
@@ -31,13 +31,13 @@ class RopeTable {
 };
 
 struct RopeParams {
-  float* x_THK = nullptr;                // in/out: head h of row t at x + t * x_stride + h * K
+  float* x_THK = nullptr;  // in/out: head h of row t at x + t * x_stride + h * K
   int64_t x_stride = 0;
   const int32_t* positions_T = nullptr;  // [T], each reserved in the table
   int64_t t = 0, num_heads = 0, head_width = 0;
-  const float* cosines = nullptr;        // RopeTable::cosines() and sines(), [positions, K/2]
+  const float* cosines = nullptr;  // RopeTable::cosines() and sines(), [positions, K/2]
   const float* sines = nullptr;
-  bool inverse = false;                  // rotate by -angle: the backward of the forward
+  bool inverse = false;  // rotate by -angle: the backward of the forward
 };
 void rope(const RopeParams& params);
 

@@ -18,16 +18,16 @@ namespace gradus::kernels {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-// Up to this many kept tokens, noise is drawn for each alone; above, the walk over the row, which draws 32
-// at a time, is faster.
+// Up to this many kept tokens, noise is drawn for each alone; above, the walk over the row, which
+// draws 32 at a time, is faster.
 constexpr int64_t kFewTokens = 256;
 
 const SamplingKernels& sampling_kernels() {
   return isa() == Isa::kAvx512 ? avx512::sampling_kernels() : avx2::sampling_kernels();
 }
 
-// 2 atanh(s) for |s| <= 0.172 (= (sqrt 2 - 1) / (sqrt 2 + 1)): the odd series to s^21, whose rest is below
-// 2^-55 of it. Written out with fma, so every machine gives the same bits; libm does not.
+// 2 atanh(s) for |s| <= 0.172 (= (sqrt 2 - 1) / (sqrt 2 + 1)): the odd series to s^21, whose rest
+// is below 2^-55 of it. Written out with fma, so every machine gives the same bits; libm does not.
 double twice_atanh(double s) {
   const double s2 = s * s;
   double p = 1.0 / 21;
@@ -52,9 +52,7 @@ double natural_log(double x) {
 }
 
 // -ln(1 - u) for u in (0, 1); for small u without forming 1 - u, which would drop u's digits.
-double exponential(double u) {
-  return u < 0.25 ? twice_atanh(u / (2 - u)) : -natural_log(1 - u);
-}
+double exponential(double u) { return u < 0.25 ? twice_atanh(u / (2 - u)) : -natural_log(1 - u); }
 
 // Where a token's noise stands in the stream: see SamplingParams.
 std::array<uint32_t, 4> noise_counter(int64_t id, uint32_t position, uint32_t version) {
@@ -86,8 +84,9 @@ uint64_t order_key(float x, int32_t id) {
 }
 
 struct Candidate {
-  uint64_t key;   // order_key
-  uint64_t mass;  // exp(x - max) in units of 2^-40: integer sums do not depend on the order of adding
+  uint64_t key;  // order_key
+  uint64_t
+      mass;  // exp(x - max) in units of 2^-40: integer sums do not depend on the order of adding
   float x;
   int32_t id;
 };
@@ -159,8 +158,8 @@ class Filter {
     }
   }
 
-  // A value of x that at least top_k tokens reach, and not many more: the k-th largest of 4 k or so group
-  // maxima. -inf where that would not save work.
+  // A value of x that at least top_k tokens reach, and not many more: the k-th largest of 4 k or so
+  // group maxima. -inf where that would not save work.
   double top_k_bound() const {
     const int64_t chunks_wanted = (4 * params_.top_k + 15) / 16 + 3;
     const int64_t chunk = params_.v / chunks_wanted / 16 * 16;
@@ -183,8 +182,8 @@ class Filter {
     return static_cast<uint64_t>(params_.top_p * static_cast<double>(all));
   }
 
-  // The shortest prefix whose mass reaches top_p of `all`: halves of [begin, end) are split off in order
-  // until the crossing stands in a short range, which is sorted.
+  // The shortest prefix whose mass reaches top_p of `all`: halves of [begin, end) are split off in
+  // order until the crossing stands in a short range, which is sorted.
   void keep_mass(uint64_t all) {
     const uint64_t wanted = mass_wanted(all);
     uint64_t before = 0;
@@ -238,7 +237,8 @@ struct Winner {
   double score = -kInfinity;
   int64_t id = -1;
 
-  // Below this a bound cannot belong to a winner: rounding in the bound is a few 2^-23 of its terms.
+  // Below this a bound cannot belong to a winner: rounding in the bound is a few 2^-23 of its
+  // terms.
   float threshold() const {
     return id < 0 ? std::numeric_limits<float>::lowest()
                   : static_cast<float>(score - (std::abs(score) + 64) * 0x1p-18);
@@ -253,9 +253,8 @@ struct Winner {
     }
   }
   void offer(int64_t token) {
-    offer(token, philox4x32_10(params.seed,
-                               noise_counter(token, params.position,
-                                             kSamplingVersion))[noise_word(token)]);
+    offer(token, philox4x32_10(params.seed, noise_counter(token, params.position,
+                                                          kSamplingVersion))[noise_word(token)]);
   }
 };
 
@@ -318,16 +317,18 @@ Status check_logits(const SamplingParams& params, const LogitScan& scan, float t
   if (scan.has_nan) {
     int64_t id = 0;
     while (!std::isnan(params.logits_V[id])) ++id;
-    return {StatusCode::kDataLoss,
-            fmt::format("sampling: the logit of token {} is nan; expected finite values or -inf; are "
-                        "the weights finite?",
-                        id)};
+    return {
+        StatusCode::kDataLoss,
+        fmt::format("sampling: the logit of token {} is nan; expected finite values or -inf; are "
+                    "the weights finite?",
+                    id)};
   }
   if (!std::isfinite(scan.max / temperature)) {
-    return {StatusCode::kDataLoss,
-            fmt::format("sampling: the largest of {} logits is {}; expected a finite value; are the "
-                        "weights finite?",
-                        params.v, scan.max)};
+    return {
+        StatusCode::kDataLoss,
+        fmt::format("sampling: the largest of {} logits is {}; expected a finite value; are the "
+                    "weights finite?",
+                    params.v, scan.max)};
   }
   return {};
 }
@@ -344,24 +345,24 @@ Result<SampledToken> sample_token(const SamplingParams& params) {
     return token_logprob(stats, params.logits_V[id], temperature);
   };
   if (params.greedy) {
-    return SampledToken{.token = static_cast<int32_t>(scan.argmax), .logprob = logprob(scan.argmax)};
+    return SampledToken{.token = static_cast<int32_t>(scan.argmax),
+                        .logprob = logprob(scan.argmax)};
   }
   const bool filters =
       (params.top_k > 0 && params.top_k < params.v) || params.top_p < 1 || params.min_p > 0;
   if (!filters) {
     const int64_t id = draw_token(params, scan.argmax, nullptr);
-    return SampledToken{.token = static_cast<int32_t>(id), .logprob = logprob(id),
-                        .sampling_logprob = logprob(id)};
+    return SampledToken{
+        .token = static_cast<int32_t>(id), .logprob = logprob(id), .sampling_logprob = logprob(id)};
   }
   const Kept kept = Filter(params, stats.max, double{stats.sum}).run();
   const int64_t id = draw_token(params, scan.argmax, &kept);
   const double distance = double{params.logits_V[id] / temperature} - double{stats.max};
   const double kept_sum =
       static_cast<double>(total_mass(kept.tokens, kept.tokens + kept.count)) / kMassUnits;
-  return SampledToken{
-      .token = static_cast<int32_t>(id),
-      .logprob = logprob(id),
-      .sampling_logprob = static_cast<float>(distance - natural_log(kept_sum))};
+  return SampledToken{.token = static_cast<int32_t>(id),
+                      .logprob = logprob(id),
+                      .sampling_logprob = static_cast<float>(distance - natural_log(kept_sum))};
 }
 
 }  // namespace gradus::kernels

@@ -8,36 +8,40 @@
 namespace gradus::kernels {
 
 // Exact sampling of one token from one row of logits by the Gumbel-max rule (FlashSampling,
-// arXiv:2603.15854, Eq. 1: token = argmax x_i + g_i), with noise that is a function of (seed, position, token
-// id) alone: neither the row's place in a batch nor threads nor instruction set can change a token.
+// arXiv:2603.15854, Eq. 1: token = argmax x_i + g_i), with noise that is a function of (seed,
+// position, token id) alone: neither the row's place in a batch nor threads nor instruction set can
+// change a token.
 //
 // Noise (differs from the paper, whose noise ends at 16.6): r = one of the four words of
-// Philox4x32-10(seed, {id without its bits 3 and 6, position, sample | stream << 24, version}), chosen by those
-// two bits; u = (r + 1/2) / 2^32, or 64 bits wide where r < 2^10; g = -ln(-ln(1 - u)), where u -> 0 is the
-// tail that wins, so that it is as fine as it is long (g up to 45).
+// Philox4x32-10(seed, {id without its bits 3 and 6, position, sample | stream << 24, version}),
+// chosen by those two bits; u = (r + 1/2) / 2^32, or 64 bits wide where r < 2^10; g = -ln(-ln(1 -
+// u)), where u -> 0 is the tail that wins, so that it is as fine as it is long (g up to 45).
 //
-// x = z / T in fp32; scores are compared in double. Filters, in this order: top-k, top-p (the token that
-// crosses stays), min-p (against the largest probability); each keeps a prefix of the order (x descending,
-// id ascending). No global state; scratch memory of the calling thread is used when filters are on.
+// x = z / T in fp32; scores are compared in double. Filters, in this order: top-k, top-p (the token
+// that crosses stays), min-p (against the largest probability); each keeps a prefix of the order (x
+// descending, id ascending). No global state; scratch memory of the calling thread is used when
+// filters are on.
 struct SamplingParams {
   const float* logits_V = nullptr;  // [V], each finite or -inf
   int64_t v = 0;                    // in [1, 2^23]
   float temperature = 1;            // T in [1e-4, 1e4]; not used when greedy
-  bool greedy = false;              // argmax of z, lowest id on ties; filters and noise are not used
-  int64_t top_k = 0;                // >= 0; 0 = off
-  double top_p = 1;                 // in (0, 1]; 1 = off
-  double min_p = 0;                 // in [0, 1]; 0 = off
-  uint64_t seed = 0;                // of the request
-  uint32_t position = 0;            // of the token that is drawn
+  bool greedy = false;    // argmax of z, lowest id on ties; filters and noise are not used
+  int64_t top_k = 0;      // >= 0; 0 = off
+  double top_p = 1;       // in (0, 1]; 1 = off
+  double min_p = 0;       // in [0, 1]; 0 = off
+  uint64_t seed = 0;      // of the request
+  uint32_t position = 0;  // of the token that is drawn
 };
 
 struct SampledToken {
   int32_t token = 0;
-  float logprob = 0;           // log softmax(z / T) before the filters; T = 1 when greedy
-  float sampling_logprob = 0;  // log of the probability of being drawn: after filters, 0 when greedy
+  float logprob = 0;  // log softmax(z / T) before the filters; T = 1 when greedy
+  // Log of the probability of being drawn: after the filters; 0 when greedy.
+  float sampling_logprob = 0;
 };
 
-// InvalidArgument names a parameter outside its range; DataLoss if a logit is NaN or +inf, or none is finite.
+// InvalidArgument names a parameter outside its range; DataLoss if a logit is NaN or +inf, or none
+// is finite.
 Result<SampledToken> sample_token(const SamplingParams& params);
 
 }  // namespace gradus::kernels

@@ -7,8 +7,8 @@
 namespace gradus::kernels::GRADUS_ISA {
 namespace {
 
-// Eight 32-bit words in the low halves of 64-bit lanes (the high halves hold anything), as the 32 x 32 -> 64
-// multiplication wants them; and sixteen 32-bit words.
+// Eight 32-bit words in the low halves of 64-bit lanes (the high halves hold anything), as the 32 x
+// 32 -> 64 multiplication wants them; and sixteen 32-bit words.
 #if defined(GRADUS_ISA_avx512)
 
 struct Words8 {
@@ -44,8 +44,8 @@ int64_t compress_ids(int32_t* ids, int32_t first, uint32_t mask) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i all = _mm512_add_epi32(_mm512_set1_epi32(first), lanes);
   const int count = __builtin_popcount(mask);
-  // Compressed in the register and stored with a plain mask: the storing form is many times slower on some
-  // processors.
+  // Compressed in the register and stored with a plain mask: the storing form is many times slower
+  // on some processors.
   const __m512i packed = _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), all);
   _mm512_mask_storeu_epi32(ids, static_cast<__mmask16>((1u << count) - 1u), packed);
   return count;
@@ -56,9 +56,7 @@ int64_t compress_ids(int32_t* ids, int32_t first, uint32_t mask) {
 struct Words8 {
   __m256i a, b;
 };
-Words8 same_words(uint32_t word) {
-  return {_mm256_set1_epi64x(word), _mm256_set1_epi64x(word)};
-}
+Words8 same_words(uint32_t word) { return {_mm256_set1_epi64x(word), _mm256_set1_epi64x(word)}; }
 Words8 consecutive_words(uint32_t first) {
   const __m256i start = _mm256_set1_epi64x(first);
   return {_mm256_add_epi64(start, _mm256_setr_epi64x(0, 1, 2, 3)),
@@ -200,8 +198,8 @@ struct Offers {
         lowest_logit(broadcast(noise_scan.lowest_logit)) {}
 
   // g = -ln(-ln(1 - u)) <= -ln u <= ln 2^32 - ln r. Reading a float's bits as an integer gives
-  // 2^23 (127 + e + m) with e + m <= log2(2^e (1 + m)): a lower bound of log2 r by one conversion, 0.09
-  // below at most. For r = 0 it gives 127 more, above every refined draw.
+  // 2^23 (127 + e + m) with e + m <= log2(2^e (1 + m)): a lower bound of log2 r by one conversion,
+  // 0.09 below at most. For r = 0 it gives 127 more, above every refined draw.
   void test(int64_t first, Words16 draws) {
     if (first >= scan.v) return;
     constexpr float kLn2 = 0.693147181f;
@@ -210,7 +208,8 @@ struct Offers {
                               broadcast(kLn2 * (32 - kDroppedBits + 127)));
     const F32x16 bound = fma(logits, inverse_temperature, noise);
     uint32_t mask = at_least(bound, threshold) & at_least(logits, lowest_logit);
-    if (mask == 0) [[likely]] return;
+    if (mask == 0) [[likely]]
+      return;
     alignas(64) uint32_t words[kLanes];
     store(words, draws);
     float now = 0;
@@ -223,7 +222,8 @@ struct Offers {
   }
 };
 
-// Tokens come in blocks of 128: counter 32 block + 8 j + i serves tokens 16 j + i (+ 8, + 64, + 72) of it.
+// Tokens come in blocks of 128: counter 32 block + 8 j + i serves tokens 16 j + i (+ 8, + 64, + 72)
+// of it.
 void scan_noise(const NoiseScan& noise_scan) {
   const Philox philox(noise_scan.seed, noise_scan.position);
   Offers offers(noise_scan);
@@ -262,8 +262,8 @@ int64_t collect(const float* z, int64_t v, float lowest, int32_t* ids) {
     if (mask != 0) count += compress_ids(ids + count, static_cast<int32_t>(i), mask);
   }
   if (i < v) {
-    const uint32_t mask = at_least(load_or_minus_infinity(z + i, v - i), least) &
-                          ((1u << (v - i)) - 1u);
+    const uint32_t mask =
+        at_least(load_or_minus_infinity(z + i, v - i), least) & ((1u << (v - i)) - 1u);
     count += compress_ids(ids + count, static_cast<int32_t>(i), mask);
   }
   return count;

@@ -16,10 +16,10 @@ struct LogitScan {
   bool has_nan = false;
 };
 
-// Walks over a row and reports the tokens whose score may reach `threshold`: with r the token's draw, an
-// upper bound of x + g that needs no logarithm is compared. `offer` computes the exact score and
-// returns the threshold from there on. Which tokens are reported beyond the necessary ones may differ
-// between instruction sets; what wins may not.
+// Walks over a row and reports the tokens whose score may reach `threshold`: with r the token's
+// draw, an upper bound of x + g that needs no logarithm is compared. `offer` computes the exact
+// score and returns the threshold from there on. Which tokens are reported beyond the necessary
+// ones may differ between instruction sets; what wins may not.
 struct NoiseScan {
   const float* logits_V = nullptr;
   int64_t v = 0;
@@ -35,8 +35,8 @@ struct NoiseScan {
 struct SamplingKernels {
   LogitScan (*scan)(const float* logits_V, int64_t v);
   void (*scan_noise)(const NoiseScan& scan);
-  // Largest logit of each of ceil(v / chunk) * 16 groups: lane j of every 16 in a chunk; chunk is a multiple
-  // of 16. Groups without a logit give -inf.
+  // Largest logit of each of ceil(v / chunk) * 16 groups: lane j of every 16 in a chunk; chunk is a
+  // multiple of 16. Groups without a logit give -inf.
   void (*group_maxima)(const float* logits_V, int64_t v, int64_t chunk, float* maxima);
   // Ids of logits >= lowest, ascending; returns their number.
   int64_t (*collect)(const float* logits_V, int64_t v, float lowest, int32_t* ids);

@@ -5,9 +5,10 @@
 
 #include <cstdint>
 
-// Sixteen floats as one value, for files compiled once per instruction set (kernels/isa.h): one zmm with
-// AVX-512, two ymm with AVX2. Every operation is lane by lane the same IEEE operation in both, and sums use
-// one fixed tree, so both sets give equal bits. Loops over longer rows keep 16 lanes and mask the tail.
+// Sixteen floats as one value, for files compiled once per instruction set (kernels/isa.h): one zmm
+// with AVX-512, two ymm with AVX2. Every operation is lane by lane the same IEEE operation in both,
+// and sums use one fixed tree, so both sets give equal bits. Loops over longer rows keep 16 lanes
+// and mask the tail.
 namespace gradus::kernels::GRADUS_ISA {
 
 inline constexpr int kLanes = 16;
@@ -51,8 +52,8 @@ inline F32x16 round_to_int(F32x16 a) {
 }
 // a * 2^n for integral n in [-126, 127], n given as float.
 inline F32x16 scale_by_power(F32x16 a, F32x16 n) {
-  const __m512i shifted = _mm512_slli_epi32(
-      _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
+  const __m512i shifted =
+      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
   return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(shifted))};
 }
 inline __m256 low_half(F32x16 a) { return _mm512_castps512_ps256(a.v); }
@@ -96,12 +97,8 @@ inline F32x16 operator/(F32x16 x, F32x16 y) {
   return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)};
 }
 // max(a, b) is b where either is NaN (the rule of maxps).
-inline F32x16 max(F32x16 x, F32x16 y) {
-  return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)};
-}
-inline F32x16 min(F32x16 x, F32x16 y) {
-  return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)};
-}
+inline F32x16 max(F32x16 x, F32x16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline F32x16 min(F32x16 x, F32x16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 inline Mask16 less(F32x16 x, F32x16 y) {
   return {_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)};
 }
@@ -130,8 +127,8 @@ inline F32x16 round_to_int(F32x16 x) {
 // a * 2^n for integral n in [-126, 127], n given as float.
 inline F32x16 scale_by_power(F32x16 x, F32x16 n) {
   const auto power = [](__m256 p) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(
-        _mm256_add_epi32(_mm256_cvtps_epi32(p), _mm256_set1_epi32(127)), 23));
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(p), _mm256_set1_epi32(127)), 23));
   };
   return {_mm256_mul_ps(x.a, power(n.a)), _mm256_mul_ps(x.b, power(n.b))};
 }
@@ -155,9 +152,9 @@ inline float max_lane(F32x16 x) {
   return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
 }
 
-// exp(x), relative error below 2 ulp for x in [-87.3, 88.3]; exactly 0 below (so exp(-inf) = 0), the value
-// at 88.3 above, NaN for NaN. x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is the degree-6 minimax fit of
-// (exp(r) - 1 - r) / r^2 used by Cephes' expf.
+// exp(x), relative error below 2 ulp for x in [-87.3, 88.3]; exactly 0 below (so exp(-inf) = 0),
+// the value at 88.3 above, NaN for NaN. x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is the
+// degree-6 minimax fit of (exp(r) - 1 - r) / r^2 used by Cephes' expf.
 inline F32x16 exp(F32x16 x) {
   const F32x16 lowest = broadcast(-87.3f);
   const Mask16 underflows = less(x, lowest);

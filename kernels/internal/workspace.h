@@ -5,9 +5,10 @@
 
 namespace gradus::kernels {
 
-// Scratch memory of the calling thread, 64-byte aligned, contents undefined; it grows to the largest size asked
-// for and stays until the thread ends. Each slot is one buffer: a second call with the same slot gives the
-// same memory, so every use of a slot within one kernel call has one owner:
+// Scratch memory of the calling thread, 64-byte aligned, contents undefined; it grows to the
+// largest size asked for and stays until the thread ends. Each slot is one buffer: a second call
+// with the same slot gives the same memory, so every use of a slot within one kernel call has one
+// owner:
 //   kShared  packed by the calling thread's job and read by all its workers
 //   kLocal   private to one work item
 enum class Slot { kShared, kLocal };

@@ -30,7 +30,8 @@ TEST(RngSequence, DrawsBelowTheBoundAndReachesBothEnds) {
 }
 
 TEST(RngSequence, StreamsOfOneKeyDiffer) {
-  EXPECT_NE(RngSequence(1, RngStream::kTask).next_u64(), RngSequence(1, RngStream::kInit).next_u64());
+  EXPECT_NE(RngSequence(1, RngStream::kTask).next_u64(),
+            RngSequence(1, RngStream::kInit).next_u64());
 }
 
 TEST(Hash64, DependsOnOrderAndLength) {

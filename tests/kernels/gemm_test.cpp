@@ -43,8 +43,8 @@ void for_each_setting(const std::function<void()>& check) {
   const int default_threads = num_threads();
   for (const Isa set : isas()) {
     for (const int threads : {1, 2, 5}) {
-      SCOPED_TRACE(::testing::Message() << (set == Isa::kAvx2 ? "AVX2, " : "AVX-512, ") << threads
-                                      << " threads");
+      SCOPED_TRACE(::testing::Message()
+                   << (set == Isa::kAvx2 ? "AVX2, " : "AVX-512, ") << threads << " threads");
       set_isa(set);
       set_num_threads(threads);
       check();
@@ -62,11 +62,11 @@ std::ostream& operator<<(std::ostream& out, const Shape& shape) {
 }
 
 // 0, 1, odd, just off the panel and tile sizes, several row blocks, several depth blocks.
-const Shape kShapes[] = {{0, 5, 3},     {1, 1, 1},     {3, 0, 4},    {2, 3, 0},     {1, 16, 7},
-                         {1, 200, 65},  {2, 33, 64},   {3, 17, 9},   {4, 64, 64},   {5, 100, 31},
-                         {6, 48, 17},   {7, 31, 33},   {9, 96, 40},  {13, 129, 50}, {14, 80, 16},
-                         {15, 16, 128}, {29, 65, 127}, {64, 192, 96}, {100, 47, 200}, {130, 1100, 70},
-                         {700, 24, 40}, {1100, 40, 30}, {90, 30, 2000}};
+const Shape kShapes[] = {
+    {0, 5, 3},      {1, 1, 1},       {3, 0, 4},     {2, 3, 0},      {1, 16, 7},    {1, 200, 65},
+    {2, 33, 64},    {3, 17, 9},      {4, 64, 64},   {5, 100, 31},   {6, 48, 17},   {7, 31, 33},
+    {9, 96, 40},    {13, 129, 50},   {14, 80, 16},  {15, 16, 128},  {29, 65, 127}, {64, 192, 96},
+    {100, 47, 200}, {130, 1100, 70}, {700, 24, 40}, {1100, 40, 30}, {90, 30, 2000}};
 
 struct Linear {
   Shape shape;
@@ -84,19 +84,37 @@ struct Linear {
     pack_weight(w.data(), s.k, s.n, s.k, w_packed.data());
   }
   GemmForwardParams forward(Floats& y, bool with_bias) const {
-    return {.x_MK = x.data(), .x_stride = shape.k + 3, .w_packed = w_packed.data(),
-            .bias_N = with_bias ? bias.data() : nullptr, .y_MN = y.data(), .y_stride = columns + 2,
-            .m = shape.m, .n = shape.n, .k = shape.k};
+    return {.x_MK = x.data(),
+            .x_stride = shape.k + 3,
+            .w_packed = w_packed.data(),
+            .bias_N = with_bias ? bias.data() : nullptr,
+            .y_MN = y.data(),
+            .y_stride = columns + 2,
+            .m = shape.m,
+            .n = shape.n,
+            .k = shape.k};
   }
   GemmBackwardInputParams backward_input(Floats& dx, bool accumulate) const {
-    return {.dy_MN = dy.data(), .dy_stride = columns + 5, .w_packed = w_packed.data(),
-            .dx_MK = dx.data(), .dx_stride = shape.k + 1, .m = shape.m, .n = shape.n,
-            .k = shape.k, .accumulate = accumulate};
+    return {.dy_MN = dy.data(),
+            .dy_stride = columns + 5,
+            .w_packed = w_packed.data(),
+            .dx_MK = dx.data(),
+            .dx_stride = shape.k + 1,
+            .m = shape.m,
+            .n = shape.n,
+            .k = shape.k,
+            .accumulate = accumulate};
   }
   GemmBackwardWeightParams backward_weight(Floats& dw, bool accumulate) const {
-    return {.dy_MN = dy.data(), .dy_stride = columns + 5, .x_MK = x.data(),
-            .x_stride = shape.k + 3, .dw_packed = dw.data(), .m = shape.m, .n = shape.n,
-            .k = shape.k, .accumulate = accumulate};
+    return {.dy_MN = dy.data(),
+            .dy_stride = columns + 5,
+            .x_MK = x.data(),
+            .x_stride = shape.k + 3,
+            .dw_packed = dw.data(),
+            .m = shape.m,
+            .n = shape.n,
+            .k = shape.k,
+            .accumulate = accumulate};
   }
 };
 
@@ -110,8 +128,15 @@ TEST(Gemm, ComputesTheHandWorkedProduct) {
   pack_weight(w.data(), 2, 3, 2, w_packed.data());
   EXPECT_EQ(w_packed[1], 7) << "panel [k][16]: k = 0, n = 1";
   EXPECT_EQ(w_packed[16 + 2], 10) << "k = 1, n = 2";
-  gemm_forward({.x_MK = x.data(), .x_stride = 2, .w_packed = w_packed.data(), .bias_N = bias.data(),
-                .y_MN = y.data(), .y_stride = 16, .m = 2, .n = 3, .k = 2});
+  gemm_forward({.x_MK = x.data(),
+                .x_stride = 2,
+                .w_packed = w_packed.data(),
+                .bias_N = bias.data(),
+                .y_MN = y.data(),
+                .y_stride = 16,
+                .m = 2,
+                .n = 3,
+                .k = 2});
   EXPECT_EQ(std::vector<float>(y.begin(), y.begin() + 4), (std::vector<float>{18, 23, 28, 0}));
   EXPECT_EQ(std::vector<float>(y.begin() + 16, y.begin() + 20),
             (std::vector<float>{40, 53, 66, 0}));
@@ -193,7 +218,8 @@ TEST(Gemm, WeightGradientOfPartsEqualsThatOfTheWhole) {
 
 using Product = std::function<void(const float* x, int64_t m, float* y)>;
 
-// The row contract: a row's output in calls of 1, 2, 7, 64 and 1000 rows at random places among other rows.
+// The row contract: a row's output in calls of 1, 2, 7, 64 and 1000 rows at random places among
+// other rows.
 bool rows_are_independent(int64_t k, int64_t n, const Product& product) {
   RngSequence rng(11, RngStream::kTask);
   const Floats row = normals(k, 21);
@@ -216,26 +242,45 @@ TEST(Gemm, RowsDoNotDependOnTheOtherRowsOfTheCall) {
   pack_weight(w.data(), k, n, k, w_packed.data());
   for_each_setting([&] {
     EXPECT_TRUE(rows_are_independent(k, n, [&](const float* x, int64_t m, float* y) {
-      gemm_forward({.x_MK = x, .x_stride = k, .w_packed = w_packed.data(), .y_MN = y,
-                    .y_stride = n, .m = m, .n = n, .k = k});
+      gemm_forward({.x_MK = x,
+                    .x_stride = k,
+                    .w_packed = w_packed.data(),
+                    .y_MN = y,
+                    .y_stride = n,
+                    .m = m,
+                    .n = n,
+                    .k = k});
     }));
     // Backward maps rows of dy [m, n] to rows of dx [m, k] through the same weights.
     EXPECT_TRUE(rows_are_independent(n, k, [&](const float* dy, int64_t m, float* dx) {
-      gemm_backward_input({.dy_MN = dy, .dy_stride = n, .w_packed = w_packed.data(), .dx_MK = dx,
-                           .dx_stride = k, .m = m, .n = n, .k = k});
+      gemm_backward_input({.dy_MN = dy,
+                           .dy_stride = n,
+                           .w_packed = w_packed.data(),
+                           .dx_MK = dx,
+                           .dx_stride = k,
+                           .m = m,
+                           .n = n,
+                           .k = k});
     }));
   });
 }
 
-// What a library does for few rows: the chain in two halves, added at the end. The tests above must notice.
+// What a library does for few rows: the chain in two halves, added at the end. The tests above must
+// notice.
 TEST(Gemm, ChainSplitInTwoFailsTheComparisons) {
   const int64_t k = 576, n = 16;
   const Floats w = normals(n * k, 2);
   Floats w_packed(packed_size(n, k));
   pack_weight(w.data(), k, n, k, w_packed.data());
   const Product split = [&](const float* x, int64_t m, float* y) {
-    const GemmForwardParams whole{.x_MK = x, .x_stride = k, .w_packed = w_packed.data(), .y_MN = y,
-                                  .y_stride = n, .m = m, .n = n, .k = k};
+    const GemmForwardParams whole{.x_MK = x,
+                                  .x_stride = k,
+                                  .w_packed = w_packed.data(),
+                                  .y_MN = y,
+                                  .y_stride = n,
+                                  .m = m,
+                                  .n = n,
+                                  .k = k};
     if (m > 8) {
       gemm_forward(whole);
       return;
@@ -255,8 +300,14 @@ TEST(Gemm, ChainSplitInTwoFailsTheComparisons) {
   const Floats x = normals(k, 9);
   Floats y(n), expected(n);
   split(x.data(), 1, y.data());
-  gemm_forward_ref({.x_MK = x.data(), .x_stride = k, .w_packed = w_packed.data(),
-                    .y_MN = expected.data(), .y_stride = n, .m = 1, .n = n, .k = k});
+  gemm_forward_ref({.x_MK = x.data(),
+                    .x_stride = k,
+                    .w_packed = w_packed.data(),
+                    .y_MN = expected.data(),
+                    .y_stride = n,
+                    .m = 1,
+                    .n = n,
+                    .k = k});
   EXPECT_FALSE(same_bits(y, expected));
 }
 
@@ -265,8 +316,14 @@ TEST(Gemm, NanInOneRowStaysInItsRow) {
   const Floats w = normals(n * k, 2);
   Floats w_packed(packed_size(n, k)), x = normals(m * k, 3), y(m * n), poisoned(m * n);
   pack_weight(w.data(), k, n, k, w_packed.data());
-  GemmForwardParams params{.x_MK = x.data(), .x_stride = k, .w_packed = w_packed.data(),
-                           .y_MN = y.data(), .y_stride = n, .m = m, .n = n, .k = k};
+  GemmForwardParams params{.x_MK = x.data(),
+                           .x_stride = k,
+                           .w_packed = w_packed.data(),
+                           .y_MN = y.data(),
+                           .y_stride = n,
+                           .m = m,
+                           .n = n,
+                           .k = k};
   gemm_forward(params);
   std::fill_n(x.begin() + 17 * k, k, std::numeric_limits<float>::quiet_NaN());
   params.y_MN = poisoned.data();
@@ -284,8 +341,14 @@ TEST(Gemm, OverlappingRowsAreABug) {
   float x[8] = {}, y[32] = {};
   const Floats w(16 * 4);
   try {
-    gemm_forward({.x_MK = x, .x_stride = 3, .w_packed = w.data(), .y_MN = y, .y_stride = 16, .m = 2,
-                  .n = 1, .k = 4});
+    gemm_forward({.x_MK = x,
+                  .x_stride = 3,
+                  .w_packed = w.data(),
+                  .y_MN = y,
+                  .y_stride = 16,
+                  .m = 2,
+                  .n = 1,
+                  .k = 4});
     FAIL() << "accepted";
   } catch (const InternalError& error) {
     EXPECT_THAT(std::string(error.what()), ::testing::HasSubstr("gemm_forward: rows overlap"));

@@ -70,14 +70,24 @@ TEST(LogitStats, BitsAreTheSameForBothInstructionSets) {
       if (v > 20) z[3] = dz[3] = -kInfinity;
       set_isa(Isa::kAvx2);
       const LogitStats narrow = logit_stats(z.data(), v, temperature);
-      logprob_backward({.logits_V = z.data(), .v = v, .padded_v = v, .stats = narrow,
-                        .temperature = temperature, .token = static_cast<int32_t>(v / 3),
-                        .dlogprob = 0.3f, .dentropy = -0.2f});
+      logprob_backward({.logits_V = z.data(),
+                        .v = v,
+                        .padded_v = v,
+                        .stats = narrow,
+                        .temperature = temperature,
+                        .token = static_cast<int32_t>(v / 3),
+                        .dlogprob = 0.3f,
+                        .dentropy = -0.2f});
       set_isa(Isa::kAvx512);
       const LogitStats wide = logit_stats(dz.data(), v, temperature);
-      logprob_backward({.logits_V = dz.data(), .v = v, .padded_v = v, .stats = wide,
-                        .temperature = temperature, .token = static_cast<int32_t>(v / 3),
-                        .dlogprob = 0.3f, .dentropy = -0.2f});
+      logprob_backward({.logits_V = dz.data(),
+                        .v = v,
+                        .padded_v = v,
+                        .stats = wide,
+                        .temperature = temperature,
+                        .token = static_cast<int32_t>(v / 3),
+                        .dlogprob = 0.3f,
+                        .dentropy = -0.2f});
       EXPECT_TRUE(same_bits(narrow, wide)) << "V " << v;
       EXPECT_EQ(std::memcmp(z.data(), dz.data(), z.size() * sizeof(float)), 0) << "V " << v;
     }
@@ -95,8 +105,8 @@ TEST(LogitStats, LogitsOfMinusInfinityWeighNothing) {
   EXPECT_EQ(entropy(logit_stats(lone, 3, 1.0f)), 0);
 }
 
-// Elements get the same operations wherever the vectors end: a row and the same row with impossible tokens
-// behind it agree in all bits.
+// Elements get the same operations wherever the vectors end: a row and the same row with impossible
+// tokens behind it agree in all bits.
 bool tail_is_computed_like_the_body(
     const std::function<float(const float* z, int64_t v)>& sum_of_row) {
   for (int64_t v = 1; v < 48; ++v) {
@@ -115,9 +125,9 @@ TEST(LogitStats, TailIsComputedLikeTheBody) {
   EXPECT_FALSE(tail_is_computed_like_the_body([](const float* z, int64_t v) {
     const int64_t body = v / 16 * 16;
     const float max = logit_stats(z, v, 1.0f).max;
-    float sum = body > 0 ? logit_stats(z, body, 1.0f).sum *
-                               std::exp(logit_stats(z, body, 1.0f).max - max)
-                         : 0.0f;
+    float sum =
+        body > 0 ? logit_stats(z, body, 1.0f).sum * std::exp(logit_stats(z, body, 1.0f).max - max)
+                 : 0.0f;
     for (int64_t i = body; i < v; ++i) sum += std::exp(z[i] - max);
     return sum;
   }));
@@ -130,10 +140,14 @@ TEST(LogprobBackward, AgreesWithTheDoubleReferenceAndClearsThePadding) {
       const int64_t padded_v = v + 7;
       std::vector<float> z = random_logits(padded_v, 90 + v);
       if (v > 4) z[1] = -kInfinity;
-      LogprobBackwardParams params{.logits_V = z.data(), .v = v, .padded_v = padded_v,
+      LogprobBackwardParams params{.logits_V = z.data(),
+                                   .v = v,
+                                   .padded_v = padded_v,
                                    .stats = logit_stats(z.data(), v, temperature),
-                                   .temperature = temperature, .token = static_cast<int32_t>(v - 1),
-                                   .dlogprob = -1.7f, .dentropy = 0.4f};
+                                   .temperature = temperature,
+                                   .token = static_cast<int32_t>(v - 1),
+                                   .dlogprob = -1.7f,
+                                   .dentropy = 0.4f};
       std::vector<double> expected(static_cast<size_t>(padded_v));
       logprob_backward_ref(params, expected.data());
       logprob_backward(params);
@@ -155,9 +169,14 @@ TEST(LogprobBackward, IsTheDerivativeOfLogprobAndEntropy) {
     return dlogprob * token_logprob_ref(stats, at[4], temperature) + dentropy * entropy_ref(stats);
   };
   std::vector<float> dz = z;
-  logprob_backward({.logits_V = dz.data(), .v = v, .padded_v = v,
-                    .stats = logit_stats(z.data(), v, temperature), .temperature = temperature,
-                    .token = 4, .dlogprob = dlogprob, .dentropy = dentropy});
+  logprob_backward({.logits_V = dz.data(),
+                    .v = v,
+                    .padded_v = v,
+                    .stats = logit_stats(z.data(), v, temperature),
+                    .temperature = temperature,
+                    .token = 4,
+                    .dlogprob = dlogprob,
+                    .dentropy = dentropy});
   for (int64_t i = 0; i < v; ++i) {
     std::vector<float> up = z, down = z;
     up[i] += 0.01f;
@@ -178,8 +197,8 @@ TEST(LogprobTolerances, RejectWrongKernels) {
             testing::kLogprob);
   std::vector<double> at_one(16), scaled(16);
   std::vector<float> row = random_logits(16, 6);
-  LogprobBackwardParams params{.logits_V = row.data(), .v = 16, .padded_v = 16, .stats = {},
-                               .token = 2, .dlogprob = 1};
+  LogprobBackwardParams params{
+      .logits_V = row.data(), .v = 16, .padded_v = 16, .stats = {}, .token = 2, .dlogprob = 1};
   logprob_backward_ref(params, at_one.data());
   params.dlogprob = 1.00001f;
   logprob_backward_ref(params, scaled.data());

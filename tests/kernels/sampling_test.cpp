@@ -29,7 +29,9 @@ std::vector<float> random_logits(int64_t v, uint64_t seed, double scale = 3) {
 
 SamplingParams params_for(const std::vector<float>& logits, uint64_t seed = 1,
                           uint32_t position = 0) {
-  return {.logits_V = logits.data(), .v = static_cast<int64_t>(logits.size()), .seed = seed,
+  return {.logits_V = logits.data(),
+          .v = static_cast<int64_t>(logits.size()),
+          .seed = seed,
           .position = position};
 }
 
@@ -38,9 +40,9 @@ struct Filters {
   int64_t top_k;
   double top_p, min_p;
 };
-const Filters kFilters[] = {{0, 1, 0},     {1, 1, 0},       {5, 1, 0},     {40, 1, 0},
-                            {300, 1, 0},   {0, 0.3, 0},     {0, 0.9, 0},   {0, 0.999, 0},
-                            {0, 1e-9, 0},  {0, 1, 0.05},    {0, 1, 1},     {50, 0.9, 0},
+const Filters kFilters[] = {{0, 1, 0},      {1, 1, 0},       {5, 1, 0},     {40, 1, 0},
+                            {300, 1, 0},    {0, 0.3, 0},     {0, 0.9, 0},   {0, 0.999, 0},
+                            {0, 1e-9, 0},   {0, 1, 0.05},    {0, 1, 1},     {50, 0.9, 0},
                             {20, 0.5, 0.1}, {0, 0.95, 0.02}, {100000, 1, 0}};
 
 SamplingParams with(SamplingParams params, const Filters& filters) {
@@ -56,8 +58,8 @@ std::string describe(const SamplingParams& params) {
 }
 
 TEST(Sampling, TopKComesBeforeTopP) {
-  // p = (.30, .25, .24, .11, .10). After top-k 3 the first has .30 / .79 = .38 >= .35, so it is alone; on
-  // the original probabilities .30 < .35 and the second would stay too.
+  // p = (.30, .25, .24, .11, .10). After top-k 3 the first has .30 / .79 = .38 >= .35, so it is
+  // alone; on the original probabilities .30 < .35 and the second would stay too.
   std::vector<float> logits;
   for (const double p : {0.30, 0.25, 0.24, 0.11, 0.10}) {
     logits.push_back(static_cast<float>(std::log(p)));
@@ -193,8 +195,8 @@ TEST(Sampling, PlaceOfTheRowAndThreadsDoNotMatter) {
   }
 }
 
-// Pearson's statistic of draws over different positions against the probabilities of the reference, which
-// is an oracle that knows nothing of Gumbel noise. Mean = df, deviation sqrt(2 df).
+// Pearson's statistic of draws over different positions against the probabilities of the reference,
+// which is an oracle that knows nothing of Gumbel noise. Mean = df, deviation sqrt(2 df).
 double chi_square_deviations(const std::vector<float>& logits, const Filters& filters,
                              int64_t num_draws, float temperature) {
   SamplingParams params = with(params_for(logits, 99), filters);
@@ -225,9 +227,8 @@ double chi_square_deviations(const std::vector<float>& logits, const Filters& fi
 
 TEST(Sampling, FrequenciesFollowTheDistribution) {
   const std::vector<float> logits = random_logits(150, 5, 0.8);
-  for (const Filters& filters :
-       {Filters{0, 1, 0}, Filters{20, 1, 0}, Filters{0, 0.7, 0}, Filters{0, 1, 0.3},
-        Filters{60, 0.9, 0.1}}) {
+  for (const Filters& filters : {Filters{0, 1, 0}, Filters{20, 1, 0}, Filters{0, 0.7, 0},
+                                 Filters{0, 1, 0.3}, Filters{60, 0.9, 0.1}}) {
     EXPECT_LT(std::abs(chi_square_deviations(logits, filters, 100000, 0.9f)), 4.5);
   }
 }
@@ -252,8 +253,8 @@ TEST(Sampling, FrequencyTestNoticesAWrongTemperature) {
   EXPECT_GT((statistic - 149) / std::sqrt(2 * 149.0), 4.5);
 }
 
-// One peak and V - 1 tokens a gap below: with 24-bit uniforms near 1 the noise ends at 16.64 and hardly any
-// of the tail is ever drawn (12 % of it at gap 18, none at 20).
+// One peak and V - 1 tokens a gap below: with 24-bit uniforms near 1 the noise ends at 16.64 and
+// hardly any of the tail is ever drawn (12 % of it at gap 18, none at 20).
 TEST(Sampling, TailIsDrawnAtItsProbability) {
   constexpr int64_t kV = 151936;
   constexpr int kDraws = 20000;
@@ -301,9 +302,10 @@ TEST(Sampling, RefinedDrawsDecideAtFullWidth) {
 TEST(Sampling, NameWhatIsWrongWithTheRow) {
   std::vector<float> logits = random_logits(100, 1);
   logits[63] = std::numeric_limits<float>::quiet_NaN();
-  EXPECT_EQ(sample_token(params_for(logits)).status().message(),
-            "sampling: the logit of token 63 is nan; expected finite values or -inf; are the weights "
-            "finite?");
+  EXPECT_EQ(
+      sample_token(params_for(logits)).status().message(),
+      "sampling: the logit of token 63 is nan; expected finite values or -inf; are the weights "
+      "finite?");
   logits[63] = kInfinity;
   EXPECT_EQ(sample_token(params_for(logits)).status().message(),
             "sampling: the largest of 100 logits is inf; expected a finite value; are the weights "

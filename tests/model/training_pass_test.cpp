@@ -31,8 +31,8 @@ std::vector<float> ramp(size_t count, float start, float step) {
   return values;
 }
 
-// Log-probs and gradients of a prompt shared by two responses against transformers and torch in float64,
-// for every weight of every family, with and without checkpointing.
+// Log-probs and gradients of a prompt shared by two responses against transformers and torch in
+// float64, for every weight of every family, with and without checkpointing.
 TEST(TrainingPass, GradientsMatchTheDoublePrecisionReference) {
   const auto golden =
       nlohmann::json::parse(std::ifstream("tests/golden/tiny_models/gradients.json"));
@@ -58,7 +58,8 @@ TEST(TrainingPass, GradientsMatchTheDoublePrecisionReference) {
         int64_t size = 1;
         for (const int64_t extent : spec.shape) size *= extent;
         std::vector<float> grad(static_cast<size_t>(size));
-        ASSERT_TRUE(read_parameter(transformer->layout(), gradients.buffer.data(), spec, grad.data()).ok());
+        ASSERT_TRUE(
+            read_parameter(transformer->layout(), gradients.buffer.data(), spec, grad.data()).ok());
         double sum = 0, wave = 0, squares = 0;
         for (int64_t i = 0; i < size; ++i) {
           const double g = grad[static_cast<size_t>(i)];
@@ -90,9 +91,11 @@ Batch random_batch(int64_t vocab_size) {
     data::PackGroup group;
     group.prompt = random_tokens(static_cast<int64_t>(3 + 40 * g), vocab_size, 100 + g);
     for (uint64_t i = 0; i < 3; ++i) {
-      group.responses.push_back(random_tokens(static_cast<int64_t>(1 + 7 * i + g), vocab_size, 10 * g + i));
+      group.responses.push_back(
+          random_tokens(static_cast<int64_t>(1 + 7 * i + g), vocab_size, 10 * g + i));
       for (size_t t = 0; t < group.responses.back().size(); ++t) {
-        batch.dlogprobs.push_back(0.1f * static_cast<float>((batch.dlogprobs.size() * 7) % 11) - 0.5f);
+        batch.dlogprobs.push_back(0.1f * static_cast<float>((batch.dlogprobs.size() * 7) % 11) -
+                                  0.5f);
         batch.dentropies.push_back(t % 2 == 0 ? 0.0f : 0.01f);
       }
     }
@@ -114,10 +117,12 @@ std::pair<std::vector<float>, AlignedBuffer> gradient(Transformer& transformer, 
   size_t first_target = 0;
   for (size_t i = 0; i + 1 < cuts.size(); ++i) {
     const data::Pack pack = data::make_pack(
-        std::span(batch.groups).subspan(static_cast<size_t>(cuts[i]), static_cast<size_t>(cuts[i + 1] - cuts[i])));
+        std::span(batch.groups)
+            .subspan(static_cast<size_t>(cuts[i]), static_cast<size_t>(cuts[i + 1] - cuts[i])));
     pass.forward(pack, 1.0f, true);
     pass.backward(std::span(batch.dlogprobs).subspan(first_target, pack.targets.size()),
-                  std::span(batch.dentropies).subspan(first_target, pack.targets.size()), gradients);
+                  std::span(batch.dentropies).subspan(first_target, pack.targets.size()),
+                  gradients);
     first_target += pack.targets.size();
     logprobs.insert(logprobs.end(), pass.logprobs().begin(), pass.logprobs().end());
   }
@@ -133,9 +138,12 @@ TEST(TrainingPass, BitsDoNotDependOnMicroBatchCheckpointingThreadsOrInstructionS
     const auto expect_equal = [&](int64_t max_rows, bool checkpointing, const std::string& what) {
       const auto [other_logprobs, other] = gradient(*transformer, batch, max_rows, checkpointing);
       ASSERT_EQ(logprobs.size(), other_logprobs.size());
-      EXPECT_EQ(std::memcmp(logprobs.data(), other_logprobs.data(), logprobs.size() * sizeof(float)), 0)
+      EXPECT_EQ(
+          std::memcmp(logprobs.data(), other_logprobs.data(), logprobs.size() * sizeof(float)), 0)
           << name << ", log-probs, " << what;
-      EXPECT_EQ(std::memcmp(whole.data(), other.data(), static_cast<size_t>(whole.size()) * sizeof(float)), 0)
+      EXPECT_EQ(std::memcmp(whole.data(), other.data(),
+                            static_cast<size_t>(whole.size()) * sizeof(float)),
+                0)
           << name << ", gradient, " << what;
     };
     expect_equal(1, false, "one group a micro-batch");
@@ -164,7 +172,8 @@ TEST(TrainingPass, LogprobsOfASharedPromptEqualThoseOfDecodingBitForBit) {
       for (const std::vector<int32_t>& response : group.responses) {
         KvCache cache(transformer->config(), 8);
         const std::vector<int32_t> table = {4, 1, 6, 3, 0};
-        std::vector<float> hidden = testing::hidden_rows(*transformer, cache, table, group.prompt, 0);
+        std::vector<float> hidden =
+            testing::hidden_rows(*transformer, cache, table, group.prompt, 0);
         for (size_t i = 0; i < response.size(); ++i) {
           std::vector<float> logits(static_cast<size_t>(transformer->padded_vocab_size()));
           transformer->head(hidden.data() + hidden.size() - transformer->config().hidden_size, 1,

@@ -49,8 +49,8 @@ TEST_P(TinyModel, LogitsMatchTransformers) {
   }
 }
 
-// The row contract of the whole model: a sequence of 300 tokens whole, in chunks of 1, 17 and 64, and behind
-// another sequence, has equal bits in every hidden row.
+// The row contract of the whole model: a sequence of 300 tokens whole, in chunks of 1, 17 and 64,
+// and behind another sequence, has equal bits in every hidden row.
 TEST_P(TinyModel, HiddenBitsDoNotDependOnChunksOrNeighbours) {
   const std::vector<int32_t> tokens = random_tokens(300, transformer_->config().vocab_size, 4);
   const size_t width = static_cast<size_t>(transformer_->config().hidden_size);
@@ -65,7 +65,9 @@ TEST_P(TinyModel, HiddenBitsDoNotDependOnChunksOrNeighbours) {
                                       tokens.begin() + static_cast<int64_t>(first + count));
       const std::vector<float> hidden =
           hidden_rows(*transformer_, other, table, part, static_cast<int64_t>(first));
-      ASSERT_EQ(std::memcmp(hidden.data(), whole.data() + first * width, count * width * sizeof(float)), 0)
+      ASSERT_EQ(
+          std::memcmp(hidden.data(), whole.data() + first * width, count * width * sizeof(float)),
+          0)
           << GetParam() << " in chunks of " << chunk << " at " << first;
     }
   }

@@ -12,19 +12,24 @@
 namespace gradus::testing {
 
 inline const std::vector<std::string>& tiny_models() {
-  static const std::vector<std::string> names = {"llama3_rope", "llama_linear_rope", "qwen2", "qwen3"};
+  static const std::vector<std::string> names = {"llama3_rope", "llama_linear_rope", "qwen2",
+                                                 "qwen3"};
   return names;
 }
-inline std::string tiny_model_dir(const std::string& name) { return "tests/golden/tiny_models/" + name; }
+inline std::string tiny_model_dir(const std::string& name) {
+  return "tests/golden/tiny_models/" + name;
+}
 
 inline std::vector<int32_t> random_tokens(int64_t count, int64_t vocab_size, uint64_t seed) {
   RngSequence rng(seed, RngStream::kTask);
   std::vector<int32_t> tokens;
-  for (int64_t i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>(rng.between(0, vocab_size - 1)));
+  for (int64_t i = 0; i < count; ++i)
+    tokens.push_back(static_cast<int32_t>(rng.between(0, vocab_size - 1)));
   return tokens;
 }
 
-// Hidden rows of `tokens` from position `first` on, through the pages `table` (room for all positions).
+// Hidden rows of `tokens` from position `first` on, through the pages `table` (room for all
+// positions).
 inline std::vector<float> hidden_rows(model::Transformer& transformer, model::KvCache& cache,
                                       const std::vector<int32_t>& table,
                                       const std::vector<int32_t>& tokens, int64_t first) {

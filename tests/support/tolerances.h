@@ -36,8 +36,8 @@ inline constexpr double kLogprobGradient = 4e-6;
 // third derivative of order 1.
 inline constexpr double kLogprobDifference = 1e-4;
 
-// Decisions of the sampler may differ from those in double where they hang by less than this: x = z / T in
-// fp32 is off by eps / 2 * |x|, about 1e-6 for |x| < 20; sums of probabilities by as much.
+// Decisions of the sampler may differ from those in double where they hang by less than this: x = z
+// / T in fp32 is off by eps / 2 * |x|, about 1e-6 for |x| < 20; sums of probabilities by as much.
 inline constexpr double kSamplingDecision = 5e-6;
 
 // Logits and log-probs of a whole model against transformers, as the product promises. The tiny
