@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/run_config.h"
 
+#include <algorithm>
+
 #include "common/config/rules.h"
+#include "rewards/reward.h"
 
 namespace gradus::cli {
 
@@ -17,6 +20,20 @@ void RunConfig::visit(FieldVisitor& v) {
 }
 
 namespace {
+
+void check_rewards(const rewards::RewardConfig& config, ConfigRules& rules) {
+  rewards::RewardRegistry registry("reward");
+  rewards::register_builtin_rewards(registry);
+  const std::vector<std::string> known = registry.names();
+  for (size_t i = 0; i < config.parts.size(); ++i) {
+    const rewards::RewardPartConfig& part = config.parts[i];
+    const bool is_known = std::find(known.begin(), known.end(), part.name) != known.end();
+    rules.add(
+        registry.create(part.name, part.options)
+            .status()
+            .with_prefix(fmt::format("reward.parts[{}].{}", i, is_known ? "options" : "name")));
+  }
+}
 
 void check_training(const RunConfig& config, int64_t world_size, ConfigRules& rules) {
   rules.add(trainer::validate(config.trainer, world_size));
@@ -44,6 +61,7 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
   rules.add(model::validate(config.model));
   rules.add(data::validate(config.data));
   rules.add(rewards::validate(config.reward));
+  check_rewards(config.reward, rules);
   switch (kind) {
     case RunKind::kTrain:
       check_training(config, world_size, rules);

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "data/data_config.h"
 
+#include <algorithm>
+
 #include "common/config/rules.h"
+#include "data/tasks/task.h"
 
 namespace gradus::data {
 
@@ -46,6 +49,13 @@ void check_source(const std::string& key, const SourceConfig& source, ConfigRule
                 source.task);
   rules.require(source.task_options.empty() || !source.task.empty(),
                 "{0}.task_options are set but {0}.task is not; they would be ignored", key);
+  if (source.task.empty()) return;
+  const std::vector<TaskInfo>& tasks = task_infos();
+  const bool is_known = std::any_of(tasks.begin(), tasks.end(),
+                                    [&](const TaskInfo& task) { return task.name == source.task; });
+  rules.add(Task::create(source.task, source.task_options)
+                .status()
+                .with_prefix(key + (is_known ? ".task_options" : ".task")));
 }
 
 }  // namespace

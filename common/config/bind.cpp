@@ -493,6 +493,19 @@ Status bind_config(const std::string& path, std::span<const std::string> overrid
   return status_of(std::move(problems));
 }
 
+namespace {
+
+// The origin of a key, or of the first entry of a map of which only entries were set.
+ConfigOrigins::const_iterator find_origin(const ConfigOrigins& origins, const std::string& key) {
+  if (key.empty()) return origins.end();
+  const auto found = origins.find(key);
+  if (found != origins.end()) return found;
+  const auto entry = origins.lower_bound(key + ".");
+  return entry != origins.end() && entry->first.starts_with(key + ".") ? entry : origins.end();
+}
+
+}  // namespace
+
 Status with_places(const Status& status, const std::string& path, const ConfigOrigins& origins) {
   if (status.ok()) return status;
   std::istringstream message(status.message());
@@ -507,7 +520,7 @@ Status with_places(const Status& status, const std::string& path, const ConfigOr
         word += c;
         continue;
       }
-      const auto found = origins.find(std::exchange(word, {}));
+      const auto found = find_origin(origins, std::exchange(word, {}));
       if (found == origins.end()) continue;
       const bool is_override = found->second.starts_with("--set ");
       if (place.empty() || (is_override && !place.starts_with("--set "))) place = found->second;

@@ -33,11 +33,11 @@ Outcome run_gradus(const std::string& arguments) {
 
 TEST(ConfigCommand, PrintsResolvedYamlWithOrigins) {
   const Outcome outcome = run_gradus(
-      "config print tests/golden/config/chain.yaml --set rollout.top_p=0.9 --set "
+      "config print tests/golden/config/chain_sum.yaml --set rollout.top_p=0.9 --set "
       "'data.train.files=[a.jsonl, b.jsonl]' 2>&1");
   EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
   for (const std::string line :
-       {"  name: chain  # tests/golden/config/chain.yaml:6:9\n",
+       {"  name: chain_sum  # tests/golden/config/chain_sum.yaml:6:9\n",
         "  max_prompt_tokens: 64  # tests/golden/config/base.yaml:10:22\n",
         "  top_p: 0.9  # --set rollout.top_p=0.9\n", "  top_k: 0  # default\n",
         "    files: [a.jsonl, b.jsonl]  # --set data.train.files=[a.jsonl, b.jsonl]\n"}) {
@@ -47,7 +47,8 @@ TEST(ConfigCommand, PrintsResolvedYamlWithOrigins) {
 
 TEST(ConfigCommand, ReportsEveryProblemOnALineAndExitsWithTwo) {
   const Outcome outcome = run_gradus(
-      "config print tests/golden/config/chain.yaml --set rollout.top_p=1.4 --set rolout.top_k=1 "
+      "config print tests/golden/config/chain_sum.yaml --set rollout.top_p=1.4 --set "
+      "rolout.top_k=1 "
       "2>&1 >/dev/null");
   EXPECT_EQ(outcome.exit_code, 2);
   EXPECT_EQ(outcome.output,

@@ -15,7 +15,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr const char* kFixture = "tests/golden/config/chain.yaml";
+constexpr const char* kFixture = "tests/golden/config/chain_sum.yaml";
 
 std::string read(const std::string& path) {
   std::ifstream file(path);
@@ -110,13 +110,25 @@ INSTANTIATE_TEST_SUITE_P(
              "neither data.train.files nor data.train.task is set; name the problems to train on"},
         Case{{"data.train.files=[a.jsonl]"},
              "both data.train.files and data.train.task are set; keep one"},
-        Case{
-            {"data.eval.num_rows=0"},
-            "data.eval.task is 'chain' but data.eval.num_rows is 0; say how many rows to generate"},
+        Case{{"data.eval.num_rows=0"},
+             "data.eval.task is 'chain_sum' but data.eval.num_rows is 0; say how many rows to "
+             "generate"},
         Case{{"data.eval={files: [a], task: \"\"}"},
              "data.eval.task_options are set but data.eval.task is not; they would be ignored"},
+        Case{{"data.train.task=chain_sun"},
+             "data.train.task: unknown task 'chain_sun'; did you mean 'chain_sum'?; known: "
+             "addition, "},
+        Case{{"data.train.task_options.term=4"},
+             "data.train.task_options: task chain_sum: unknown option 'term'; did you mean "
+             "'terms'?"},
+        Case{{"reward.parts.0.name=exat"},
+             "reward.parts[0].name: unknown reward 'exat'; did you mean 'exact'?; known: "
+             "countdown, "},
+        Case{{"reward.parts.0.options={mark: x}"},
+             "reward.parts[0].options: reward exact: unknown option 'mark'"},
         Case{{"data.eval.seed=0"},
-             "data.train.seed and data.eval.seed are both 0 for the task 'chain': evaluation would "
+             "data.train.seed and data.eval.seed are both 0 for the task 'chain_sum': evaluation "
+             "would "
              "repeat the training problems; change one"},
         Case{{"data.system_prompt=hi"},
              "data.system_prompt is set but data.prompt_format is text, which has no system "
@@ -179,15 +191,15 @@ TEST(RunConfig, ABrokenRuleHasThePlaceOfItsKey) {
               HasSubstr("--set trainer.mini_batches=3: trainer.prompts_per_step (32) must "));
   EXPECT_THAT(
       message_of({}, RunKind::kTrain, 3),
-      HasSubstr("tests/golden/config/chain.yaml:28:21: trainer.prompts_per_step (32) must "));
+      HasSubstr("tests/golden/config/chain_sum.yaml:28:21: trainer.prompts_per_step (32) must "));
 }
 
 TEST(RunConfig, AllBrokenRulesAreReported) {
   EXPECT_EQ(
       message_of({"trainer.mini_batches=2", "rollout.num_samples=1"}, RunKind::kTrain, 5),
-      "tests/golden/config/chain.yaml: trainer.reduction_blocks (8) must be a multiple of the "
+      "tests/golden/config/chain_sum.yaml: trainer.reduction_blocks (8) must be a multiple of the "
       "number of ranks (5)\n"
-      "tests/golden/config/chain.yaml:28:21: trainer.prompts_per_step (32) must be a multiple "
+      "tests/golden/config/chain_sum.yaml:28:21: trainer.prompts_per_step (32) must be a multiple "
       "of the number of ranks (5)\n"
       "--set rollout.num_samples=1: rollout.num_samples is 1 but trainer.algorithm is grpo, "
       "which compares the responses of a group; use at least 2");
