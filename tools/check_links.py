@@ -77,9 +77,17 @@ def test_problem(text, cases):
     return None
 
 
-def code_problem(path, text, root, folders):
+# Some metrics share their first word with a folder: rollout/policy_lag.
+def metric_names(root):
+    page = root / "docs/metrics.md"
+    if not page.exists():
+        return set()
+    return set(re.findall(r"^\| `([^`]+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def code_problem(path, text, root, folders, metrics):
     word = text.split()[0] if text.split() else ""
-    if not PATH.match(word) or "/" not in word:
+    if not PATH.match(word) or "/" not in word or word in metrics:
         return None
     if word.split("/")[0] not in folders:
         return None
@@ -95,6 +103,7 @@ def main():
     folders = {path.name for path in root.iterdir()
                if path.is_dir() and not SKIPPED_FOLDERS.match(path.name)}
     cases = test_cases(root)
+    metrics = metric_names(root)
 
     problems = []
     num_files = 0
@@ -109,13 +118,14 @@ def main():
             if in_block:
                 # In a block only the scripts of this tree are looked at: `tools/x`, as first word.
                 words = line.split()
-                found = [code_problem(path, words[0], root, {"tools"})] if words else []
+                found = [code_problem(path, words[0], root, {"tools"}, set())] if words else []
             else:
                 bare = CODE.sub("", line)
                 found = [link_problem(path, target, root) for target in LINK.findall(bare)]
                 found += [link_problem(path, target, root)
                           for target in re.findall(r"\[`[^`]*`\]\(([^)\s]+)\)", line)]
-                found += [code_problem(path, text, root, folders) for text in CODE.findall(line)]
+                found += [code_problem(path, text, root, folders, metrics)
+                          for text in CODE.findall(line)]
                 found += [test_problem(text, cases) for text in CODE.findall(line)]
             problems += [f"{name}:{number}: {problem}" for problem in found if problem]
     for path in source_files(root):

@@ -146,6 +146,13 @@ class Links(CheckTest):
         self.write("a.md", "Use `low/gone.h`.\n")
         self.assert_fails("links", "a.md:1: path 'low/gone.h' does not exist")
 
+    def test_metric_named_like_a_path_is_no_path(self):
+        self.write("low/low.h", LICENCE)
+        self.write("docs/metrics.md", "| name |\n|---|\n| `low/lag` | 1 |\n")
+        self.assert_passes("links")
+        self.write("a.md", "See `low/leg`.\n")
+        self.assert_fails("links", "a.md:1: path 'low/leg' does not exist")
+
     def test_missing_script_in_a_block_is_found(self):
         self.write("tools/run", "#!/bin/sh\n" + SCRIPT_LICENCE)
         self.write("a.md", "```\ntools/run --fast\n```\n")
