@@ -127,6 +127,26 @@ std::vector<std::pair<std::string_view, std::string_view>> merges_from_scores(
   return merges;
 }
 
+// The post-processor with which PyPI tokenizers starts a text with the bos token. Gradus reads
+// none: chat templates write the token themselves.
+Json put_bos_first(const GgufTokenizerMetadata& metadata) {
+  const std::string& bos = metadata.tokens[static_cast<size_t>(*metadata.bos_id)];
+  const auto token = [&](int type_id) {
+    return Json{{"SpecialToken", {{"id", bos}, {"type_id", type_id}}}};
+  };
+  const auto text = [&](const char* name, int type_id) {
+    return Json{{"Sequence", {{"id", name}, {"type_id", type_id}}}};
+  };
+  return {{"type", "TemplateProcessing"},
+          {"single", Json::array({token(0), text("A", 0)})},
+          {"pair", Json::array({token(0), text("A", 0), token(1), text("B", 1)})},
+          {"special_tokens",
+           {{bos,
+             {{"id", bos},
+              {"ids", Json::array({*metadata.bos_id})},
+              {"tokens", Json::array({bos})}}}}}};
+}
+
 Status check(const GgufTokenizerMetadata& metadata, const std::string& where) {
   const size_t size = metadata.tokens.size();
   if (size == 0) return invalid_argument("{}: no tokens (tokenizer.ggml.tokens)", where);
@@ -208,6 +228,7 @@ Result<GgufTokenizerFiles> make_tokenizer_files(const GgufTokenizerMetadata& met
     return invalid_argument("{}: no merges (tokenizer.ggml.merges)", where);
   }
 
+  const bool adds_bos = metadata.add_bos.value_or(is_llama) && metadata.bos_id.has_value();
   Json root;
   root["version"] = "1.0";
   root["truncation"] = nullptr;
@@ -236,7 +257,7 @@ Result<GgufTokenizerFiles> make_tokenizer_files(const GgufTokenizerMetadata& met
       decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
     root["normalizer"] = sequence("normalizers", std::move(normalizers));
     root["pre_tokenizer"] = nullptr;
-    root["post_processor"] = nullptr;
+    root["post_processor"] = adds_bos ? put_bos_first(metadata) : Json(nullptr);
     root["decoder"] = sequence("decoders", std::move(decoders));
     if (metadata.unk_id)
       model["unk_token"] = metadata.tokens[static_cast<size_t>(*metadata.unk_id)];
@@ -247,7 +268,9 @@ Result<GgufTokenizerFiles> make_tokenizer_files(const GgufTokenizerMetadata& met
     GRADUS_RETURN_IF_ERROR(family.status());
     root["normalizer"] = family->is_nfc ? Json({{"type", "NFC"}}) : Json(nullptr);
     root["pre_tokenizer"] = std::move(family->pre_tokenizer);
-    root["post_processor"] = byte_level(true);
+    root["post_processor"] =
+        adds_bos ? sequence("processors", Json::array({byte_level(true), put_bos_first(metadata)}))
+                 : byte_level(true);
     root["decoder"] = byte_level(true);
     model["ignore_merges"] = family->ignores_merges;
   }
@@ -259,7 +282,7 @@ Result<GgufTokenizerFiles> make_tokenizer_files(const GgufTokenizerMetadata& met
   const auto put_token = [&](const char* key, std::optional<int32_t> id) {
     if (id) config[key] = metadata.tokens[static_cast<size_t>(*id)];
   };
-  config["add_bos_token"] = metadata.add_bos.value_or(is_llama);
+  config["add_bos_token"] = adds_bos;
   config["add_prefix_space"] = is_llama && metadata.add_space_prefix.value_or(true);
   put_token("bos_token", metadata.bos_id);
   put_token("eos_token", metadata.eos_id);

@@ -29,7 +29,8 @@ AddedTokenMatcher::AddedTokenMatcher(std::vector<AddedToken> tokens,
   for (size_t i = 0; i < contents.size(); ++i) {
     if (!contents[i].empty()) sorted.emplace_back(contents[i], static_cast<int32_t>(i));
   }
-  // Of equal contents the first token wins.
+  // Of tokens with the same normalised content the first wins; in `tokenizers` it is chance (a hash
+  // map's order).
   std::sort(sorted.begin(), sorted.end());
   const auto same = [](const auto& a, const auto& b) { return a.first == b.first; };
   sorted.erase(std::unique(sorted.begin(), sorted.end(), same), sorted.end());
@@ -112,7 +113,7 @@ void AddedTokenMatcher::find(std::string_view text, std::vector<Segment>& segmen
       while (has_property_at(text, end, kSpace)) end += decode_code_point(text.data() + end).length;
     }
     if (covered < begin) segments.push_back({-1, covered, begin});
-    segments.push_back({token.id, begin, end});
+    if (begin < end) segments.push_back({token.id, begin, end});  // else its text was taken before
     covered = end;
   }
   if (covered < text.size()) segments.push_back({-1, covered, text.size()});

@@ -54,14 +54,46 @@ std::string exchange_newer_code_points(std::string_view text) {
   return result;
 }
 
+// The first construct of `pattern` that PCRE2 reads otherwise than Oniguruma does, or an empty
+// text.
+std::string unlike_construct(std::string_view pattern) {
+  bool is_in_class = false;
+  for (size_t i = 0; i < pattern.size(); ++i) {
+    const std::string_view rest = pattern.substr(i);
+    if (rest[0] == '\\' && rest.size() > 1) {
+      // \w and \b have other word characters; the others have other meanings or none.
+      if (std::string_view("wWbBhHXRKGgykcCMuNOoQE").find(rest[1]) != std::string_view::npos) {
+        return std::string(rest.substr(0, 2));
+      }
+      if (rest.starts_with("\\p{^")) return "\\p{^";
+      // The braces of a category are no bounds.
+      const bool is_category =
+          (rest[1] == 'p' || rest[1] == 'P') && rest.substr(2).starts_with("{");
+      i += is_category ? std::min(rest.find('}'), rest.size() - 1) : 1;
+    } else if (is_in_class) {
+      // Sets inside sets, classes by name among them, and intersections.
+      if (rest[0] == '[' || rest.starts_with("&&"))
+        return std::string(rest.substr(0, rest[0] == '[' ? 1 : 2));
+      if (rest[0] == ']') is_in_class = false;
+    } else if (rest[0] == '[') {
+      is_in_class = true;
+      if (rest.substr(1).starts_with("]") || rest.substr(1).starts_with("^]")) return "[]";
+      if (rest.substr(1).starts_with("^")) ++i;
+    } else {
+      // Bounds without a lower one, possessive bounds, and options whose letters differ.
+      for (const char* construct : {"{,", "}+", "(?m", "(?s", "(?x", "(?~", "(*"}) {
+        if (rest.starts_with(construct)) return construct;
+      }
+    }
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<std::shared_ptr<const Pattern>> Pattern::compile(const std::string& pattern) {
-  for (const char* construct : {"&&", "\\h", "\\H", "(?m", "\\X", "\\R", "\\K", "\\p{^", "\\g<"}) {
-    if (pattern.find(construct) != std::string::npos) {
-      return invalid_argument("unsupported '{}' in the regular expression '{}'", construct,
-                              pattern);
-    }
+  if (const std::string construct = unlike_construct(pattern); !construct.empty()) {
+    return invalid_argument("unsupported '{}' in the regular expression '{}'", construct, pattern);
   }
   pcre2_compile_context* context = pcre2_compile_context_create(nullptr);
   pcre2_set_newline(context, PCRE2_NEWLINE_LF);

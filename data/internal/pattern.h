@@ -17,7 +17,7 @@ struct Span {
 
 // A regular expression of a tokenizer.json, run by PCRE2 with Unicode classes and a match limit.
 // Such patterns are written for Oniguruma in Ruby syntax, so ^ and $ match at lines; what the two
-// read differently (set intersections, \h, (?m)) is refused. Immutable; const calls are
+// read differently (\w, \b, sets in sets, (?m) and others) is refused. Immutable; const calls are
 // thread-safe, each with its own Matcher.
 class Pattern {
  public:

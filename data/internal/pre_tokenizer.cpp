@@ -98,7 +98,15 @@ Status PreTokenizer::add(const nlohmann::json& json, const std::string& where) {
       component.fail(invalid_argument(
           "{}: unsupported prepend_scheme '{}'; expected always, first or never", where, scheme));
     }
-    if (step.text.empty()) component.fail(invalid_argument("{}: 'replacement' is empty", where));
+    if (step.text.empty()) {
+      component.fail(invalid_argument("{}: 'replacement' is empty", where));
+    }
+    // Which of the pieces of another component is the first depends on where a normaliser's
+    // insertions are counted: no model asks for it.
+    if (step.prepend == Prepend::kFirst && !steps_.empty()) {
+      component.fail(invalid_argument(
+          "{}: unsupported prepend_scheme 'first' behind another pre-tokenizer", where));
+    }
     steps_.push_back(std::move(step));
   } else {
     return component.unsupported("Split, Digits, ByteLevel, Metaspace, Sequence");

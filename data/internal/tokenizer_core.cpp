@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "data/internal/component.h"
 
@@ -138,7 +139,7 @@ Status TokenizerCore::build_added_tokens(const nlohmann::json& list, const std::
   }
   added_ids_.reserve(tokens.size());
   std::vector<AddedToken> raw, normalized;
-  std::vector<std::string> raw_contents, normalized_contents;
+  std::vector<std::string> raw_contents;
   for (const AddedToken& token : tokens) {
     const auto id = static_cast<size_t>(token.id);
     if (id >= contents_.size()) contents_.resize(id + 1);
@@ -150,8 +151,13 @@ Status TokenizerCore::build_added_tokens(const nlohmann::json& list, const std::
     if (token.is_normalized) {
       std::string content;
       GRADUS_RETURN_IF_ERROR(normalizer_.apply(token.content, content).with_prefix(where));
+      if (content.empty()) {
+        return invalid_argument(
+            "{}: '{}' (id {}) is empty once normalised; expected a text that can be found", where,
+            token.content, token.id);
+      }
       normalized.push_back(token);
-      normalized_contents.push_back(std::move(content));
+      normalized_contents_.push_back(std::move(content));
     } else {
       raw.push_back(token);
       raw_contents.push_back(token.content);
@@ -159,8 +165,21 @@ Status TokenizerCore::build_added_tokens(const nlohmann::json& list, const std::
   }
   is_special_.resize(contents_.size());
   raw_matcher_ = std::make_unique<AddedTokenMatcher>(std::move(raw), raw_contents);
-  normalized_matcher_ =
-      std::make_unique<AddedTokenMatcher>(std::move(normalized), normalized_contents);
+  normalized_matcher_ = std::make_unique<AddedTokenMatcher>(normalized, normalized_contents_);
+  for (const auto& content : contents_)
+    spellings_.push_back(content ? *content : std::string_view());
+  for (size_t i = 0; i < normalized.size(); ++i) {
+    spellings_[static_cast<size_t>(normalized[i].id)] = normalized_contents_[i];
+  }
+  std::unordered_set<std::string_view> special_contents;
+  for (const AddedToken& token : tokens) {
+    if (token.is_special) special_contents.insert(token.content);
+  }
+  is_skipped_.resize(contents_.size());
+  for (const AddedToken& token : tokens) {
+    const auto id = static_cast<size_t>(token.id);
+    is_skipped_[id] = special_contents.contains(spellings_[id]);
+  }
   return {};
 }
 
@@ -236,13 +255,12 @@ bool TokenizerCore::is_special(int32_t id) const {
 }
 
 Status DecodeStream::push(int32_t id, std::string& out) {
-  const auto content = core_.content(id);
-  if (!content) {
+  if (!core_.content(id)) {
     return invalid_argument(
         "token id {} is not in the vocabulary; expected an id of one of its {} tokens, at most {}",
         id, core_.vocab_size(), core_.max_id());
   }
-  if (!skip_special_ || !core_.is_special(id)) run_.push(*content, out);
+  if (!skip_special_ || !core_.is_skipped(id)) run_.push(core_.spelling(id), out);
   return {};
 }
 

@@ -30,6 +30,11 @@ class TokenizerCore {
       int32_t id) const;                       // added tokens before those of the model
   int32_t find(std::string_view token) const;  // -1 when unknown
   bool is_special(int32_t id) const;
+  // What a known id decodes from, and whether decoding may skip it. As in `tokenizers`, an added
+  // token that is looked for in normalised text is decoded from its normalised content, and skipped
+  // if that is special.
+  std::string_view spelling(int32_t id) const { return spellings_[static_cast<size_t>(id)]; }
+  bool is_skipped(int32_t id) const { return is_skipped_[static_cast<size_t>(id)]; }
   int64_t vocab_size() const { return vocab_size_; }
   int32_t max_id() const { return static_cast<int32_t>(contents_.size()) - 1; }
   const Decoder& decoder() const { return decoder_; }
@@ -49,6 +54,9 @@ class TokenizerCore {
   std::unique_ptr<AddedTokenMatcher> raw_matcher_, normalized_matcher_;
   std::vector<std::optional<std::string>> contents_;  // by id
   std::vector<bool> is_special_;                      // by id
+  std::vector<std::string_view> spellings_;           // by id; of contents_ or normalized_contents_
+  std::vector<bool> is_skipped_;                      // by id
+  std::vector<std::string> normalized_contents_;      // of normalised added tokens
   int64_t vocab_size_ = 0;
   // Caches of finished calls, for the next ones: as many as calls ever ran at the same time.
   mutable std::mutex mutex_;

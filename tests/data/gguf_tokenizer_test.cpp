@@ -62,6 +62,20 @@ TEST(GgufTokenizer, WritesTheConfiguration) {
   EXPECT_EQ(config["chat_template"], "{{ messages }}");
   EXPECT_EQ(config["add_bos_token"], false);
   EXPECT_FALSE(config.contains("pad_token"));
+  EXPECT_EQ(Json::parse(files->tokenizer_json)["post_processor"]["type"], "ByteLevel");
+}
+
+TEST(GgufTokenizer, WritesThatABosTokenIsPutFirst) {
+  auto metadata = byte_level_metadata("llama-bpe");
+  metadata.bos_id = 0;
+  metadata.add_bos = true;
+  const auto files = make_tokenizer_files(metadata, "m.gguf");
+  ASSERT_TRUE(files.ok());
+  const Json processor = Json::parse(files->tokenizer_json)["post_processor"]["processors"][1];
+  EXPECT_EQ(processor["single"], Json::parse(R"([{"SpecialToken": {"id": "<|end|>", "type_id": 0}},
+                                                 {"Sequence": {"id": "A", "type_id": 0}}])"));
+  EXPECT_EQ(processor["special_tokens"]["<|end|>"]["ids"], Json::parse("[0]"));
+  EXPECT_EQ(*make(metadata)->encode("a"), (Ids{4}));  // for others: encode() adds nothing
 }
 
 GgufTokenizerMetadata llama_metadata() {

@@ -101,6 +101,25 @@ TEST(Pattern, StopsAtTheMatchLimit) {
             "the regular expression '(a+)+$' gave up at byte 0 of its text: match limit exceeded");
 }
 
+TEST(Pattern, RefusesWhatOtherEnginesReadOtherwise) {
+  for (const auto& [pattern, construct] : {std::pair("a\\b", "\\b"),
+                                           {"\\w+", "\\w"},
+                                           {"[a[bc]]", "["},
+                                           {"[[:alpha:]]", "["},
+                                           {"a{,3}", "{,"},
+                                           {"a{1,3}+", "}+"},
+                                           {"(?m:a)", "(?m"},
+                                           {"[a&&b]", "&&"},
+                                           {"\\p{^L}", "\\p{^"},
+                                           {"[]a]", "[]"}}) {
+    EXPECT_EQ(Pattern::compile(pattern).status().message(),
+              fmt::format("unsupported '{}' in the regular expression '{}'", construct, pattern));
+  }
+  for (const char* pattern : {"\\p{L}+", "[\\p{L}]+", "[^\\[\\]]", "(?i:a)b{1,3}", "\\[[a-c]\\]"}) {
+    EXPECT_TRUE(Pattern::compile(pattern).ok()) << pattern;
+  }
+}
+
 TEST(Pattern, FindsEmptyMatchesOnce) {
   const auto pattern = Pattern::compile("x*");
   ASSERT_TRUE(pattern.ok());

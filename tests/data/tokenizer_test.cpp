@@ -206,6 +206,12 @@ TEST(Tokenizer, NamesWhatItDoesNotServe) {
       "small.json: pre_tokenizer: unsupported behavior 'Odd'; expected Removed, Isolated, "
       "MergedWithPrevious, "
       "MergedWithNext or Contiguous");
+  EXPECT_EQ(with("/pre_tokenizer", R"({"type": "Sequence", "pretokenizers": [
+                {"type": "Digits", "individual_digits": true},
+                {"type": "Metaspace", "replacement": "_", "prepend_scheme": "first"}]})"),
+            "small.json: pre_tokenizer.pretokenizers[1]: unsupported prepend_scheme 'first' behind "
+            "another "
+            "pre-tokenizer");
   EXPECT_EQ(with("/pre_tokenizer", R"({"type": "Digits"})"),
             "small.json: pre_tokenizer: 'individual_digits' is missing; expected true or false");
 }
@@ -241,6 +247,22 @@ TEST(Tokenizer, NamesInconsistentFiles) {
             "/no/such/folder/tokenizer.json: cannot open; expected a model directory with a "
             "tokenizer.json (gradus "
             "convert makes one from a GGUF file)");
+}
+
+TEST(Tokenizer, DecodesNormalisedTokensFromTheirNormalisedContent) {
+  // What PyPI tokenizers 0.23.3 does: id 7 is found where the text has "x", and comes back as "aa".
+  Json json = small_tokenizer();
+  json["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", "x"}}}, {"content", "aa"}};
+  json["added_tokens"] = {{{"id", 7}, {"content", "x"}, {"special", true}, {"normalized", true}}};
+  const auto tokenizer = make(json);
+  EXPECT_EQ(encode(*tokenizer, "bx"), (std::vector<int32_t>{1, 7}));
+  EXPECT_EQ(*tokenizer->decode(std::vector<int32_t>{1, 7}), "baa");
+  EXPECT_EQ(*tokenizer->decode(std::vector<int32_t>{1, 7}, true), "baa");  // "aa" is not special
+  EXPECT_EQ(tokenizer->id_to_token(7), "x");
+  json["normalizer"]["content"] = "";
+  EXPECT_EQ(error_of(json),
+            "small.json: added_tokens: 'x' (id 7) is empty once normalised; expected a text that "
+            "can be found");
 }
 
 TEST(StreamingDecoder, HoldsBackHalfCodePoints) {

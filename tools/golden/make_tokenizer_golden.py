@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Writes tests/golden/tokenizer/: small tokenizers of each family layout and what PyPI `tokenizers` does with
-hard texts, and compares a built driver with the package on random text.
+hard texts; or compares a built gradus with the package on random text.
 
-    make_tokenizer_golden.py            write the fixtures (tokenizers 0.23.3, seed 20)
-    make_tokenizer_golden.py --dir DIR  write the family tokenizers alone, DIR/<family>/tokenizer.json
+    make_tokenizer_golden.py                    write the fixtures (tokenizers 0.23.3, seed 20)
+    make_tokenizer_golden.py --compare GRADUS [--chars N] [--seed S]
+                                                N random characters per family, and every code point
 
 Each fixture file holds the tokenizer.json of a family under "tokenizer" and the cases: text -> ids, and ids ->
 text with special tokens kept and skipped.
@@ -13,8 +14,9 @@ import argparse
 import json
 import pathlib
 import random
+import subprocess
 import sys
-import unicodedata
+import tempfile
 
 import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -251,17 +253,58 @@ def cases(name, tokenizer):
     return encode, decode
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--dir", type=pathlib.Path)
-    arguments = parser.parse_args()
+def every_code_point():
+    """Each code point between letters, digits and spaces, a thousand to a text."""
+    for start in range(0, 0x110000, 1000):
+        chunk = [chr(c) for c in range(start, min(start + 1000, 0x110000)) if not 0xD800 <= c < 0xE000]
+        if chunk:
+            yield "".join(f"a{c}b {c}1{c} {c}{c}e{c}\u0301\u0323\n" for c in chunk)
+
+
+def gradus(binary, folder, rows, *options):
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    result = subprocess.run([binary, "tokenize", "--model", folder, *options], input=text.encode(), capture_output=True)
+    if result.returncode != 0:
+        sys.exit(result.stderr.decode())
+    return [json.loads(line) for line in result.stdout.decode().splitlines()]
+
+
+def compare(binary, num_chars, seed):
+    num_different = 0
     for name, make in FAMILIES.items():
         tokenizer = make()
-        if arguments.dir:
-            folder = arguments.dir / name
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-            continue
+        rng = random.Random(f"{seed} {name}")
+        texts = FIXED + list(every_code_point())
+        size = 0
+        while size < num_chars:
+            texts.append(random_text(rng, rng.choice((3, 20, 100, 1000))))
+            size += len(texts[-1])
+        expected = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        known = sorted(tokenizer.get_vocab().values())
+        lists = expected + [[rng.choice(known) for _ in range(rng.randrange(30))] for _ in range(3000)]
+        expected_texts = tokenizer.decode_batch(lists, skip_special_tokens=False)
+        with tempfile.TemporaryDirectory() as folder:
+            pathlib.Path(folder, "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+            ids = [row["ids"] for row in gradus(binary, folder, [{"text": t} for t in texts])]
+            decoded = [row["text"] for row in gradus(binary, folder, [{"ids": i} for i in lists], "--decode")]
+        different = [t for t, a, b in zip(texts, ids, expected) if a != b]
+        different += [i for i, a, b in zip(lists, decoded, expected_texts) if a != b]
+        num_different += len(different)
+        print(f"{name}: {sum(map(len, texts))} characters, {len(lists)} id lists, {len(different)} differences",
+              *map(ascii, different[:3]), flush=True)
+    sys.exit(1 if num_different else 0)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--compare", type=pathlib.Path, metavar="GRADUS")
+    parser.add_argument("--chars", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=SEED)
+    arguments = parser.parse_args()
+    if arguments.compare:
+        compare(arguments.compare.resolve(), arguments.chars, arguments.seed)
+    for name, make in FAMILIES.items():
+        tokenizer = make()
         OUTPUT.mkdir(parents=True, exist_ok=True)
         encode, decode = cases(name, tokenizer)
         fixture = {"made_by": f"tools/golden/make_tokenizer_golden.py, tokenizers {tokenizers.__version__}, seed {SEED}",
