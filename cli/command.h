@@ -21,6 +21,7 @@ using Action = std::function<Status()>;
 // Each command is one file, cli/<name>_command.cpp, with one such function: it adds the subcommand
 // and its options to `app` and, when the subcommand is chosen, sets `action`.
 void add_config_command(CLI::App& app, Action& action);
+void add_template_command(CLI::App& app, Action& action);
 void add_tokenize_command(CLI::App& app, Action& action);
 
 // The arguments of commands that take a run's YAML: CONFIG and any number of `--set KEY=VALUE`,

@@ -29,6 +29,7 @@ int main(int argc, char** argv) {
   gradus::cli::Action action;
   // Commands are added here, in the order in which `gradus --help` lists them.
   gradus::cli::add_config_command(app, action);
+  gradus::cli::add_template_command(app, action);
   gradus::cli::add_tokenize_command(app, action);
   try {
     app.parse(argc, argv);
