@@ -178,6 +178,7 @@ Result<std::string> ChatTemplate::render_chat(const nlohmann::ordered_json& mess
   Result<RenderedChat> rendered =
       run_template(*parsed_, options, [&](jinja::Interpreter& interpreter) {
         const auto set = [&](const std::string& variable, const ordered_json* value) {
+          if (extra != nullptr && extra->contains(variable)) return;
           interpreter.set_variable(variable, value == nullptr
                                                  ? jinja::Value::none()
                                                  : to_value(interpreter.budget(), *value));

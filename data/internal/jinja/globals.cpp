@@ -142,6 +142,8 @@ Value global_strftime_now(Run& run, Args& args) {
   return Value::string(std::move(text));
 }
 
+Value global_lipsum(Run&, Args&) { fail("lipsum is not supported"); }
+
 }  // namespace
 
 Value find_global(Interpreter&, std::string_view name) {
@@ -151,6 +153,7 @@ Value find_global(Interpreter&, std::string_view name) {
       {"namespace", global_namespace},
       {"cycler", global_cycler},
       {"joiner", global_joiner},
+      {"lipsum", global_lipsum},
       {"raise_exception", global_raise_exception},
       {"strftime_now", global_strftime_now},
   };

@@ -407,7 +407,7 @@ class StringMethod {
   }
 
   std::string format_text(std::string_view text, const Args& fields, int depth) {
-    if (depth == 0) fail("Max string recursion exceeded");
+    if (depth < 0) fail("Max string recursion exceeded");
     std::string out;
     for (size_t i = 0; i < text.size();) {
       const char c = text[i++];

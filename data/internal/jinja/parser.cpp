@@ -256,7 +256,7 @@ class Parser {
     const int body_loads = loop_loads_;
     // A recursive loop is a function of its own, but its body is still inside the loop.
     loops_ = stmt->is_recursive ? 1 : loops_ + 1;
-    stmt->body = parse_block({"endfor", "else"}, "for");
+    stmt->body = parse_block({"else", "endfor"}, "for");
     stmt->uses_loop = stmt->is_recursive || loop_loads_ != body_loads;
     loops_ = stmt->is_recursive ? 0 : outer_loops;
     if (next().text == "else") {
