@@ -40,13 +40,15 @@ Result<data::ChatTemplate> load(const TemplateOptions& options) {
   return loaded;
 }
 
-// The row's members are the template's variables; those that transformers always passes get its defaults.
+// The row's members are the template's variables; those that transformers always passes get its
+// defaults.
 Result<nlohmann::ordered_json> render_row(const data::ChatTemplate& chat_template,
                                           const nlohmann::ordered_json& row) {
   const auto messages = row.find("messages");
   if (messages == row.end() || !messages->is_array()) {
     return invalid_argument(
-        "no 'messages'; expected {{\"messages\": [{{\"role\": \"...\", \"content\": \"...\"}}], ...}}");
+        "no 'messages'; expected {{\"messages\": [{{\"role\": \"...\", \"content\": \"...\"}}], "
+        "...}}");
   }
   for (const auto& message : *messages) {
     if (!message.is_object()) {
@@ -54,8 +56,7 @@ Result<nlohmann::ordered_json> render_row(const data::ChatTemplate& chat_templat
                               message.type_name());
     }
   }
-  Result<std::string> text =
-      chat_template.render_chat(*messages, false, nullptr, nullptr, &row);
+  Result<std::string> text = chat_template.render_chat(*messages, false, nullptr, nullptr, &row);
   GRADUS_RETURN_IF_ERROR(text.status());
   return nlohmann::ordered_json{{"text", std::move(*text)}};
 }

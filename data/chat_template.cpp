@@ -20,11 +20,16 @@ jinja::Value to_value(jinja::Budget& budget, const ordered_json& json) {
   jinja::DepthGuard guard(budget);
   budget.step();
   switch (json.type()) {
-    case ordered_json::value_t::null: return Value::none();
-    case ordered_json::value_t::boolean: return Value::boolean(json.get<bool>());
-    case ordered_json::value_t::number_integer: return Value::integer(json.get<int64_t>());
-    case ordered_json::value_t::number_unsigned: return Value::integer(static_cast<jinja::Int>(json.get<uint64_t>()));
-    case ordered_json::value_t::number_float: return Value::real(json.get<double>());
+    case ordered_json::value_t::null:
+      return Value::none();
+    case ordered_json::value_t::boolean:
+      return Value::boolean(json.get<bool>());
+    case ordered_json::value_t::number_integer:
+      return Value::integer(json.get<int64_t>());
+    case ordered_json::value_t::number_unsigned:
+      return Value::integer(static_cast<jinja::Int>(json.get<uint64_t>()));
+    case ordered_json::value_t::number_float:
+      return Value::real(json.get<double>());
     case ordered_json::value_t::string: {
       const auto& text = json.get_ref<const std::string&>();
       budget.bytes(static_cast<int64_t>(text.size()));
@@ -46,7 +51,8 @@ jinja::Value to_value(jinja::Budget& budget, const ordered_json& json) {
       }
       return Value::of(jinja::Type::kDict, std::move(dict));
     }
-    default: jinja::fail("a variable is of a kind that JSON does not have");
+    default:
+      jinja::fail("a variable is of a kind that JSON does not have");
   }
 }
 
@@ -94,7 +100,8 @@ Result<ordered_json> read_json_object(const std::filesystem::path& path) {
   return json;
 }
 
-// Entries like "bos_token": a text or an object with its "content". Names in `known` stay as they are.
+// Entries like "bos_token": a text or an object with its "content". Names in `known` stay as they
+// are.
 void add_special_tokens(const ordered_json& json, ChatTemplate& chat_template) {
   for (const auto& [name, value] : json.items()) {
     if (name.size() < 6 || name.compare(name.size() - 6, 6, "_token") != 0) continue;
@@ -120,7 +127,8 @@ Result<std::string> configured_template(const ordered_json& value, const std::st
       if (entry["name"] == "default") return entry["template"].get<std::string>();
       names.push_back(entry["name"].get<std::string>());
     }
-    return not_found("{}: chat_template has no entry named 'default', only: {}", where, join(names, ", "));
+    return not_found("{}: chat_template has no entry named 'default', only: {}", where,
+                     join(names, ", "));
   }
   return data_loss("{}: chat_template must be a text or a list of named templates, got {}", where,
                    value.type_name());
@@ -130,7 +138,8 @@ Result<std::string> configured_template(const ordered_json& value, const std::st
 
 Result<ChatTemplate> ChatTemplate::parse(std::string source, std::string name) {
   if (const auto offset = first_invalid_utf8(source)) {
-    const auto line = 1 + std::count(source.begin(), source.begin() + static_cast<std::ptrdiff_t>(*offset), '\n');
+    const auto line =
+        1 + std::count(source.begin(), source.begin() + static_cast<std::ptrdiff_t>(*offset), '\n');
     return invalid_argument("template {}:{}: invalid UTF-8 at byte {}", name, line, *offset);
   }
   try {
@@ -218,7 +227,8 @@ Result<ChatTemplate> load_chat_template(const std::string& model_dir) {
     source = configured_template(config["chat_template"], where);
   } else {
     return not_found(
-        "{}: no chat template; expected chat_template.jinja or `chat_template` in tokenizer_config.json (a base "
+        "{}: no chat template; expected chat_template.jinja or `chat_template` in "
+        "tokenizer_config.json (a base "
         "model has none: give prompts as text, or a template of your own)",
         model_dir);
   }

@@ -28,7 +28,8 @@ Outcome run_template(const std::string& rows, const std::string& arguments) {
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, output};
 }
 
-const std::string kMistral = "--template tests/golden/chat_templates/mistral.jinja --bos B --eos E ";
+const std::string kMistral =
+    "--template tests/golden/chat_templates/mistral.jinja --bos B --eos E ";
 
 TEST(TemplateCommand, PrintsOneTextPerRow) {
   const Outcome outcome = run_template(
@@ -58,14 +59,17 @@ TEST(TemplateCommand, EndsWithTwoAndTheLineOfABadRow) {
     return outcome.output;
   };
   EXPECT_EQ(message(R"({"text": "hi"})"),
-            "gradus: error: standard input:2: no 'messages'; expected {\"messages\": [{\"role\": \"...\", "
+            "gradus: error: standard input:2: no 'messages'; expected {\"messages\": [{\"role\": "
+            "\"...\", "
             "\"content\": \"...\"}], ...}\n");
-  EXPECT_EQ(message(R"({"messages": ["hi"]})"),
-            "gradus: error: standard input:2: a message must be an object with 'role' and 'content', "
-            "got string\n");
-  EXPECT_EQ(message(R"({"messages": [{"role": "robot", "content": ""}]})"),
-            "gradus: error: standard input:2: template tests/golden/chat_templates/mistral.jinja:39: "
-            "raise_exception: unknown role: robot\n");
+  EXPECT_EQ(
+      message(R"({"messages": ["hi"]})"),
+      "gradus: error: standard input:2: a message must be an object with 'role' and 'content', "
+      "got string\n");
+  EXPECT_EQ(
+      message(R"({"messages": [{"role": "robot", "content": ""}]})"),
+      "gradus: error: standard input:2: template tests/golden/chat_templates/mistral.jinja:39: "
+      "raise_exception: unknown role: robot\n");
 }
 
 TEST(TemplateCommand, NeedsOneTemplate) {
@@ -73,7 +77,8 @@ TEST(TemplateCommand, NeedsOneTemplate) {
             "gradus: error: gradus template: give either --model DIR or --template FILE\n");
   const Outcome missing = run_template("", "--template nowhere.jinja 2>&1");
   EXPECT_EQ(missing.exit_code, 2);
-  EXPECT_EQ(missing.output, "gradus: error: nowhere.jinja: cannot open: No such file or directory\n");
+  EXPECT_EQ(missing.output,
+            "gradus: error: nowhere.jinja: cannot open: No such file or directory\n");
 }
 
 }  // namespace

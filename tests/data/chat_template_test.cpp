@@ -44,7 +44,8 @@ RenderOptions golden_options() {
   return options;
 }
 
-std::string render(const std::string& source, const ordered_json& variables = ordered_json::object(),
+std::string render(const std::string& source,
+                   const ordered_json& variables = ordered_json::object(),
                    const RenderOptions& options = {}) {
   const auto parsed = ChatTemplate::parse(source, "t");
   if (!parsed.ok()) return parsed.status().message();
@@ -116,15 +117,18 @@ TEST(ChatTemplate, PassesTheVariablesOfTransformers) {
 }
 
 TEST(ChatTemplate, NamesTheLineOfAParseError) {
-  EXPECT_EQ(render("a\n{% if x %}\n{{ 1 + }}"), "template t:3: unexpected 'end of print statement'");
+  EXPECT_EQ(render("a\n{% if x %}\n{{ 1 + }}"),
+            "template t:3: unexpected 'end of print statement'");
   EXPECT_EQ(render("a\n\n{% include 'b' %}"),
-            "template t:3: the tag 'include' is not supported; a chat template is one self-contained file");
+            "template t:3: the tag 'include' is not supported; a chat template is one "
+            "self-contained file");
   EXPECT_EQ(render("{% for x in y %}\n"),
             "template t:1: unexpected end of template; 'for' must be closed with 'endfor'");
   EXPECT_EQ(render("\n{{ x | urlize }}"), "template t:2: unknown or unsupported filter 'urlize'");
   EXPECT_EQ(render("\n{{ x is nice }}"), "template t:2: unknown or unsupported test 'nice'");
-  EXPECT_EQ(render("{% if x %}{% endfor %}"),
-            "template t:1: unknown tag 'endfor'; 'if' must be closed with 'elif' or 'else' or 'endif'");
+  EXPECT_EQ(
+      render("{% if x %}{% endfor %}"),
+      "template t:1: unknown tag 'endfor'; 'if' must be closed with 'elif' or 'else' or 'endif'");
   EXPECT_EQ(render("ok\xFF"), "template t:1: invalid UTF-8 at byte 2");
 }
 
@@ -134,11 +138,13 @@ TEST(ChatTemplate, NamesTheLineOfAFailureAndItsMessage) {
   EXPECT_EQ(render("{{ 1 }}\n{{ x.y }}"), "template t:2: 'x' is undefined");
   EXPECT_EQ(render("\n\n{{ d.y.z }}", {{"d", ordered_json::object()}}),
             "template t:3: 'dict object' has no attribute 'y'");
-  EXPECT_EQ(render("{{ 'a' +\n 1 }}"), "template t:1: can only concatenate str (not \"int\") to str");
+  EXPECT_EQ(render("{{ 'a' +\n 1 }}"),
+            "template t:1: can only concatenate str (not \"int\") to str");
   EXPECT_EQ(render("{% macro m() %}\n{{ 1 / 0 }}{% endmacro %}\n\n{{ m() }}"),
             "template t:2: division by zero");
   EXPECT_EQ(render("{{ [1, 2] | map('upper') }}"),
-            "template t:1: a stream of values has no text of its own; put `| list` or `| join` behind it");
+            "template t:1: a stream of values has no text of its own; put `| list` or `| join` "
+            "behind it");
 }
 
 TEST(ChatTemplate, StopsAHostileTemplate) {
@@ -155,7 +161,8 @@ TEST(ChatTemplate, StopsAHostileTemplate) {
               HasSubstr("than allowed"));
   // Shared lists: 2^60 texts when printed, compared or written as JSON.
   const std::string shared =
-      "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
+      "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% "
+      "endfor %}";
   EXPECT_THAT(render(shared + "{{ ns.x }}"), HasSubstr("than allowed"));
   EXPECT_THAT(render(shared + "{{ ns.x | tojson }}"), HasSubstr("than allowed"));
   EXPECT_THAT(render("{% set ns = namespace(x=[]) %}{% for i in range(9999) %}"
@@ -173,7 +180,8 @@ TEST(ChatTemplate, StopsAHostileTemplate) {
   // A chain of namespaces and a circle are freed without recursion.
   EXPECT_EQ(render("{% set first = namespace() %}{% set at = namespace(n=first) %}"
                    "{% for i in range(50000) %}{% set last = at.n %}{% set next = namespace() %}"
-                   "{% set last.n = next %}{% set at.n = next %}{% endfor %}{% set first.first = first %}ok"),
+                   "{% set last.n = next %}{% set at.n = next %}{% endfor %}{% set first.first = "
+                   "first %}ok"),
             "ok");
 }
 
@@ -189,7 +197,8 @@ TEST(ChatTemplate, SandboxRefusesWhatJinjasSandboxRefuses) {
 
 TEST(ChatTemplate, GivesTheRangesOfGenerationBlocks) {
   const auto parsed = ChatTemplate::parse(
-      "{% for m in messages %}<{{ m }}>{% generation %}{{ m }}!{% endgeneration %}{% endfor %}", "t");
+      "{% for m in messages %}<{{ m }}>{% generation %}{{ m }}!{% endgeneration %}{% endfor %}",
+      "t");
   ASSERT_TRUE(parsed.ok());
   const auto rendered = parsed->render_with_spans({{"messages", {"ab", "\xC3\xA9"}}});
   ASSERT_TRUE(rendered.ok());
@@ -228,7 +237,8 @@ TEST(PrefixPreservation, TellsTemplatesThatOnlyAppendFromOthers) {
   ASSERT_TRUE(thinking.ok()) << thinking.status().message();
   EXPECT_FALSE(*thinking);
   const auto refusing = ChatTemplate::parse("{{ raise_exception('no') }}", "t");
-  EXPECT_EQ(is_prefix_preserving(*refusing).status().message(), "template t:1: raise_exception: no");
+  EXPECT_EQ(is_prefix_preserving(*refusing).status().message(),
+            "template t:1: raise_exception: no");
 }
 
 class ModelFolder : public testing::Test {
@@ -250,8 +260,9 @@ class ModelFolder : public testing::Test {
 };
 
 TEST_F(ModelFolder, ReadsTemplateAndSpecialTokensOfTheConfiguration) {
-  write("tokenizer_config.json",
-        R"({"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": false}, "pad_token": null,
+  write(
+      "tokenizer_config.json",
+      R"({"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": false}, "pad_token": null,
             "chat_template": "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token is defined }}"})");
   write("special_tokens_map.json", R"({"bos_token": "other", "unk_token": "?"})");
   const auto loaded = load();
@@ -260,15 +271,17 @@ TEST_F(ModelFolder, ReadsTemplateAndSpecialTokensOfTheConfiguration) {
 }
 
 TEST_F(ModelFolder, TakesTheDefaultOfNamedTemplatesAndTheFileOverThem) {
-  write("tokenizer_config.json",
-        R"({"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]})");
+  write(
+      "tokenizer_config.json",
+      R"({"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]})");
   EXPECT_EQ(load()->source(), "d");
   write("chat_template.jinja", "from the file\n");
   EXPECT_EQ(*load()->render_chat(ordered_json::array(), false), "from the file");
 }
 
 TEST_F(ModelFolder, SaysWhatIsWrongWithItsFiles) {
-  EXPECT_THAT(load().status().message(), StartsWith(folder_.string() + ": no chat template; expected"));
+  EXPECT_THAT(load().status().message(),
+              StartsWith(folder_.string() + ": no chat template; expected"));
   EXPECT_EQ(load().status().code(), StatusCode::kNotFound);
   write("tokenizer_config.json", "{");
   EXPECT_EQ(load().status().message(), path("tokenizer_config.json") + ": not valid JSON");
@@ -277,11 +290,13 @@ TEST_F(ModelFolder, SaysWhatIsWrongWithItsFiles) {
             path("tokenizer_config.json") +
                 ": chat_template must be a text or a list of named templates, got number");
   write("tokenizer_config.json", R"({"chat_template": [{"name": "rag", "template": "r"}]})");
-  EXPECT_EQ(load().status().message(),
-            path("tokenizer_config.json") + ": chat_template has no entry named 'default', only: rag");
+  EXPECT_EQ(
+      load().status().message(),
+      path("tokenizer_config.json") + ": chat_template has no entry named 'default', only: rag");
   write("tokenizer_config.json", R"({"chat_template": "a\n{% if %}"})");
-  EXPECT_EQ(load().status().message(), "template " + path("tokenizer_config.json") +
-                                           ":2: expected an expression, got 'end of statement block'");
+  EXPECT_EQ(load().status().message(),
+            "template " + path("tokenizer_config.json") +
+                ":2: expected an expression, got 'end of statement block'");
 }
 
 }  // namespace

@@ -159,7 +159,7 @@ nil | float|"inf" | float|"nan" | float|"-1e5" | float|neg | abs|-2.5 | abs|s | 
 1150 | round(-2)|s | round|2.5 | round(method="x")|s | wordcount|uni | wordcount|"a b" | center(9) ~ "|"|"a\nb\n\nc" | indent
 "a\nb" | indent(2, true)|"a\n\nb" | indent(2, blank=true)|"a\nb" | indent("> ")|"a\n" | indent|i | indent
 "one two three four" | truncate(10)|"one two three four" | truncate(10, true)|"one two three four" | truncate(10, true, "!", 0)
-"short" | truncate(4)|html | escape|html | e | upper|html | safe|html | e | e|html | forceescape|html | safe ~ "<"|(html | safe) + "<"
+"short" | truncate(4)|nums | truncate(5)|nums[nums[1:2][0]:][0]|s[s[1:2]]|html | escape|html | e | upper|html | safe|html | e | e|html | forceescape|html | safe ~ "<"|(html | safe) + "<"
 "<" + (html | safe)|[html | safe]|(html | safe) == html|html | e is escaped|html is escaped|(html | safe).split("x")|"a b&c/é" | urlencode
 {"a b": "c&d", "e": 1} | urlencode|1500 | filesizeformat|1 | filesizeformat|1536 | filesizeformat(true)|d | attr("items") is callable
 d | attr("a")|s | attr("upper") is defined|s | nope|d | tojson|mixed | tojson|uni | tojson|uni | tojson(ensure_ascii=true)

@@ -47,7 +47,16 @@ enum class ExprKind {
   kTest,
 };
 
-enum class Comparison { kEqual, kNotEqual, kLess, kLessEqual, kGreater, kGreaterEqual, kIn, kNotIn };
+enum class Comparison {
+  kEqual,
+  kNotEqual,
+  kLess,
+  kLessEqual,
+  kGreater,
+  kGreaterEqual,
+  kIn,
+  kNotIn
+};
 
 struct Expr;
 using ExprPtr = std::unique_ptr<Expr>;
@@ -62,9 +71,9 @@ struct Arguments {
 struct Expr {
   ExprKind kind = ExprKind::kConst;
   int line = 0;
-  int depth = 1;     // levels below, this one included
-  Value value;       // of a constant
-  std::string name;  // of a variable, attribute, filter or test
+  int depth = 1;          // levels below, this one included
+  Value value;            // of a constant
+  std::string name;       // of a variable, attribute, filter or test
   std::string attribute;  // of a namespace reference
   Slot slot;
   BinaryOp op = BinaryOp::kAdd;
@@ -84,7 +93,8 @@ struct ScopeLoad {
   Slot source;       // for kAlias
 };
 
-// What has slots of its own when called: the template, a macro, a call block, a recursive loop, a loop filter.
+// What has slots of its own when called: the template, a macro, a call block, a recursive loop, a
+// loop filter.
 struct FunctionScope {
   int level = 0;  // of nesting
   std::map<std::string, int> slots;
@@ -131,7 +141,7 @@ struct Stmt {
   bool has_else = false;
   bool is_recursive = false;
   bool uses_loop = false;
-  std::vector<std::pair<ExprPtr, Body>> branches;    // of kIf: conditions with bodies
+  std::vector<std::pair<ExprPtr, Body>> branches;     // of kIf: conditions with bodies
   std::vector<std::pair<ExprPtr, ExprPtr>> bindings;  // of kWith: targets and values
   std::vector<Parameter> parameters;
   bool uses_caller = false, uses_kwargs = false, uses_varargs = false;

@@ -113,7 +113,8 @@ std::vector<Value> seconds(std::vector<std::pair<Value, Value>> keyed) {
 
 int64_t take_size(const Value& value, const char* name, int64_t lowest, int64_t highest) {
   require_defined(value);
-  if (!value.is_integer()) fail(fmt::format("{} must be an integer, not {}", name, type_name(value)));
+  if (!value.is_integer())
+    fail(fmt::format("{} must be an integer, not {}", name, type_name(value)));
   return static_cast<int64_t>(std::clamp<Int>(value.as_int(), lowest, highest));
 }
 
@@ -175,7 +176,8 @@ Value filter_trim(Run& run, const Value& value, Args& args) {
   args.finish();
   if (!chars.is_none() && !chars.is_string()) fail("strip arg must be None or str");
   return map_text(run, value, [&](const std::string& text) {
-    return std::string(chars.is_none() ? strip(text, true, true) : strip(text, true, true, chars.text(), true));
+    return std::string(chars.is_none() ? strip(text, true, true)
+                                       : strip(text, true, true, chars.text(), true));
   });
 }
 
@@ -220,9 +222,10 @@ Value filter_indent(Run& run, const Value& value, Args& args) {
   if (!value.is_string()) {
     fail(fmt::format("unsupported operand type(s) for +=: '{}' and 'str'", type_name(value)));
   }
-  const std::string indention = width.is_string()
-                                    ? width.text()
-                                    : std::string(static_cast<size_t>(take_size(width, "width", 0, 100'000)), ' ');
+  const std::string indention =
+      width.is_string()
+          ? width.text()
+          : std::string(static_cast<size_t>(take_size(width, "width", 0, 100'000)), ' ');
   const std::vector<std::string> lines = split_lines(value.text() + "\n", false);
   run.budget().bytes(static_cast<int64_t>(value.text().size() + lines.size() * indention.size()));
   std::string out = first ? indention : "";
@@ -244,20 +247,25 @@ Value filter_center(Run& run, const Value& value, Args& args) {
 }
 
 Value filter_truncate(Run& run, const Value& value, Args& args) {
-  const int64_t length = take_size(args.take("length", Value::integer(255)), "length", INT64_MIN, INT64_MAX);
+  const int64_t length =
+      take_size(args.take("length", Value::integer(255)), "length", INT64_MIN, INT64_MAX);
   const bool killwords = args.take_bool(run, "killwords", false);
   const Value end = args.take("end", Value::string("..."));
   const Value leeway = args.take("leeway", Value::none());
   args.finish();
-  require_defined(value);
-  if (!value.is_string() || !end.is_string()) fail("truncate needs a text");
+  if (!end.is_string()) fail("the end of truncate must be a text");
   const int64_t slack = leeway.is_none() ? 5 : take_size(leeway, "leeway", INT64_MIN, INT64_MAX);
   const int64_t end_length = end.get<StringObject>().num_chars;
   if (length < end_length) fail(fmt::format("expected length >= {}, got {}", end_length, length));
   if (slack < 0) fail(fmt::format("expected leeway >= 0, got {}", slack));
-  const auto& text = value.get<StringObject>();
-  if (text.num_chars <= length || text.num_chars - length <= slack) return value;
-  std::string cut = text.text.substr(0, char_offset(text.text, length - end_length));
+  int64_t size = 0;
+  if (!jinja::length(value, size)) {
+    fail(fmt::format("object of type '{}' has no len()", type_name(value)));
+  }
+  if (size <= length || size - length <= slack) return value;
+  if (!value.is_string()) fail(fmt::format("truncate needs a text, not {}", type_name(value)));
+  const std::string& text = value.text();
+  std::string cut = text.substr(0, char_offset(text, length - end_length));
   if (!killwords) {
     const size_t blank = cut.rfind(' ');
     if (blank != std::string::npos) cut.resize(blank);
@@ -286,7 +294,8 @@ Value filter_format(Run& run, const Value& value, Args& args) {
   Value values = Value::tuple(args.positional);
   if (!args.named.empty()) {
     auto dict = std::make_shared<DictObject>();
-    for (const auto& [name, argument] : args.named) dict->set(run.budget(), Value::string(name), argument);
+    for (const auto& [name, argument] : args.named)
+      dict->set(run.budget(), Value::string(name), argument);
     values = Value::of(Type::kDict, std::move(dict));
   }
   const Value text = soft_text(run.budget(), value);
@@ -298,11 +307,14 @@ Value filter_urlencode(Run& run, const Value& value, Args& args) {
   const auto quote = [&](const Value& part, bool for_query) {
     std::string out;
     for (const char c : to_text(run.budget(), part)) {
-      const bool is_kept = std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.' || c == '-' ||
-                           c == '~' || (c == '/' && !for_query);
-      if (is_kept) out += c;
-      else if (c == ' ' && for_query) out += '+';
-      else out += fmt::format("%{:02X}", static_cast<unsigned>(static_cast<unsigned char>(c)));
+      const bool is_kept = std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.' ||
+                           c == '-' || c == '~' || (c == '/' && !for_query);
+      if (is_kept)
+        out += c;
+      else if (c == ' ' && for_query)
+        out += '+';
+      else
+        out += fmt::format("%{:02X}", static_cast<unsigned>(static_cast<unsigned char>(c)));
     }
     return out;
   };
@@ -335,13 +347,15 @@ Value filter_tojson(Run& run, const Value& value, Args& args) {
   if (!indent.is_none()) {
     style.has_indent = true;
     style.item_separator = ",";
-    style.indent = indent.is_string()
-                       ? indent.text()
-                       : std::string(static_cast<size_t>(take_size(indent, "indent", 0, 1000)), ' ');
+    style.indent =
+        indent.is_string()
+            ? indent.text()
+            : std::string(static_cast<size_t>(take_size(indent, "indent", 0, 1000)), ' ');
   }
   if (!separators.is_none()) {
     const std::vector<Value> pair = to_vector(run.budget(), separators);
-    if (pair.size() != 2 || !pair[0].is_string() || !pair[1].is_string()) fail("separators must be two texts");
+    if (pair.size() != 2 || !pair[0].is_string() || !pair[1].is_string())
+      fail("separators must be two texts");
     style.item_separator = pair[0].text();
     style.key_separator = pair[1].text();
   }
@@ -367,7 +381,8 @@ Value integer_of_real(double value) {
 
 Value filter_int(Run&, const Value& value, Args& args) {
   const Value fallback = args.take("default", Value::integer(0));
-  const int base = static_cast<int>(take_size(args.take("base", Value::integer(10)), "base", -1, 37));
+  const int base =
+      static_cast<int>(take_size(args.take("base", Value::integer(10)), "base", -1, 37));
   args.finish();
   require_defined(value);
   if (value.is_integer()) return Value::integer(value.as_int());
@@ -398,7 +413,8 @@ Value round_half_even(Run& run, const Value& value, int64_t precision) {
   if (value.is_integer()) {
     if (precision >= 0) return positive(value);
     if (precision < -37) return Value::integer(0);
-    const Value unit = binary(run.budget(), BinaryOp::kPow, Value::integer(10), Value::integer(-precision));
+    const Value unit =
+        binary(run.budget(), BinaryOp::kPow, Value::integer(10), Value::integer(-precision));
     const Int step = unit.as_int();
     Int rest = value.as_int() % step;
     if (rest < 0) rest += step;
@@ -426,17 +442,20 @@ Value filter_round(Run& run, const Value& value, Args& args) {
   const Value method = args.take("method", Value::string("common"));
   args.finish();
   const std::string name = method.is_string() ? method.text() : "";
-  if (name != "common" && name != "ceil" && name != "floor") fail("method must be common, ceil or floor");
+  if (name != "common" && name != "ceil" && name != "floor")
+    fail("method must be common, ceil or floor");
   const int64_t precision = take_size(precision_value, "precision", -400, 400);
   require_defined(value);
-  if (!value.is_number()) fail(fmt::format("type {} doesn't define __round__ method", type_name(value)));
+  if (!value.is_number())
+    fail(fmt::format("type {} doesn't define __round__ method", type_name(value)));
   if (name == "common") return round_half_even(run, value, precision);
   Budget& budget = run.budget();
   const Value unit = binary(budget, BinaryOp::kPow, Value::integer(10), Value::integer(precision));
   const Value scaled = binary(budget, BinaryOp::kMul, value, unit);
   Value whole = scaled;
   if (scaled.is(Type::kFloat)) {
-    whole = integer_of_real(name == "ceil" ? std::ceil(scaled.as_double()) : std::floor(scaled.as_double()));
+    whole = integer_of_real(name == "ceil" ? std::ceil(scaled.as_double())
+                                           : std::floor(scaled.as_double()));
   }
   return binary(budget, BinaryOp::kDiv, whole, unit);
 }
@@ -446,8 +465,10 @@ Value filter_filesizeformat(Run&, const Value& value, Args& args) {
   args.finish();
   require_defined(value);
   double bytes = 0;
-  if (value.is_number()) bytes = value.as_double();
-  else if (!value.is_string() || !parse_float(value.text(), bytes)) fail("filesizeformat needs a number");
+  if (value.is_number())
+    bytes = value.as_double();
+  else if (!value.is_string() || !parse_float(value.text(), bytes))
+    fail("filesizeformat needs a number");
   const bool binary_units = is_binary.is(Type::kBool) && is_binary.as_bool();
   const double base = binary_units ? 1024 : 1000;
   if (bytes == 1) return Value::string("1 Byte");
@@ -480,7 +501,8 @@ Value filter_list(Run& run, const Value& value, Args& args) {
 Value filter_first(Run& run, const Value& value, Args& args) {
   args.finish();
   Value out;
-  return run.iterate(value)->next(out) ? out : Value::undefined("No first item, sequence was empty.");
+  return run.iterate(value)->next(out) ? out
+                                       : Value::undefined("No first item, sequence was empty.");
 }
 
 std::vector<Value> reversed(Run& run, const Value& value) {
@@ -506,7 +528,8 @@ Value filter_last(Run& run, const Value& value, Args& args) {
 
 Value filter_reverse(Run& run, const Value& value, Args& args) {
   args.finish();
-  if (value.is_string()) return slice(run.budget(), value, Value::none(), Value::none(), Value::integer(-1));
+  if (value.is_string())
+    return slice(run.budget(), value, Value::none(), Value::none(), Value::integer(-1));
   if (!is_iterable(value)) fail("argument must be iterable");
   if (value.is(Type::kIterator)) return Value::list(reversed(run, value));
   return late_list(value, [&run, value] { return reversed(run, value); });
@@ -552,7 +575,8 @@ Value filter_sort(Run& run, const Value& value, Args& args) {
   std::vector<std::pair<Value, Value>> keyed;
   for (const Value& item : to_vector(run.budget(), value)) {
     std::vector<Value> key;
-    for (const AttributePath& path : paths) key.push_back(ignore_case(path.get(run, item), case_sensitive));
+    for (const AttributePath& path : paths)
+      key.push_back(ignore_case(path.get(run, item), case_sensitive));
     keyed.emplace_back(Value::list(std::move(key)), item);
   }
   sort_by_keys(run, keyed, reverse);
@@ -567,10 +591,12 @@ Value filter_dictsort(Run& run, const Value& value, Args& args) {
   const std::string which = by.is_string() ? by.text() : "";
   if (which != "key" && which != "value") fail("You can only sort by either \"key\" or \"value\"");
   require_defined(value);
-  if (!value.is(Type::kDict)) fail(fmt::format("'{}' object has no attribute 'items'", type_name(value)));
+  if (!value.is(Type::kDict))
+    fail(fmt::format("'{}' object has no attribute 'items'", type_name(value)));
   std::vector<std::pair<Value, Value>> keyed;
   for (const auto& [key, item] : value.dict().items) {
-    keyed.emplace_back(ignore_case(which == "key" ? key : item, case_sensitive), Value::tuple({key, item}));
+    keyed.emplace_back(ignore_case(which == "key" ? key : item, case_sensitive),
+                       Value::tuple({key, item}));
   }
   sort_by_keys(run, keyed, reverse);
   return Value::list(seconds(std::move(keyed)));
@@ -610,8 +636,12 @@ Value extreme(Run& run, const Value& value, Args& args, const char* symbol) {
   });
   return best.is_missing() ? Value::undefined("No aggregated item, sequence was empty.") : best;
 }
-Value filter_min(Run& run, const Value& value, Args& args) { return extreme(run, value, args, "<"); }
-Value filter_max(Run& run, const Value& value, Args& args) { return extreme(run, value, args, ">"); }
+Value filter_min(Run& run, const Value& value, Args& args) {
+  return extreme(run, value, args, "<");
+}
+Value filter_max(Run& run, const Value& value, Args& args) {
+  return extreme(run, value, args, ">");
+}
 
 Value filter_sum(Run& run, const Value& value, Args& args) {
   const AttributePath path = AttributePath::of(args.take("attribute", Value::none()));
@@ -701,7 +731,8 @@ Value filter_groupby(Run& run, const Value& value, Args& args) {
     while (end < keyed.size() && equals(run.budget(), keyed[end].first, keyed[begin].first)) {
       members.push_back(keyed[end++].second);
     }
-    const Value key = case_sensitive ? keyed[begin].first : path.get(run, members.front(), fallback);
+    const Value key =
+        case_sensitive ? keyed[begin].first : path.get(run, members.front(), fallback);
     Value group = Value::tuple({key, Value::list(std::move(members))});
     group.get<ListObject>().is_group = true;
     groups.push_back(std::move(group));
@@ -716,7 +747,8 @@ Value filter_attr(Run& run, const Value& value, Args& args) {
   if (!name.is_string()) fail("attribute name must be a string");
   // Keys of a dict do not count, other than with a dot.
   if (value.is(Type::kDict) && !has_method(value, name.text())) {
-    return Value::undefined(fmt::format("'dict object' has no attribute {}", repr_text(name.text())));
+    return Value::undefined(
+        fmt::format("'dict object' has no attribute {}", repr_text(name.text())));
   }
   return run.attribute(value, name.text());
 }
@@ -731,7 +763,8 @@ Value filter_map(Run& run, const Value& value, Args& args) {
   const auto prepare = [&run, given]() -> std::function<Value(const Value&)> {
     Args rest = given;
     const auto named = [&](std::string_view name) {
-      return std::find_if(rest.named.begin(), rest.named.end(), [&](const auto& a) { return a.first == name; });
+      return std::find_if(rest.named.begin(), rest.named.end(),
+                          [&](const auto& a) { return a.first == name; });
     };
     if (rest.positional.empty() && named("attribute") != rest.named.end()) {
       const AttributePath path = AttributePath::of(named("attribute")->second);
@@ -761,7 +794,8 @@ Value filter_map(Run& run, const Value& value, Args& args) {
   });
 }
 
-Value select_or_reject(Run& run, const Value& value, const Args& args, bool wanted, bool by_attribute) {
+Value select_or_reject(Run& run, const Value& value, const Args& args, bool wanted,
+                       bool by_attribute) {
   auto next = items_of(run, value);
   const Args given = args;
   const auto passes = [&run, given, by_attribute](const Value& item) {

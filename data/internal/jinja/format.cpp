@@ -22,7 +22,8 @@ int64_t read_number(std::string_view text, size_t& i) {
   return number;
 }
 
-std::string pad(Budget& budget, std::string text, int64_t width, char align, std::string_view fill) {
+std::string pad(Budget& budget, std::string text, int64_t width, char align,
+                std::string_view fill) {
   const int64_t missing = width - count_chars(text);
   if (missing <= 0) return text;
   budget.bytes(missing * static_cast<int64_t>(fill.size()));
@@ -96,7 +97,8 @@ std::string lay_out_number(Budget& budget, std::string digits, const std::string
     sign = " ";
   }
   const int64_t used = static_cast<int64_t>(sign.size() + prefix.size());
-  if (spec.has_zero && !spec.is_left) digits = pad(budget, std::move(digits), spec.width - used, '>', "0");
+  if (spec.has_zero && !spec.is_left)
+    digits = pad(budget, std::move(digits), spec.width - used, '>', "0");
   return pad(budget, sign + prefix + digits, spec.width, spec.is_left ? '<' : '>', " ");
 }
 
@@ -107,7 +109,8 @@ std::string percent_number(Budget& budget, const Value& value, const PercentSpec
     if (value.is_integer()) {
       number = value.as_int();
     } else if (value.is(Type::kFloat)) {
-      if (!std::isfinite(value.as_double())) fail("cannot convert float infinity or NaN to integer");
+      if (!std::isfinite(value.as_double()))
+        fail("cannot convert float infinity or NaN to integer");
       number = static_cast<Int>(value.as_double());
     } else {
       require_defined(value);
@@ -140,9 +143,10 @@ std::string percent_number(Budget& budget, const Value& value, const PercentSpec
     require_defined(value);
     fail(fmt::format("must be real number, not {}", type_name(value)));
   }
-  return lay_out_number(
-      budget, real_text(value.as_double(), type, spec.precision < 0 ? 6 : spec.precision, spec.is_alternate), "",
-      spec);
+  return lay_out_number(budget,
+                        real_text(value.as_double(), type, spec.precision < 0 ? 6 : spec.precision,
+                                  spec.is_alternate),
+                        "", spec);
 }
 
 }  // namespace
@@ -171,7 +175,8 @@ std::string percent_format(Budget& budget, const std::string& format, const Valu
     if (format[i] == '(') {
       int depth = 1;
       const size_t begin = ++i;
-      for (; i < format.size() && depth > 0; ++i) depth += format[i] == '(' ? 1 : format[i] == ')' ? -1 : 0;
+      for (; i < format.size() && depth > 0; ++i)
+        depth += format[i] == '(' ? 1 : format[i] == ')' ? -1 : 0;
       if (depth > 0) fail("incomplete format key");
       if (!args.is(Type::kDict)) fail("format requires a mapping");
       const Value* found = args.dict().find(std::string_view(format).substr(begin, i - 1 - begin));
@@ -180,17 +185,24 @@ std::string percent_format(Budget& budget, const std::string& format, const Valu
       used_mapping = true;
     }
     for (; i < format.size(); ++i) {
-      if (format[i] == '-') spec.is_left = true;
-      else if (format[i] == '+') spec.has_plus = true;
-      else if (format[i] == ' ') spec.has_space = true;
-      else if (format[i] == '#') spec.is_alternate = true;
-      else if (format[i] == '0') spec.has_zero = true;
-      else break;
+      if (format[i] == '-')
+        spec.is_left = true;
+      else if (format[i] == '+')
+        spec.has_plus = true;
+      else if (format[i] == ' ')
+        spec.has_space = true;
+      else if (format[i] == '#')
+        spec.is_alternate = true;
+      else if (format[i] == '0')
+        spec.has_zero = true;
+      else
+        break;
     }
     const auto star = [&] {
       const Value value = next_value();
       if (!value.is_integer()) fail("* wants int");
-      if (value.as_int() > kMaxWidth || value.as_int() < -kMaxWidth) fail("width or precision too large");
+      if (value.as_int() > kMaxWidth || value.as_int() < -kMaxWidth)
+        fail("width or precision too large");
       return static_cast<int64_t>(value.as_int());
     };
     if (i < format.size() && format[i] == '*') {
@@ -252,8 +264,11 @@ std::string percent_format(Budget& budget, const std::string& format, const Valu
       case 'f':
       case 'F':
       case 'g':
-      case 'G': text = percent_number(budget, value, spec); break;
-      default: fail(fmt::format("unsupported format character '{}'", spec.type));
+      case 'G':
+        text = percent_number(budget, value, spec);
+        break;
+      default:
+        fail(fmt::format("unsupported format character '{}'", spec.type));
     }
     budget.bytes(static_cast<int64_t>(text.size()));
     out += text;
@@ -305,32 +320,36 @@ std::string format_value(Budget& budget, const Value& value, std::string_view sp
   int precision = -1;
   if (i < spec.size() && spec[i] == '.') {
     ++i;
-    if (i >= spec.size() || spec[i] < '0' || spec[i] > '9') fail("Format specifier missing precision");
+    if (i >= spec.size() || spec[i] < '0' || spec[i] > '9')
+      fail("Format specifier missing precision");
     precision = static_cast<int>(read_number(spec, i));
   }
   const char type = i < spec.size() ? spec[i++] : '\0';
   if (i != spec.size()) fail("invalid format specifier");
   if (value.is_string()) {
-    if (type != '\0' && type != 's') fail(fmt::format("Unknown format code '{}' for object of type 'str'", type));
-    if (sign != '-' || align == '=' || separator != '\0') fail("sign, '=' or ',' not allowed in string format specifier");
+    if (type != '\0' && type != 's')
+      fail(fmt::format("Unknown format code '{}' for object of type 'str'", type));
+    if (sign != '-' || align == '=' || separator != '\0')
+      fail("sign, '=' or ',' not allowed in string format specifier");
     std::string text = value.text();
     if (precision >= 0) text.resize(char_offset(text, precision));
     return pad(budget, std::move(text), width, align == '\0' ? '<' : align, fill);
   }
   std::string digits, prefix;
-  const bool is_integer_type = type == 'd' || type == 'x' || type == 'X' || type == 'o' || type == 'b' || type == 'n' ||
-                               type == 'c';
+  const bool is_integer_type = type == 'd' || type == 'x' || type == 'X' || type == 'o' ||
+                               type == 'b' || type == 'n' || type == 'c';
   if (value.is(Type::kBool) && type == '\0') {
     // bool's format is int's.
     digits = int_text(value.as_int());
   } else if (value.is_integer() && (type == '\0' || is_integer_type)) {
     if (precision >= 0) fail("Precision not allowed in integer format specifier");
-    if (type == 'n' || type == 'c') fail(fmt::format("the format code '{}' is not supported", type));
+    if (type == 'n' || type == 'c')
+      fail(fmt::format("the format code '{}' is not supported", type));
     const int base = type == 'x' || type == 'X' ? 16 : type == 'o' ? 8 : type == 'b' ? 2 : 10;
     digits = base == 10 ? int_text(value.as_int()) : based_text(value.as_int(), base, type == 'X');
     if (is_alternate && base != 10) prefix = std::string("0") + type;
-  } else if (type == '\0' || type == 'e' || type == 'E' || type == 'f' || type == 'F' || type == 'g' ||
-             type == 'G' || type == '%') {
+  } else if (type == '\0' || type == 'e' || type == 'E' || type == 'f' || type == 'F' ||
+             type == 'g' || type == 'G' || type == '%') {
     const double real = value.as_double();
     if (type == '%') {
       digits = real_text(real * 100, 'f', precision < 0 ? 6 : precision, is_alternate) + "%";
@@ -362,7 +381,8 @@ std::string format_value(Budget& budget, const Value& value, std::string_view sp
   sign_text += prefix;
   if (separator != '\0') digits = with_separators(digits, separator);
   if (align == '=') {
-    digits = pad(budget, std::move(digits), width - static_cast<int64_t>(sign_text.size()), '>', fill);
+    digits =
+        pad(budget, std::move(digits), width - static_cast<int64_t>(sign_text.size()), '>', fill);
     return sign_text + digits;
   }
   return pad(budget, sign_text + digits, width, align == '\0' ? '>' : align, fill);
@@ -376,13 +396,27 @@ void append_json_text(std::string_view text, bool ensure_ascii, std::string& out
     const size_t begin = offset;
     const char32_t c = next_char(text, offset);
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
-      case '\f': out += "\\f"; break;
-      case '\b': out += "\\b"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
+      case '\f':
+        out += "\\f";
+        break;
+      case '\b':
+        out += "\\b";
+        break;
       default:
         if (c < 0x20 || (ensure_ascii && c >= 0x7F && c < 0x10000 && c != 0x7F)) {
           out += fmt::format("\\u{:04x}", static_cast<uint32_t>(c));
@@ -405,17 +439,23 @@ std::string json_real(double value) {
 
 std::string json_key(const Value& key) {
   switch (key.type()) {
-    case Type::kString: return key.text();
-    case Type::kNone: return "null";
-    case Type::kBool: return key.as_bool() ? "true" : "false";
-    case Type::kInt: return int_text(key.as_int());
-    case Type::kFloat: return json_real(key.as_double());
+    case Type::kString:
+      return key.text();
+    case Type::kNone:
+      return "null";
+    case Type::kBool:
+      return key.as_bool() ? "true" : "false";
+    case Type::kInt:
+      return int_text(key.as_int());
+    case Type::kFloat:
+      return json_real(key.as_double());
     default:
       fail(fmt::format("keys must be str, int, float, bool or None, not {}", type_name(key)));
   }
 }
 
-void append_json(Budget& budget, const Value& value, const JsonStyle& style, int level, std::string& out) {
+void append_json(Budget& budget, const Value& value, const JsonStyle& style, int level,
+                 std::string& out) {
   DepthGuard guard(budget);
   budget.step();
   const size_t size_before = out.size();
@@ -425,11 +465,21 @@ void append_json(Budget& budget, const Value& value, const JsonStyle& style, int
     for (int i = 0; i < at_level; ++i) out += style.indent;
   };
   switch (value.type()) {
-    case Type::kNone: out += "null"; break;
-    case Type::kBool: out += value.as_bool() ? "true" : "false"; break;
-    case Type::kInt: out += int_text(value.as_int()); break;
-    case Type::kFloat: out += json_real(value.as_double()); break;
-    case Type::kString: append_json_text(value.text(), style.ensure_ascii, out); break;
+    case Type::kNone:
+      out += "null";
+      break;
+    case Type::kBool:
+      out += value.as_bool() ? "true" : "false";
+      break;
+    case Type::kInt:
+      out += int_text(value.as_int());
+      break;
+    case Type::kFloat:
+      out += json_real(value.as_double());
+      break;
+    case Type::kString:
+      append_json_text(value.text(), style.ensure_ascii, out);
+      break;
     case Type::kList:
     case Type::kTuple: {
       if (value.items().empty()) {
@@ -455,8 +505,9 @@ void append_json(Budget& budget, const Value& value, const JsonStyle& style, int
         break;
       }
       if (style.sort_keys) {
-        std::stable_sort(items.begin(), items.end(),
-                         [&](const auto& a, const auto& b) { return less(budget, a.first, b.first); });
+        std::stable_sort(items.begin(), items.end(), [&](const auto& a, const auto& b) {
+          return less(budget, a.first, b.first);
+        });
       }
       out += '{';
       bool first = true;
@@ -472,7 +523,8 @@ void append_json(Budget& budget, const Value& value, const JsonStyle& style, int
       out += '}';
       return;
     }
-    default: fail(fmt::format("Object of type {} is not JSON serializable", type_name(value)));
+    default:
+      fail(fmt::format("Object of type {} is not JSON serializable", type_name(value)));
   }
   budget.bytes(static_cast<int64_t>(out.size() - size_before));
 }

@@ -25,7 +25,8 @@ Value global_range(Run&, Args& args) {
     if (!argument.is_integer()) {
       fail(fmt::format("'{}' object cannot be interpreted as an integer", type_name(argument)));
     }
-    if (argument.as_int() > INT64_MAX || argument.as_int() < INT64_MIN) fail("range argument too large");
+    if (argument.as_int() > INT64_MAX || argument.as_int() < INT64_MIN)
+      fail("range argument too large");
   }
   auto range = std::make_shared<RangeObject>();
   range->stop = args.positional[count == 1 ? 0 : 1].as_int();
@@ -53,7 +54,8 @@ std::shared_ptr<DictObject> make_dict(Run& run, Args& args) {
       for_each(run.budget(), source, [&](const Value& pair) {
         const std::vector<Value> items = to_vector(run.budget(), pair);
         if (items.size() != 2) {
-          fail(fmt::format("dictionary update sequence element has length {}; 2 is required", items.size()));
+          fail(fmt::format("dictionary update sequence element has length {}; 2 is required",
+                           items.size()));
         }
         dict->set(run.budget(), items[0], items[1]);
         return true;
@@ -73,8 +75,9 @@ Value global_namespace(Run& run, Args& args) {
   for (const auto& [key, value] : dict->items) {
     if (!key.is_string()) fail("the attributes of a namespace must have texts as names");
     if (!key.text().empty() && key.text()[0] == '_') {
-      fail(fmt::format("chat templates cannot store underscore-prefixed attributes on a namespace, got '{}'",
-                       key.text()));
+      fail(fmt::format(
+          "chat templates cannot store underscore-prefixed attributes on a namespace, got '{}'",
+          key.text()));
     }
     nest(object, value);
     object.attributes.emplace_back(key.text(), value);
@@ -108,7 +111,8 @@ Value global_raise_exception(Run& run, Args& args) {
 Value global_strftime_now(Run& run, Args& args) {
   const Value format = args.require("format");
   args.finish();
-  if (!format.is_string()) fail(fmt::format("strftime() argument 1 must be str, not {}", type_name(format)));
+  if (!format.is_string())
+    fail(fmt::format("strftime() argument 1 must be str, not {}", type_name(format)));
   std::tm now{};
   int64_t microseconds = 0;
   if (run.options().now) {
@@ -117,7 +121,9 @@ Value global_strftime_now(Run& run, Args& args) {
     const auto clock = std::chrono::system_clock::now();
     const std::time_t seconds = std::chrono::system_clock::to_time_t(clock);
     localtime_r(&seconds, &now);
-    microseconds = std::chrono::duration_cast<std::chrono::microseconds>(clock.time_since_epoch()).count() % 1'000'000;
+    microseconds =
+        std::chrono::duration_cast<std::chrono::microseconds>(clock.time_since_epoch()).count() %
+        1'000'000;
   }
   // Python's datetime without a zone: %f is its own, %z and %Z are empty.
   std::string pattern;
@@ -128,8 +134,10 @@ Value global_strftime_now(Run& run, Args& args) {
       continue;
     }
     const char kind = wanted[++i];
-    if (kind == 'f') pattern += fmt::format("{:06}", microseconds);
-    else if (kind != 'z' && kind != 'Z') pattern += {'%', kind};
+    if (kind == 'f')
+      pattern += fmt::format("{:06}", microseconds);
+    else if (kind != 'z' && kind != 'Z')
+      pattern += {'%', kind};
   }
   if (pattern.empty()) return Value::string("");
   if (pattern.size() > 10'000) fail("the format of strftime_now is too long");

@@ -13,15 +13,20 @@ namespace {
 std::string object_name(const Value& value) {
   if (value.is_none()) return "None";
   switch (value.type()) {
-    case Type::kNamespace: return "jinja2.utils.Namespace object";
-    case Type::kMacro: return "jinja2.runtime.Macro object";
-    case Type::kLoop: return "jinja2.runtime.LoopContext object";
-    default: return type_name(value) + " object";
+    case Type::kNamespace:
+      return "jinja2.utils.Namespace object";
+    case Type::kMacro:
+      return "jinja2.runtime.Macro object";
+    case Type::kLoop:
+      return "jinja2.runtime.LoopContext object";
+    default:
+      return type_name(value) + " object";
   }
 }
 
 Value missing_attribute(const Value& object, const std::string& name) {
-  return Value::undefined(fmt::format("'{}' has no attribute {}", object_name(object), repr_text(name)));
+  return Value::undefined(
+      fmt::format("'{}' has no attribute {}", object_name(object), repr_text(name)));
 }
 
 Value unsafe_attribute(const Value& object, const std::string& name) {
@@ -66,7 +71,8 @@ struct SequenceIterator : IteratorObject {
       }
       case Type::kRange:
         return item_at(source, static_cast<Int>(place++), out);
-      default: return false;
+      default:
+        return false;
     }
   }
 };
@@ -104,7 +110,8 @@ Value CallArguments::take(std::string_view name) {
   const auto found = std::find_if(named.begin(), named.end(),
                                   [&](const auto& argument) { return argument.first == name; });
   if (place < positional.size()) {
-    if (found != named.end()) fail(fmt::format("{} got multiple values for argument '{}'", callee, name));
+    if (found != named.end())
+      fail(fmt::format("{} got multiple values for argument '{}'", callee, name));
     return positional[place];
   }
   if (found == named.end()) return {};
@@ -133,7 +140,8 @@ bool CallArguments::take_bool(Interpreter& interpreter, std::string_view name, b
 
 void CallArguments::finish() {
   if (positional.size() > num_taken) {
-    fail(fmt::format("{} takes at most {} arguments, got {}", callee, num_taken, positional.size()));
+    fail(
+        fmt::format("{} takes at most {} arguments, got {}", callee, num_taken, positional.size()));
   }
   if (!named.empty()) {
     fail(fmt::format("{} got an unexpected keyword argument '{}'", callee, named.front().first));
@@ -244,12 +252,17 @@ void Interpreter::enter(const std::vector<ScopeLoad>& loads) {
   for (const ScopeLoad& load : loads) {
     Value& target = frame_->slots[static_cast<size_t>(load.slot)];
     switch (load.kind) {
-      case ScopeLoad::Kind::kUnset: target = Value(); break;
-      case ScopeLoad::Kind::kAlias: target = Value(slot(load.source)); break;
+      case ScopeLoad::Kind::kUnset:
+        target = Value();
+        break;
+      case ScopeLoad::Kind::kAlias:
+        target = Value(slot(load.source));
+        break;
       case ScopeLoad::Kind::kResolve: {
         target = Value();
-        const auto found = std::find_if(variables_.begin(), variables_.end(),
-                                        [&](const auto& variable) { return variable.first == load.name; });
+        const auto found =
+            std::find_if(variables_.begin(), variables_.end(),
+                         [&](const auto& variable) { return variable.first == load.name; });
         target = found != variables_.end() ? found->second : find_global(*this, load.name);
         break;
       }
@@ -291,7 +304,9 @@ Interpreter::Flow Interpreter::exec(const Stmt& stmt) {
   budget_.step();
   line_ = stmt.line;
   switch (stmt.kind) {
-    case StmtKind::kText: write(stmt.text); return Flow::kNormal;
+    case StmtKind::kText:
+      write(stmt.text);
+      return Flow::kNormal;
     case StmtKind::kOutput: {
       const Value value = eval(*stmt.expr);
       write(value.is_string() ? value.text() : to_text(budget_, value));
@@ -302,7 +317,8 @@ Interpreter::Flow Interpreter::exec(const Stmt& stmt) {
         if (truthy(budget_, eval(*condition))) return exec(body);
       }
       return exec(stmt.else_body);
-    case StmtKind::kFor: return exec_for(stmt);
+    case StmtKind::kFor:
+      return exec_for(stmt);
     case StmtKind::kSet: {
       // Python checks the namespaces before it evaluates the value.
       const std::function<void(const Expr&)> check = [&](const Expr& target) {
@@ -359,13 +375,16 @@ Interpreter::Flow Interpreter::exec(const Stmt& stmt) {
       enter(stmt.loads);
       for (const auto& [target, value] : stmt.bindings) assign(*target, eval(*value));
       return exec(stmt.body);
-    case StmtKind::kBreak: return Flow::kBreak;
-    case StmtKind::kContinue: return Flow::kContinue;
+    case StmtKind::kBreak:
+      return Flow::kBreak;
+    case StmtKind::kContinue:
+      return Flow::kContinue;
   }
   fail("unknown statement");
 }
 
-Value Interpreter::filtered(const Stmt& stmt, const Value& iterable, const std::shared_ptr<Frame>& closure) {
+Value Interpreter::filtered(const Stmt& stmt, const Value& iterable,
+                            const std::shared_ptr<Frame>& closure) {
   auto filter = std::make_shared<LoopFilterIterator>();
   filter->interpreter = this;
   filter->loop = &stmt;
@@ -385,7 +404,8 @@ Interpreter::Flow Interpreter::exec_for(const Stmt& stmt) {
     write(run_recursive(stmt, iterable, frame_, 0));
     return Flow::kNormal;
   }
-  return exec_loop(stmt, stmt.condition ? filtered(stmt, iterable, frame_) : iterable, nullptr, nullptr, 0);
+  return exec_loop(stmt, stmt.condition ? filtered(stmt, iterable, frame_) : iterable, nullptr,
+                   nullptr, 0);
 }
 
 std::string Interpreter::run_recursive(const Stmt& loop, const Value& iterable,
@@ -409,7 +429,8 @@ std::string Interpreter::run_recursive(const Stmt& loop, const Value& iterable,
   return text;
 }
 
-Interpreter::Flow Interpreter::exec_loop(const Stmt& stmt, const Value& iterable, const Stmt* recursive,
+Interpreter::Flow Interpreter::exec_loop(const Stmt& stmt, const Value& iterable,
+                                         const Stmt* recursive,
                                          const std::shared_ptr<Frame>& closure, int depth0) {
   const std::shared_ptr<IteratorObject> stream = iterate(iterable);
   std::shared_ptr<LoopObject> loop;
@@ -432,7 +453,8 @@ Interpreter::Flow Interpreter::exec_loop(const Stmt& stmt, const Value& iterable
     enter(stmt.loads);
     const Flow flow = exec(stmt.body);
     line_ = stmt.line;
-    if (flow == Flow::kContinue) continue;  // as in Python, it counts as "nothing done" for the else
+    if (flow == Flow::kContinue)
+      continue;  // as in Python, it counts as "nothing done" for the else
     if (flow == Flow::kBreak) break;
     is_empty = false;
   }
@@ -446,11 +468,14 @@ Interpreter::Flow Interpreter::exec_loop(const Stmt& stmt, const Value& iterable
 
 void Interpreter::assign(const Expr& target, const Value& value) {
   switch (target.kind) {
-    case ExprKind::kName: slot(target.slot) = value; return;
+    case ExprKind::kName:
+      slot(target.slot) = value;
+      return;
     case ExprKind::kNamespaceRef: {
       if (target.attribute[0] == '_') {
-        fail(fmt::format("chat templates cannot store underscore-prefixed attributes on a namespace, got '{}'",
-                         target.attribute));
+        fail(fmt::format(
+            "chat templates cannot store underscore-prefixed attributes on a namespace, got '{}'",
+            target.attribute));
       }
       auto& space = slot(target.slot).get<NamespaceObject>();
       nest(space, value);
@@ -465,21 +490,25 @@ void Interpreter::assign(const Expr& target, const Value& value) {
       return;
     }
     case ExprKind::kTuple: {
-      if (!is_iterable(value)) fail(fmt::format("cannot unpack non-iterable {} object", type_name(value)));
+      if (!is_iterable(value))
+        fail(fmt::format("cannot unpack non-iterable {} object", type_name(value)));
       const size_t wanted = target.operands.size();
       std::vector<Value> items;
       for_each(budget_, value, [&](const Value& item) {
         items.push_back(item);
         return items.size() <= wanted;
       });
-      if (items.size() > wanted) fail(fmt::format("too many values to unpack (expected {})", wanted));
+      if (items.size() > wanted)
+        fail(fmt::format("too many values to unpack (expected {})", wanted));
       if (items.size() < wanted) {
-        fail(fmt::format("not enough values to unpack (expected {}, got {})", wanted, items.size()));
+        fail(
+            fmt::format("not enough values to unpack (expected {}, got {})", wanted, items.size()));
       }
       for (size_t i = 0; i < wanted; ++i) assign(*target.operands[i], items[i]);
       return;
     }
-    default: fail("cannot assign to this expression");
+    default:
+      fail("cannot assign to this expression");
   }
 }
 
@@ -517,7 +546,8 @@ Value Interpreter::call_macro(const MacroObject& macro, CallArguments& arguments
       found_caller = found_caller || stmt.parameters[i].name == "caller";
     }
   }
-  if (arguments.positional.size() >= stmt.parameters.size()) found_caller = stmt.has_caller_parameter;
+  if (arguments.positional.size() >= stmt.parameters.size())
+    found_caller = stmt.has_caller_parameter;
   if (stmt.uses_caller && !found_caller) {
     Value caller = take_named("caller");
     if (caller.is_missing() || caller.is_none()) caller = Value::undefined("No caller defined");
@@ -532,10 +562,14 @@ Value Interpreter::call_macro(const MacroObject& macro, CallArguments& arguments
     for (auto& [key, value] : arguments.named) dict->set(budget_, Value::string(key), value);
     frame->slots[static_cast<size_t>(stmt.kwargs_slot)] = Value::of(Type::kDict, std::move(dict));
   } else if (!arguments.named.empty()) {
-    const bool is_caller = std::any_of(arguments.named.begin(), arguments.named.end(),
-                                       [](const auto& argument) { return argument.first == "caller"; });
-    if (is_caller) fail(fmt::format("macro {} was invoked with two values for the special caller argument", name));
-    fail(fmt::format("macro {} takes no keyword argument {}", name, repr_text(arguments.named.front().first)));
+    const bool is_caller =
+        std::any_of(arguments.named.begin(), arguments.named.end(),
+                    [](const auto& argument) { return argument.first == "caller"; });
+    if (is_caller)
+      fail(fmt::format("macro {} was invoked with two values for the special caller argument",
+                       name));
+    fail(fmt::format("macro {} takes no keyword argument {}", name,
+                     repr_text(arguments.named.front().first)));
   }
   if (stmt.uses_varargs) {
     std::vector<Value> rest;
@@ -585,15 +619,18 @@ Value Interpreter::eval(const Expr& expr) {
   DepthGuard guard(budget_);
   switch (expr.kind) {
     case ExprKind::kConst:
-    case ExprKind::kName: break;
-    case ExprKind::kNamespaceRef: fail("a namespace reference is no value");
+    case ExprKind::kName:
+      break;
+    case ExprKind::kNamespaceRef:
+      fail("a namespace reference is no value");
     case ExprKind::kTuple:
     case ExprKind::kList: {
       std::vector<Value> items;
       items.reserve(expr.operands.size());
       budget_.bytes(static_cast<int64_t>(expr.operands.size() * sizeof(Value)));
       for (const ExprPtr& operand : expr.operands) items.push_back(eval(*operand));
-      return expr.kind == ExprKind::kList ? Value::list(std::move(items)) : Value::tuple(std::move(items));
+      return expr.kind == ExprKind::kList ? Value::list(std::move(items))
+                                          : Value::tuple(std::move(items));
     }
     case ExprKind::kDict: {
       auto dict = std::make_shared<DictObject>();
@@ -610,9 +647,12 @@ Value Interpreter::eval(const Expr& expr) {
       line_ = expr.line;
       return binary(budget_, expr.op, left, right);
     }
-    case ExprKind::kNegate: return negate(eval(*expr.operands[0]));
-    case ExprKind::kPositive: return positive(eval(*expr.operands[0]));
-    case ExprKind::kNot: return Value::boolean(!truthy(budget_, eval(*expr.operands[0])));
+    case ExprKind::kNegate:
+      return negate(eval(*expr.operands[0]));
+    case ExprKind::kPositive:
+      return positive(eval(*expr.operands[0]));
+    case ExprKind::kNot:
+      return Value::boolean(!truthy(budget_, eval(*expr.operands[0])));
     case ExprKind::kAnd: {
       Value left = eval(*expr.operands[0]);
       return truthy(budget_, left) ? eval(*expr.operands[1]) : left;
@@ -630,12 +670,14 @@ Value Interpreter::eval(const Expr& expr) {
       budget_.bytes(static_cast<int64_t>(text.size()));
       return Value::string(std::move(text));
     }
-    case ExprKind::kCompare: return Value::boolean(eval_compare(expr));
+    case ExprKind::kCompare:
+      return Value::boolean(eval_compare(expr));
     case ExprKind::kConditional:
       if (truthy(budget_, eval(*expr.operands[0]))) return eval(*expr.operands[1]);
       if (expr.operands[2]) return eval(*expr.operands[2]);
       return Value::undefined(fmt::format(
-          "the inline if-expression on line {} evaluated to false and no else section was defined", expr.line));
+          "the inline if-expression on line {} evaluated to false and no else section was defined",
+          expr.line));
     case ExprKind::kAttribute: {
       const Value object = eval(*expr.operands[0]);
       line_ = expr.line;
@@ -655,8 +697,10 @@ Value Interpreter::eval(const Expr& expr) {
       line_ = expr.line;
       return slice(budget_, object, start, stop, step);
     }
-    case ExprKind::kCall: return eval_call(expr, nullptr);
-    case ExprKind::kFilter: return eval_filter(expr, nullptr);
+    case ExprKind::kCall:
+      return eval_call(expr, nullptr);
+    case ExprKind::kFilter:
+      return eval_filter(expr, nullptr);
     case ExprKind::kTest: {
       if (expr.test == nullptr) fail(fmt::format("unknown or unsupported test '{}'", expr.name));
       const Value subject = eval(*expr.operands[0]);
@@ -675,14 +719,30 @@ bool Interpreter::eval_compare(const Expr& expr) {
     line_ = expr.line;
     bool holds = false;
     switch (expr.comparisons[i]) {
-      case Comparison::kEqual: holds = equals(budget_, left, right); break;
-      case Comparison::kNotEqual: holds = !equals(budget_, left, right); break;
-      case Comparison::kLess: holds = compare(budget_, left, right, "<"); break;
-      case Comparison::kLessEqual: holds = compare(budget_, left, right, "<="); break;
-      case Comparison::kGreater: holds = compare(budget_, left, right, ">"); break;
-      case Comparison::kGreaterEqual: holds = compare(budget_, left, right, ">="); break;
-      case Comparison::kIn: holds = contains(budget_, right, left); break;
-      case Comparison::kNotIn: holds = !contains(budget_, right, left); break;
+      case Comparison::kEqual:
+        holds = equals(budget_, left, right);
+        break;
+      case Comparison::kNotEqual:
+        holds = !equals(budget_, left, right);
+        break;
+      case Comparison::kLess:
+        holds = compare(budget_, left, right, "<");
+        break;
+      case Comparison::kLessEqual:
+        holds = compare(budget_, left, right, "<=");
+        break;
+      case Comparison::kGreater:
+        holds = compare(budget_, left, right, ">");
+        break;
+      case Comparison::kGreaterEqual:
+        holds = compare(budget_, left, right, ">=");
+        break;
+      case Comparison::kIn:
+        holds = contains(budget_, right, left);
+        break;
+      case Comparison::kNotIn:
+        holds = !contains(budget_, right, left);
+        break;
     }
     if (!holds) return false;
     left = std::move(right);
@@ -711,18 +771,21 @@ CallArguments Interpreter::eval_arguments(const Arguments& arguments, std::strin
   CallArguments out;
   out.callee = callee;
   for (const ExprPtr& argument : arguments.positional) out.positional.push_back(eval(*argument));
-  for (const auto& [name, argument] : arguments.named) out.named.emplace_back(name, eval(*argument));
+  for (const auto& [name, argument] : arguments.named)
+    out.named.emplace_back(name, eval(*argument));
   if (arguments.more_positional) {
     const std::vector<Value> more = to_vector(budget_, eval(*arguments.more_positional));
     out.positional.insert(out.positional.end(), more.begin(), more.end());
   }
   if (arguments.more_named) {
     const Value more = eval(*arguments.more_named);
-    if (!more.is(Type::kDict)) fail(fmt::format("argument after ** must be a mapping, not {}", type_name(more)));
+    if (!more.is(Type::kDict))
+      fail(fmt::format("argument after ** must be a mapping, not {}", type_name(more)));
     for (const auto& [key, value] : more.dict().items) {
       if (!key.is_string()) fail("keywords must be strings");
       for (const auto& [name, other] : out.named) {
-        if (name == key.text()) fail(fmt::format("got multiple values for keyword argument '{}'", name));
+        if (name == key.text())
+          fail(fmt::format("got multiple values for keyword argument '{}'", name));
       }
       out.named.emplace_back(key.text(), value);
     }
@@ -749,7 +812,8 @@ Value Interpreter::call(const Value& callee, CallArguments& arguments) {
   require_defined(callee);
   budget_.step();
   switch (callee.type()) {
-    case Type::kFunction: return callee.get<FunctionObject>().call(*this, arguments);
+    case Type::kFunction:
+      return callee.get<FunctionObject>().call(*this, arguments);
     case Type::kMacro: {
       const Value keep = callee;
       return call_macro(keep.get<MacroObject>(), arguments);
@@ -773,13 +837,16 @@ Value Interpreter::call(const Value& callee, CallArguments& arguments) {
       if (loop.recursive_loop == nullptr) {
         fail("the loop must have the 'recursive' marker to be called recursively");
       }
-      return Value::string(run_recursive(*loop.recursive_loop, iterable, loop.closure, loop.depth0 + 1));
+      return Value::string(
+          run_recursive(*loop.recursive_loop, iterable, loop.closure, loop.depth0 + 1));
     }
-    default: fail(fmt::format("'{}' object is not callable", type_name(callee)));
+    default:
+      fail(fmt::format("'{}' object is not callable", type_name(callee)));
   }
 }
 
-Value Interpreter::call_method(const Value& self, const std::string& name, CallArguments& arguments) {
+Value Interpreter::call_method(const Value& self, const std::string& name,
+                               CallArguments& arguments) {
   if (self.is(Type::kLoop)) {
     auto& loop = self.get<LoopObject>();
     if (!arguments.named.empty()) fail(fmt::format("loop.{}() takes no keyword arguments", name));
@@ -788,7 +855,8 @@ Value Interpreter::call_method(const Value& self, const std::string& name, CallA
       return arguments.positional[static_cast<size_t>(loop.index0) % arguments.positional.size()];
     }
     const Value now = Value::tuple(arguments.positional);
-    if (!loop.last_changed.is_missing() && equals(budget_, loop.last_changed, now)) return Value::boolean(false);
+    if (!loop.last_changed.is_missing() && equals(budget_, loop.last_changed, now))
+      return Value::boolean(false);
     loop.last_changed = now;
     return Value::boolean(true);
   }
@@ -806,7 +874,8 @@ Value Interpreter::call_method(const Value& self, const std::string& name, CallA
   return call_builtin_method(*this, self, name, arguments);
 }
 
-Value Interpreter::apply_filter(const std::string& name, const Value& subject, CallArguments arguments) {
+Value Interpreter::apply_filter(const std::string& name, const Value& subject,
+                                CallArguments arguments) {
   const FilterFunction filter = find_filter(name);
   if (filter == nullptr) fail(fmt::format("unknown or unsupported filter '{}'", name));
   arguments.callee = name;
@@ -815,7 +884,8 @@ Value Interpreter::apply_filter(const std::string& name, const Value& subject, C
   return filter(*this, subject, arguments);
 }
 
-bool Interpreter::apply_test(const std::string& name, const Value& subject, CallArguments arguments) {
+bool Interpreter::apply_test(const std::string& name, const Value& subject,
+                             CallArguments arguments) {
   const TestFunction test = find_test(name);
   if (test == nullptr) fail(fmt::format("unknown or unsupported test '{}'", name));
   arguments.callee = name;
@@ -832,7 +902,8 @@ Value Interpreter::make_namespace() {
 }
 
 std::shared_ptr<IteratorObject> Interpreter::iterate(const Value& iterable) {
-  if (iterable.is(Type::kIterator)) return std::static_pointer_cast<IteratorObject>(iterable.object());
+  if (iterable.is(Type::kIterator))
+    return std::static_pointer_cast<IteratorObject>(iterable.object());
   if (iterable.is(Type::kLoop)) fail("iterating over `loop` itself is not supported");
   if (!is_iterable(iterable)) fail(fmt::format("'{}' object is not iterable", type_name(iterable)));
   auto iterator = std::make_shared<SequenceIterator>();
@@ -844,7 +915,8 @@ std::shared_ptr<IteratorObject> Interpreter::iterate(const Value& iterable) {
 
 Value Interpreter::attribute(const Value& object, const std::string& name) {
   require_defined(object);
-  if (name.size() > 4 && name.compare(0, 2, "__") == 0 && name.compare(name.size() - 2, 2, "__") == 0) {
+  if (name.size() > 4 && name.compare(0, 2, "__") == 0 &&
+      name.compare(name.size() - 2, 2, "__") == 0) {
     return unsafe_attribute(object, name);
   }
   switch (object.type()) {
@@ -916,7 +988,8 @@ Value Interpreter::attribute(const Value& object, const std::string& name) {
       if (name == "step") return Value::integer(range.step);
       break;
     }
-    default: break;
+    default:
+      break;
   }
   if (has_method(object, name)) {
     if (is_forbidden_method(object, name)) return unsafe_attribute(object, name);

@@ -46,7 +46,9 @@ class Lexer {
   }
 
  private:
-  [[noreturn]] void error(std::string message) const { throw TemplateError{std::move(message), line_}; }
+  [[noreturn]] void error(std::string message) const {
+    throw TemplateError{std::move(message), line_};
+  }
 
   bool at(std::string_view text) const { return at(pos_, text); }
   bool at(size_t pos, std::string_view text) const {
@@ -96,8 +98,8 @@ class Lexer {
     advance_to(end);
   }
 
-  // Where the tag at `pos` (behind "{%") says `word` and closes; npos if it does not. `trim`: whether a line end
-  // behind the tag belongs to it.
+  // Where the tag at `pos` (behind "{%") says `word` and closes; npos if it does not. `trim`:
+  // whether a line end behind the tag belongs to it.
   size_t keyword_tag_end(size_t pos, std::string_view word, bool trim) const {
     pos = skip_space(pos);
     if (!at(pos, word)) return std::string::npos;
@@ -157,7 +159,8 @@ class Lexer {
   }
 
   void read_raw() {
-    for (size_t tag = source_.find("{%", pos_); tag != std::string::npos; tag = source_.find("{%", tag + 1)) {
+    for (size_t tag = source_.find("{%", pos_); tag != std::string::npos;
+         tag = source_.find("{%", tag + 1)) {
       const char sign = is_sign(peek(tag + 2)) ? source_[tag + 2] : '\0';
       const size_t end = keyword_tag_end(tag + (sign != '\0' ? 3 : 2), "endraw", true);
       if (end == std::string::npos) continue;
@@ -280,7 +283,8 @@ class Lexer {
       }
       if (end == pos_) {
         base = 10;
-        end = source_[pos_] == '0' ? digits_end(pos_, [](char c) { return c == '0'; }) : digits_end(pos_);
+        end = source_[pos_] == '0' ? digits_end(pos_, [](char c) { return c == '0'; })
+                                   : digits_end(pos_);
       }
       if (!parse_int(source_.substr(pos_, end - pos_), base, token.integer)) {
         error("integer literal beyond 127 bits");
@@ -295,7 +299,8 @@ class Lexer {
     size_t end = pos_ + 1;
     while (end < source_.size() && source_[end] != quote) end += source_[end] == '\\' ? 2 : 1;
     if (end >= source_.size()) {
-      error(fmt::format("unexpected char {} (a text that is not closed)", repr_text(std::string(1, quote))));
+      error(fmt::format("unexpected char {} (a text that is not closed)",
+                        repr_text(std::string(1, quote))));
     }
     push(TokenKind::kString, unescape(std::string_view(source_).substr(pos_ + 1, end - pos_ - 1)));
     advance_to(end + 1);
@@ -311,7 +316,8 @@ class Lexer {
       if (++i >= text.size()) error("\\ at end of string");
       const char c = text[i];
       if (static_cast<unsigned char>(c) >= 0x80) {
-        // Python sees the character as an escape sequence of its own, whose backslash this one escapes.
+        // Python sees the character as an escape sequence of its own, whose backslash this one
+        // escapes.
         const auto code = static_cast<uint32_t>(next_char(text, i));
         out += code < 0x100     ? fmt::format("\\x{:02x}", code)
                : code < 0x10000 ? fmt::format("\\u{:04x}", code)
@@ -320,21 +326,49 @@ class Lexer {
       }
       ++i;
       switch (c) {
-        case '\n': break;
-        case '\\': out += '\\'; break;
-        case '\'': out += '\''; break;
-        case '"': out += '"'; break;
-        case 'a': out += '\a'; break;
-        case 'b': out += '\b'; break;
-        case 'f': out += '\f'; break;
-        case 'n': out += '\n'; break;
-        case 'r': out += '\r'; break;
-        case 't': out += '\t'; break;
-        case 'v': out += '\v'; break;
-        case 'x': append_escaped(text, i, 2, 16, out); break;
-        case 'u': append_escaped(text, i, 4, 16, out); break;
-        case 'U': append_escaped(text, i, 8, 16, out); break;
-        case 'N': error("\\N{...} is not supported in a text; use \\u or \\U");
+        case '\n':
+          break;
+        case '\\':
+          out += '\\';
+          break;
+        case '\'':
+          out += '\'';
+          break;
+        case '"':
+          out += '"';
+          break;
+        case 'a':
+          out += '\a';
+          break;
+        case 'b':
+          out += '\b';
+          break;
+        case 'f':
+          out += '\f';
+          break;
+        case 'n':
+          out += '\n';
+          break;
+        case 'r':
+          out += '\r';
+          break;
+        case 't':
+          out += '\t';
+          break;
+        case 'v':
+          out += '\v';
+          break;
+        case 'x':
+          append_escaped(text, i, 2, 16, out);
+          break;
+        case 'u':
+          append_escaped(text, i, 4, 16, out);
+          break;
+        case 'U':
+          append_escaped(text, i, 8, 16, out);
+          break;
+        case 'N':
+          error("\\N{...} is not supported in a text; use \\u or \\U");
         default:
           if (c >= '0' && c <= '7') {
             size_t digits = 1;
@@ -353,12 +387,14 @@ class Lexer {
     return out;
   }
 
-  void append_escaped(std::string_view text, size_t& i, size_t num_digits, int base, std::string& out) const {
+  void append_escaped(std::string_view text, size_t& i, size_t num_digits, int base,
+                      std::string& out) const {
     Int code = 0;
     const std::string digits(text.substr(std::min(i, text.size()), num_digits));
-    const bool all_digits = digits.size() == num_digits && std::all_of(digits.begin(), digits.end(), [](char c) {
-      return std::isxdigit(static_cast<unsigned char>(c)) != 0;
-    });
+    const bool all_digits =
+        digits.size() == num_digits && std::all_of(digits.begin(), digits.end(), [](char c) {
+          return std::isxdigit(static_cast<unsigned char>(c)) != 0;
+        });
     if (!all_digits || !parse_int(digits, base, code)) error("truncated escape in a text");
     if (code > 0x10FFFF) error("illegal Unicode character in a text");
     if (code >= 0xD800 && code <= 0xDFFF) error("a surrogate in a text cannot be written as UTF-8");
@@ -398,17 +434,27 @@ class Lexer {
 
 std::string describe(const Token& token) {
   switch (token.kind) {
-    case TokenKind::kData: return "template data / text";
-    case TokenKind::kVariableBegin: return "begin of print statement";
-    case TokenKind::kVariableEnd: return "end of print statement";
-    case TokenKind::kBlockBegin: return "begin of statement block";
-    case TokenKind::kBlockEnd: return "end of statement block";
+    case TokenKind::kData:
+      return "template data / text";
+    case TokenKind::kVariableBegin:
+      return "begin of print statement";
+    case TokenKind::kVariableEnd:
+      return "end of print statement";
+    case TokenKind::kBlockBegin:
+      return "begin of statement block";
+    case TokenKind::kBlockEnd:
+      return "end of statement block";
     case TokenKind::kName:
-    case TokenKind::kOperator: return token.text;
-    case TokenKind::kString: return "string";
-    case TokenKind::kInteger: return "integer";
-    case TokenKind::kFloat: return "float";
-    case TokenKind::kEnd: return "end of template";
+    case TokenKind::kOperator:
+      return token.text;
+    case TokenKind::kString:
+      return "string";
+    case TokenKind::kInteger:
+      return "integer";
+    case TokenKind::kFloat:
+      return "float";
+    case TokenKind::kEnd:
+      return "end of template";
   }
   return "token";
 }

@@ -39,8 +39,8 @@ struct Token {
 // What a message calls the token.
 std::string describe(const Token& token);
 
-// The tokens of a template, white space control applied (trim_blocks and lstrip_blocks on). The last is kEnd.
-// Throws TemplateError with its line.
+// The tokens of a template, white space control applied (trim_blocks and lstrip_blocks on). The
+// last is kEnd. Throws TemplateError with its line.
 std::vector<Token> tokenize(std::string_view source);
 
 }  // namespace gradus::data::jinja

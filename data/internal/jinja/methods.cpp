@@ -16,50 +16,64 @@ using Names = std::set<std::string_view>;
 
 const Names& method_names(Type type) {
   static const Names kString = {
-      "capitalize", "casefold",  "center",     "count",        "encode",       "endswith", "expandtabs",
-      "find",       "format",    "format_map", "index",        "isalnum",      "isalpha",  "isascii",
-      "isdecimal",  "isdigit",   "isidentifier", "islower",    "isnumeric",    "isprintable", "isspace",
-      "istitle",    "isupper",   "join",       "ljust",        "lower",        "lstrip",   "maketrans",
-      "partition",  "removeprefix", "removesuffix", "replace", "rfind",        "rindex",   "rjust",
-      "rpartition", "rsplit",    "rstrip",     "split",        "splitlines",   "startswith", "strip",
-      "swapcase",   "title",     "translate",  "upper",        "zfill"};
-  static const Names kDict = {"clear",  "copy",    "fromkeys",   "get",    "items", "keys",
-                              "pop",    "popitem", "setdefault", "update", "values"};
-  static const Names kList = {"append", "clear",  "copy", "count",  "extend",  "index",
-                              "insert", "pop",    "remove", "reverse", "sort"};
+      "capitalize",   "casefold",    "center",    "count",      "encode",       "endswith",
+      "expandtabs",   "find",        "format",    "format_map", "index",        "isalnum",
+      "isalpha",      "isascii",     "isdecimal", "isdigit",    "isidentifier", "islower",
+      "isnumeric",    "isprintable", "isspace",   "istitle",    "isupper",      "join",
+      "ljust",        "lower",       "lstrip",    "maketrans",  "partition",    "removeprefix",
+      "removesuffix", "replace",     "rfind",     "rindex",     "rjust",        "rpartition",
+      "rsplit",       "rstrip",      "split",     "splitlines", "startswith",   "strip",
+      "swapcase",     "title",       "translate", "upper",      "zfill"};
+  static const Names kDict = {"clear", "copy",    "fromkeys",   "get",    "items", "keys",
+                              "pop",   "popitem", "setdefault", "update", "values"};
+  static const Names kList = {"append", "clear", "copy",   "count",   "extend", "index",
+                              "insert", "pop",   "remove", "reverse", "sort"};
   static const Names kTuple = {"count", "index"};
-  static const Names kInt = {"as_integer_ratio", "bit_count", "bit_length", "conjugate", "from_bytes", "to_bytes"};
+  static const Names kInt = {"as_integer_ratio", "bit_count",  "bit_length",
+                             "conjugate",        "from_bytes", "to_bytes"};
   static const Names kFloat = {"as_integer_ratio", "conjugate", "fromhex", "hex", "is_integer"};
   static const Names kLoop = {"cycle", "changed"};
   static const Names kCycler = {"next", "reset"};
   static const Names kDictView = {"isdisjoint"};
   static const Names kNone = {};
   switch (type) {
-    case Type::kString: return kString;
-    case Type::kDict: return kDict;
-    case Type::kList: return kList;
+    case Type::kString:
+      return kString;
+    case Type::kDict:
+      return kDict;
+    case Type::kList:
+      return kList;
     case Type::kTuple:
-    case Type::kRange: return kTuple;
+    case Type::kRange:
+      return kTuple;
     case Type::kBool:
-    case Type::kInt: return kInt;
-    case Type::kFloat: return kFloat;
-    case Type::kLoop: return kLoop;
-    case Type::kCycler: return kCycler;
-    case Type::kDictView: return kDictView;
-    default: return kNone;
+    case Type::kInt:
+      return kInt;
+    case Type::kFloat:
+      return kFloat;
+    case Type::kLoop:
+      return kLoop;
+    case Type::kCycler:
+      return kCycler;
+    case Type::kDictView:
+      return kDictView;
+    default:
+      return kNone;
   }
 }
 
 int64_t index_argument(const Value& value, int64_t fallback) {
   if (value.is_missing() || value.is_none()) return fallback;
   require_defined(value);
-  if (!value.is_integer()) fail("slice indices must be integers or None or have an __index__ method");
+  if (!value.is_integer())
+    fail("slice indices must be integers or None or have an __index__ method");
   return static_cast<int64_t>(std::clamp<Int>(value.as_int(), INT64_MIN / 2, INT64_MAX / 2));
 }
 
 int64_t size_argument(const Value& value) {
   require_defined(value);
-  if (!value.is_integer()) fail(fmt::format("'{}' object cannot be interpreted as an integer", type_name(value)));
+  if (!value.is_integer())
+    fail(fmt::format("'{}' object cannot be interpreted as an integer", type_name(value)));
   return static_cast<int64_t>(std::clamp<Int>(value.as_int(), INT64_MIN / 2, INT64_MAX / 2));
 }
 
@@ -140,11 +154,13 @@ class StringMethod {
   }
   // Parameters that take no name.
   Value positional(const char* name) {
-    if (!args_.named.empty()) fail(fmt::format("str.{}() takes no keyword arguments", args_.callee));
+    if (!args_.named.empty())
+      fail(fmt::format("str.{}() takes no keyword arguments", args_.callee));
     return args_.take(name);
   }
   Value needed(const char* name) {
-    if (!args_.named.empty()) fail(fmt::format("str.{}() takes no keyword arguments", args_.callee));
+    if (!args_.named.empty())
+      fail(fmt::format("str.{}() takes no keyword arguments", args_.callee));
     return args_.require(name);
   }
 
@@ -184,7 +200,8 @@ class StringMethod {
     end = std::min(end, size);
     if (start > end) return false;
     const size_t begin = char_offset(text_, start);
-    part = std::string_view(text_).substr(begin, char_offset(std::string_view(text_).substr(begin), end - start));
+    part = std::string_view(text_).substr(
+        begin, char_offset(std::string_view(text_).substr(begin), end - start));
     return true;
   }
 
@@ -196,8 +213,8 @@ class StringMethod {
     const auto matches = [&](const Value& one) {
       if (!one.is_string()) {
         require_defined(one);
-        fail(fmt::format("{} first arg must be str or a tuple of str, not {}", at_start ? "startswith" : "endswith",
-                         type_name(one)));
+        fail(fmt::format("{} first arg must be str or a tuple of str, not {}",
+                         at_start ? "startswith" : "endswith", type_name(one)));
       }
       return is_inside && (at_start ? part.starts_with(one.text()) : part.ends_with(one.text()));
     };
@@ -212,7 +229,8 @@ class StringMethod {
     std::string_view part;
     int64_t start = 0;
     if (!window(part, start)) return -1;
-    const size_t found = from_right ? find_last_text(run_.budget(), part, wanted) : find_text(part, wanted);
+    const size_t found =
+        from_right ? find_last_text(run_.budget(), part, wanted) : find_text(part, wanted);
     return found == std::string_view::npos ? -1 : start + count_chars(part.substr(0, found));
   }
   Value find() { return Value::integer(position(false)); }
@@ -251,7 +269,8 @@ class StringMethod {
   Value swap() { return plain(swap_case); }
   Value casefold() {
     args_.finish();
-    if (!std::all_of(text_.begin(), text_.end(), [](char c) { return static_cast<signed char>(c) >= 0; })) {
+    if (!std::all_of(text_.begin(), text_.end(),
+                     [](char c) { return static_cast<signed char>(c) >= 0; })) {
       fail("the method str.casefold is not supported beyond ASCII");
     }
     return made(to_lower(text_));
@@ -262,7 +281,8 @@ class StringMethod {
     const Value to = needed("new");
     const Value count = positional("count");
     args_.finish();
-    const std::string target = self_.is_markup() && !to.is_markup() ? escape_html(text_argument(to)) : text_argument(to);
+    const std::string target =
+        self_.is_markup() && !to.is_markup() ? escape_html(text_argument(to)) : text_argument(to);
     return made(replace(run_.budget(), text_, text_argument(from), target,
                         count.is_missing() ? -1 : size_argument(count)));
   }
@@ -278,11 +298,13 @@ class StringMethod {
       if (self_.is_markup()) {
         out += item.is_markup() ? item.text() : escape_html(to_text(run_.budget(), item));
       } else if (!item.is_string()) {
-        fail(fmt::format("sequence item {}: expected str instance, {} found", place, type_name(item)));
+        fail(fmt::format("sequence item {}: expected str instance, {} found", place,
+                         type_name(item)));
       } else {
         out += item.text();
       }
-      run_.budget().bytes(static_cast<int64_t>(text_.size() + (item.is_string() ? item.text().size() : 0)));
+      run_.budget().bytes(
+          static_cast<int64_t>(text_.size() + (item.is_string() ? item.text().size() : 0)));
       ++place;
       return true;
     });
@@ -293,12 +315,14 @@ class StringMethod {
     const std::string separator = text_argument(needed("sep"));
     args_.finish();
     if (separator.empty()) fail("empty separator");
-    const size_t at = from_right ? find_last_text(run_.budget(), text_, separator) : find_text(text_, separator);
+    const size_t at =
+        from_right ? find_last_text(run_.budget(), text_, separator) : find_text(text_, separator);
     if (at == std::string::npos) {
       return from_right ? Value::tuple({made(std::string()), made(std::string()), self_})
                         : Value::tuple({self_, made(std::string()), made(std::string())});
     }
-    return Value::tuple({made(text_.substr(0, at)), made(separator), made(text_.substr(at + separator.size()))});
+    return Value::tuple(
+        {made(text_.substr(0, at)), made(separator), made(text_.substr(at + separator.size()))});
   }
   Value partition() { return partition_any(false); }
   Value rpartition() { return partition_any(true); }
@@ -323,7 +347,8 @@ class StringMethod {
     const int64_t missing = missing_chars(size_argument(needed("width")));
     args_.finish();
     const size_t sign = !text_.empty() && (text_[0] == '-' || text_[0] == '+') ? 1 : 0;
-    return made(text_.substr(0, sign) + std::string(static_cast<size_t>(missing), '0') + text_.substr(sign));
+    return made(text_.substr(0, sign) + std::string(static_cast<size_t>(missing), '0') +
+                text_.substr(sign));
   }
   Value justify(char align) {
     const int64_t width = size_argument(needed("width"));
@@ -333,7 +358,9 @@ class StringMethod {
     if (count_chars(fill) != 1) fail("The fill character must be exactly one character long");
     const int64_t missing = missing_chars(width);
     // str.center puts the odd one to the left when the width is odd.
-    const int64_t left = align == '<' ? 0 : align == '>' ? missing : missing / 2 + (missing & width & 1);
+    const int64_t left = align == '<'   ? 0
+                         : align == '>' ? missing
+                                        : missing / 2 + (missing & width & 1);
     std::string out;
     for (int64_t i = 0; i < left; ++i) out += fill;
     out += text_;
@@ -345,7 +372,8 @@ class StringMethod {
   Value rjust() { return justify('>'); }
 
   Value expandtabs() {
-    const int64_t size = std::min<int64_t>(1000, size_argument(args_.take("tabsize", Value::integer(8))));
+    const int64_t size =
+        std::min<int64_t>(1000, size_argument(args_.take("tabsize", Value::integer(8))));
     args_.finish();
     std::string out;
     int64_t column = 0;
@@ -376,7 +404,8 @@ class StringMethod {
   Value isidentifier() { return checked(is_identifier); }
   Value isascii() {
     return checked([](const std::string& text) {
-      return std::all_of(text.begin(), text.end(), [](char c) { return static_cast<signed char>(c) >= 0; });
+      return std::all_of(text.begin(), text.end(),
+                         [](char c) { return static_cast<signed char>(c) >= 0; });
     });
   }
   Value isprintable() {
@@ -420,7 +449,9 @@ class StringMethod {
         if (c == '}') fail("Single '}' encountered in format string");
         size_t end = i;
         for (int open = 1; open > 0; ++end) {
-          if (end >= text.size()) fail(i >= text.size() ? "Single '{' encountered in format string" : "expected '}' before end of string");
+          if (end >= text.size())
+            fail(i >= text.size() ? "Single '{' encountered in format string"
+                                  : "expected '}' before end of string");
           open += text[end] == '{' ? 1 : text[end] == '}' ? -1 : 0;
         }
         out += replacement(text.substr(i, end - 1 - i), fields, depth);
@@ -444,10 +475,14 @@ class StringMethod {
     Value value = field_value(field.substr(0, name_end), fields);
     field.remove_prefix(name_end);
     if (!field.empty() && field[0] == '!') {
-      if (field.size() < 2 || (field.size() > 2 && field[2] != ':')) fail("expected ':' after conversion specifier");
-      if (field[1] == 's') value = Value::string(to_text(run_.budget(), value));
-      else if (field[1] == 'r') value = Value::string(to_repr(run_.budget(), value));
-      else fail(fmt::format("Unknown conversion specifier '{}'", field[1]));
+      if (field.size() < 2 || (field.size() > 2 && field[2] != ':'))
+        fail("expected ':' after conversion specifier");
+      if (field[1] == 's')
+        value = Value::string(to_text(run_.budget(), value));
+      else if (field[1] == 'r')
+        value = Value::string(to_repr(run_.budget(), value));
+      else
+        fail(fmt::format("Unknown conversion specifier '{}'", field[1]));
       field.remove_prefix(2);
     }
     if (!field.empty()) field.remove_prefix(1);
@@ -465,15 +500,18 @@ class StringMethod {
       if (first.empty() ? next_field_ < 0 : next_field_ > 0) {
         fail("cannot switch between manual field specification and automatic field numbering");
       }
-      if (first.empty()) place = next_field_++;
-      else next_field_ = -1;
+      if (first.empty())
+        place = next_field_++;
+      else
+        next_field_ = -1;
       if (place >= static_cast<Int>(fields.positional.size())) {
         fail("Replacement index out of range for positional args tuple");
       }
       value = fields.positional[static_cast<size_t>(place)];
     } else {
-      const auto found = std::find_if(fields.named.begin(), fields.named.end(),
-                                      [&](const auto& argument) { return argument.first == first; });
+      const auto found =
+          std::find_if(fields.named.begin(), fields.named.end(),
+                       [&](const auto& argument) { return argument.first == first; });
       if (found == fields.named.end()) fail(fmt::format("format has no argument '{}'", first));
       value = found->second;
     }
@@ -490,8 +528,9 @@ class StringMethod {
       const std::string key(path.substr(1, end - 1));
       if (key.empty()) fail("Empty attribute in format string");
       Int number = 0;
-      value = all_chars(key, "decimal") && parse_int(key, 10, number) ? run_.item(value, Value::integer(number))
-                                                                       : run_.item(value, Value::string(key));
+      value = all_chars(key, "decimal") && parse_int(key, 10, number)
+                  ? run_.item(value, Value::integer(number))
+                  : run_.item(value, Value::string(key));
       path.remove_prefix(end + 1);
     }
     return value;
@@ -540,7 +579,8 @@ Value call_dict_method(Interpreter& run, const Value& self, const std::string& n
   fail(fmt::format("the method dict.{} is not supported", name));
 }
 
-Value call_sequence_method(Interpreter& run, const Value& self, const std::string& name, Args& args) {
+Value call_sequence_method(Interpreter& run, const Value& self, const std::string& name,
+                           Args& args) {
   if (name == "copy") {
     args.finish();
     return self;
@@ -571,7 +611,8 @@ Value call_number_method(const Value& self, const std::string& name, Args& args)
   if (name == "conjugate") return positive(self);
   if (name == "is_integer" && self.is(Type::kFloat)) {
     const double real = self.as_double();
-    return Value::boolean(real - real == 0 && real == static_cast<double>(static_cast<long double>(real)) &&
+    return Value::boolean(real - real == 0 &&
+                          real == static_cast<double>(static_cast<long double>(real)) &&
                           __builtin_floor(real) == real);
   }
   if ((name == "bit_length" || name == "bit_count") && self.is_integer()) {
@@ -594,23 +635,30 @@ bool has_method(const Value& object, std::string_view name) {
 
 bool is_forbidden_method(const Value& object, std::string_view name) {
   static const Names kDict = {"clear", "pop", "popitem", "setdefault", "update"};
-  static const Names kList = {"append", "clear", "pop", "reverse", "insert", "sort", "extend", "remove"};
+  static const Names kList = {"append", "clear", "pop",    "reverse",
+                              "insert", "sort",  "extend", "remove"};
   if (object.is(Type::kDict)) return kDict.count(name) != 0;
   return object.is(Type::kList) && kList.count(name) != 0;
 }
 
-Value call_builtin_method(Interpreter& interpreter, const Value& self, const std::string& name, Args& args) {
+Value call_builtin_method(Interpreter& interpreter, const Value& self, const std::string& name,
+                          Args& args) {
   args.callee = name;
   switch (self.type()) {
-    case Type::kString: return StringMethod(interpreter, self, args).call(name);
-    case Type::kDict: return call_dict_method(interpreter, self, name, args);
+    case Type::kString:
+      return StringMethod(interpreter, self, args).call(name);
+    case Type::kDict:
+      return call_dict_method(interpreter, self, name, args);
     case Type::kList:
     case Type::kTuple:
-    case Type::kRange: return call_sequence_method(interpreter, self, name, args);
+    case Type::kRange:
+      return call_sequence_method(interpreter, self, name, args);
     case Type::kBool:
     case Type::kInt:
-    case Type::kFloat: return call_number_method(self, name, args);
-    default: fail(fmt::format("the method {}.{} is not supported", type_name(self), name));
+    case Type::kFloat:
+      return call_number_method(self, name, args);
+    default:
+      fail(fmt::format("the method {}.{} is not supported", type_name(self), name));
   }
 }
 

@@ -126,8 +126,9 @@ class Parser {
 
   // ---- statements
 
-  // Statements up to a tag that is one of `ends` (its name is then the current token; the tag's start is
-  // consumed), or to the end of the template if `ends` is empty. `tag` is what is being parsed.
+  // Statements up to a tag that is one of `ends` (its name is then the current token; the tag's
+  // start is consumed), or to the end of the template if `ends` is empty. `tag` is what is being
+  // parsed.
   Body parse_body(Names ends, const std::string& tag) {
     Nesting nesting(*this);
     Body body;
@@ -137,7 +138,8 @@ class Parser {
         case TokenKind::kEnd: {
           if (ends.size() == 0) return body;
           std::vector<std::string> names(ends.begin(), ends.end());
-          error(fmt::format("unexpected end of template; '{}' must be closed with '{}'", tag, names.back()),
+          error(fmt::format("unexpected end of template; '{}' must be closed with '{}'", tag,
+                            names.back()),
                 here);
         }
         case TokenKind::kData: {
@@ -164,7 +166,8 @@ class Parser {
           parse_statement(body, tag, ends);
           expect_block_end();
           break;
-        default: unexpected("statement");
+        default:
+          unexpected("statement");
       }
     }
   }
@@ -209,15 +212,19 @@ class Parser {
       body.push_back(std::move(stmt));
     } else if (tag == "break" || tag == "continue") {
       if (loops_ == 0) error(fmt::format("'{}' outside of a loop", tag), line());
-      body.push_back(make_stmt(tag == "break" ? StmtKind::kBreak : StmtKind::kContinue, next().line));
-    } else if (std::find(kUnsupportedTags.begin(), kUnsupportedTags.end(), tag) != kUnsupportedTags.end()) {
-      error(fmt::format("the tag '{}' is not supported; a chat template is one self-contained file", tag),
+      body.push_back(
+          make_stmt(tag == "break" ? StmtKind::kBreak : StmtKind::kContinue, next().line));
+    } else if (std::find(kUnsupportedTags.begin(), kUnsupportedTags.end(), tag) !=
+               kUnsupportedTags.end()) {
+      error(fmt::format("the tag '{}' is not supported; a chat template is one self-contained file",
+                        tag),
             line());
     } else {
       std::string message = fmt::format("unknown tag '{}'", tag);
       if (ends.size() != 0) {
-        message += fmt::format("; '{}' must be closed with '{}'", outer,
-                               fmt::join(std::vector<std::string>(ends.begin(), ends.end()), "' or '"));
+        message +=
+            fmt::format("; '{}' must be closed with '{}'", outer,
+                        fmt::join(std::vector<std::string>(ends.begin(), ends.end()), "' or '"));
       }
       error(message, line());
     }
@@ -316,7 +323,8 @@ class Parser {
       }
       for (const Parameter& other : stmt.parameters) {
         if (other.name == parameter.name) {
-          error(fmt::format("duplicate argument '{}' in function definition", parameter.name), line());
+          error(fmt::format("duplicate argument '{}' in function definition", parameter.name),
+                line());
         }
       }
       if (parameter.name == "caller") {
@@ -391,11 +399,13 @@ class Parser {
       case ExprKind::kName:
         if (target.name == "loop") ++loop_stores_;
         return;
-      case ExprKind::kNamespaceRef: return;
+      case ExprKind::kNamespaceRef:
+        return;
       case ExprKind::kTuple:
         for (const ExprPtr& item : target.operands) check_target(*item);
         return;
-      default: error("can't assign to this expression", target.line);
+      default:
+        error("can't assign to this expression", target.line);
     }
   }
 
@@ -419,7 +429,8 @@ class Parser {
     for (;;) {
       if (!items.empty()) expect_operator(",");
       if (is_tuple_end(ends)) break;
-      items.push_back(is_target ? parse_primary(with_namespace) : parse_expression(with_conditional));
+      items.push_back(is_target ? parse_primary(with_namespace)
+                                : parse_expression(with_conditional));
       if (!is_operator(",")) break;
       is_tuple = true;
       here = line();
@@ -487,13 +498,20 @@ class Parser {
   bool skip_comparison(Comparison& comparison) {
     if (current().kind == TokenKind::kOperator) {
       const std::string& symbol = current().text;
-      if (symbol == "==") comparison = Comparison::kEqual;
-      else if (symbol == "!=") comparison = Comparison::kNotEqual;
-      else if (symbol == "<") comparison = Comparison::kLess;
-      else if (symbol == "<=") comparison = Comparison::kLessEqual;
-      else if (symbol == ">") comparison = Comparison::kGreater;
-      else if (symbol == ">=") comparison = Comparison::kGreaterEqual;
-      else return false;
+      if (symbol == "==")
+        comparison = Comparison::kEqual;
+      else if (symbol == "!=")
+        comparison = Comparison::kNotEqual;
+      else if (symbol == "<")
+        comparison = Comparison::kLess;
+      else if (symbol == "<=")
+        comparison = Comparison::kLessEqual;
+      else if (symbol == ">")
+        comparison = Comparison::kGreater;
+      else if (symbol == ">=")
+        comparison = Comparison::kGreaterEqual;
+      else
+        return false;
       next();
       return true;
     }
@@ -594,14 +612,19 @@ class Parser {
   ExprPtr parse_primary(bool with_namespace = false) {
     const Token token = current();
     switch (token.kind) {
-      case TokenKind::kName: return parse_name(token, with_namespace);
+      case TokenKind::kName:
+        return parse_name(token, with_namespace);
       case TokenKind::kString: {
         std::string text;
         while (current().kind == TokenKind::kString) text += next().text;
         return make_constant(Value::string(std::move(text)), token.line);
       }
-      case TokenKind::kInteger: next(); return make_constant(Value::integer(token.integer), token.line);
-      case TokenKind::kFloat: next(); return make_constant(Value::real(token.real), token.line);
+      case TokenKind::kInteger:
+        next();
+        return make_constant(Value::integer(token.integer), token.line);
+      case TokenKind::kFloat:
+        next();
+        return make_constant(Value::real(token.real), token.line);
       case TokenKind::kOperator:
         if (token.text == "(") {
           next();
@@ -613,7 +636,8 @@ class Parser {
         if (token.text == "[") return parse_list();
         if (token.text == "{") return parse_dict();
         break;
-      default: break;
+      default:
+        break;
     }
     error(fmt::format("unexpected '{}'", describe(token)), token.line);
   }
@@ -704,11 +728,14 @@ class Parser {
     while (!is_operator("]")) {
       if (!items.empty()) expect_operator(",");
       items.push_back(parse_subscript_item());
-      has_slice = has_slice || items.back()->kind == ExprKind::kSlice;
+      // A slice of something else, as in x[y[1:2]], has its sequence already.
+      has_slice =
+          has_slice || (items.back()->kind == ExprKind::kSlice && !items.back()->operands[0]);
     }
     expect_operator("]");
     if (items.size() == 1) {
-      if (!has_slice) return make_with(ExprKind::kItem, token.line, std::move(object), std::move(items.front()));
+      if (!has_slice)
+        return make_with(ExprKind::kItem, token.line, std::move(object), std::move(items.front()));
       ExprPtr expr = std::move(items.front());
       expr->operands.front() = std::move(object);
       return finish(std::move(expr));
@@ -731,7 +758,8 @@ class Parser {
     const auto is_end = [&] { return is_operator("]") || is_operator(","); };
     if (!is_operator(":") && !is_end()) stop = parse_expression();
     if (skip_operator(":") && !is_end()) step = parse_expression();
-    return make_with(ExprKind::kSlice, here, ExprPtr(), std::move(start), std::move(stop), std::move(step));
+    return make_with(ExprKind::kSlice, here, ExprPtr(), std::move(start), std::move(stop),
+                     std::move(step));
   }
 
   Arguments parse_arguments() {
@@ -805,8 +833,9 @@ class Parser {
     const TokenKind kind = current().kind;
     if (is_operator("(")) {
       expr->arguments = parse_arguments();
-    } else if ((kind == TokenKind::kName || kind == TokenKind::kString || kind == TokenKind::kInteger ||
-                kind == TokenKind::kFloat || is_operator("[") || is_operator("{")) &&
+    } else if ((kind == TokenKind::kName || kind == TokenKind::kString ||
+                kind == TokenKind::kInteger || kind == TokenKind::kFloat || is_operator("[") ||
+                is_operator("{")) &&
                !is_name("else") && !is_name("or") && !is_name("and")) {
       if (is_name("is")) error("you cannot chain multiple tests with is", line());
       ExprPtr argument = parse_primary();
@@ -820,7 +849,7 @@ class Parser {
   std::vector<Token> tokens_;
   size_t pos_ = 0;
   int nesting_ = 0;
-  int loops_ = 0;  // around this place, within its function
+  int loops_ = 0;                         // around this place, within its function
   int loop_loads_ = 0, loop_stores_ = 0;  // of the variable `loop`, so far
 };
 

@@ -17,7 +17,8 @@
 // Running a parsed template.
 namespace gradus::data::jinja {
 
-// Arguments of a call, filter or test. Filters take theirs by position or name with `take`, then `finish`.
+// Arguments of a call, filter or test. Filters take theirs by position or name with `take`, then
+// `finish`.
 struct CallArguments {
   std::vector<Value> positional;
   std::vector<std::pair<std::string, Value>> named;
@@ -106,8 +107,8 @@ class Interpreter {
   Value make_namespace();
   // An iterator over any iterable.
   std::shared_ptr<IteratorObject> iterate(const Value& iterable);
-  std::string run_recursive(const Stmt& loop, const Value& iterable, const std::shared_ptr<Frame>& closure,
-                            int depth0);
+  std::string run_recursive(const Stmt& loop, const Value& iterable,
+                            const std::shared_ptr<Frame>& closure, int depth0);
 
  private:
   enum class Flow { kNormal, kBreak, kContinue };
@@ -159,9 +160,11 @@ class Interpreter {
 // Null if unknown.
 FilterFunction find_filter(std::string_view name);
 TestFunction find_test(std::string_view name);
-// Missing if unknown. Globals: range, dict, namespace, cycler, joiner, raise_exception, strftime_now.
+// Missing if unknown. Globals: range, dict, namespace, cycler, joiner, raise_exception,
+// strftime_now.
 Value find_global(Interpreter& interpreter, std::string_view name);
-// Whether Python's object has an attribute of this name, and whether it is one that the sandbox forbids.
+// Whether Python's object has an attribute of this name, and whether it is one that the sandbox
+// forbids.
 bool has_method(const Value& object, std::string_view name);
 bool is_forbidden_method(const Value& object, std::string_view name);
 Value call_builtin_method(Interpreter& interpreter, const Value& self, const std::string& name,

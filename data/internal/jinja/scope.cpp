@@ -9,9 +9,10 @@
 namespace gradus::data::jinja {
 namespace {
 
-// What one scope knows of its names. Jinja compiles a template to Python; the variable of a name in a scope at
-// some level is the Python variable (level, name), and scopes of equal level within one function share it.
-// The rules below are that compiler's, so that templates which read a name before they set it agree too.
+// What one scope knows of its names. Jinja compiles a template to Python; the variable of a name in
+// a scope at some level is the Python variable (level, name), and scopes of equal level within one
+// function share it. The rules below are that compiler's, so that templates which read a name
+// before they set it agree too.
 struct Symbols {
   enum class Load { kParameter, kResolve, kAlias, kUnset };
   struct Entry {
@@ -56,7 +57,8 @@ struct Symbols {
     stores.insert(name);
     if (refs.count(name) != 0) return;
     const Slot outer = find_outer(name);
-    define(name, outer.index >= 0 ? Entry{Load::kAlias, name, outer} : Entry{Load::kUnset, name, {}});
+    define(name,
+           outer.index >= 0 ? Entry{Load::kAlias, name, outer} : Entry{Load::kUnset, name, {}});
   }
   int declare_parameter(const std::string& name) {
     stores.insert(name);
@@ -66,7 +68,8 @@ struct Symbols {
   // Joins what the branches of an `if` did.
   void merge(const std::vector<Symbols>& branches) {
     std::set<std::string> new_stores;
-    for (const Symbols& branch : branches) new_stores.insert(branch.stores.begin(), branch.stores.end());
+    for (const Symbols& branch : branches)
+      new_stores.insert(branch.stores.begin(), branch.stores.end());
     for (const std::string& name : stores) new_stores.erase(name);
     for (const Symbols& branch : branches) {
       for (const auto& [name, index] : branch.refs) refs[name] = index;
@@ -75,7 +78,8 @@ struct Symbols {
     }
     for (const std::string& name : new_stores) {
       const Slot outer = find_outer(name);
-      loads[refs.at(name)] = outer.index >= 0 ? Entry{Load::kAlias, name, outer} : Entry{Load::kResolve, name, {}};
+      loads[refs.at(name)] =
+          outer.index >= 0 ? Entry{Load::kAlias, name, outer} : Entry{Load::kResolve, name, {}};
     }
   }
 
@@ -83,10 +87,17 @@ struct Symbols {
     std::vector<ScopeLoad> out;
     for (const auto& [index, entry] : loads) {
       switch (entry.load) {
-        case Load::kParameter: break;
-        case Load::kResolve: out.push_back({ScopeLoad::Kind::kResolve, index, entry.name, {}}); break;
-        case Load::kAlias: out.push_back({ScopeLoad::Kind::kAlias, index, entry.name, entry.source}); break;
-        case Load::kUnset: out.push_back({ScopeLoad::Kind::kUnset, index, entry.name, {}}); break;
+        case Load::kParameter:
+          break;
+        case Load::kResolve:
+          out.push_back({ScopeLoad::Kind::kResolve, index, entry.name, {}});
+          break;
+        case Load::kAlias:
+          out.push_back({ScopeLoad::Kind::kAlias, index, entry.name, entry.source});
+          break;
+        case Load::kUnset:
+          out.push_back({ScopeLoad::Kind::kUnset, index, entry.name, {}});
+          break;
       }
     }
     return out;
@@ -161,7 +172,8 @@ class Analysis {
   explicit Analysis(Symbols& symbols) : symbols_(&symbols) {}
 
   void expression(Expr& expr) {
-    if (expr.kind == ExprKind::kName || expr.kind == ExprKind::kNamespaceRef) symbols_->load(expr.name);
+    if (expr.kind == ExprKind::kName || expr.kind == ExprKind::kNamespaceRef)
+      symbols_->load(expr.name);
     visit_children(expr, [this](Expr& child) { expression(child); });
   }
   void target(Expr& expr, bool is_parameter) {
@@ -200,24 +212,32 @@ class Analysis {
       case StmtKind::kText:
       case StmtKind::kBreak:
       case StmtKind::kContinue:
-      case StmtKind::kGeneration: return;
+      case StmtKind::kGeneration:
+        return;
       case StmtKind::kOutput:
       case StmtKind::kFor:
       case StmtKind::kCallBlock:
-      case StmtKind::kFilterBlock: expression(*stmt.expr); return;
+      case StmtKind::kFilterBlock:
+        expression(*stmt.expr);
+        return;
       case StmtKind::kSet:
         expression(*stmt.expr);
         target(*stmt.target, false);
         return;
-      case StmtKind::kSetBlock: target(*stmt.target, false); return;
-      case StmtKind::kMacro: symbols_->store(stmt.text); return;
+      case StmtKind::kSetBlock:
+        target(*stmt.target, false);
+        return;
+      case StmtKind::kMacro:
+        symbols_->store(stmt.text);
+        return;
       case StmtKind::kWith:
         for (auto& [name, value] : stmt.bindings) expression(*value);
         return;
       case StmtKind::kIf: {
         expression(*stmt.branches.front().first);
         std::vector<Symbols> branches;
-        branches.push_back(branch([&](Analysis& inner) { inner.body(stmt.branches.front().second); }));
+        branches.push_back(
+            branch([&](Analysis& inner) { inner.body(stmt.branches.front().second); }));
         branches.push_back(branch([&](Analysis& inner) { inner.else_ifs(stmt, 1); }));
         branches.push_back(branch([&](Analysis& inner) { inner.body(stmt.else_body); }));
         symbols_->merge(branches);
@@ -229,8 +249,8 @@ class Analysis {
   Symbols* symbols_;
 };
 
-// Writes slots into the tree. `is_soft`: directly inside an `if`, where jinja leaves an unknown filter to be
-// found missing when it is used.
+// Writes slots into the tree. `is_soft`: directly inside an `if`, where jinja leaves an unknown
+// filter to be found missing when it is used.
 class Binder {
  public:
   void function_body(Symbols& symbols, Body& statements) { body(symbols, statements, false); }
@@ -269,7 +289,8 @@ class Binder {
     } else if (expr.kind == ExprKind::kFilter) {
       expr.filter = find_filter(expr.name);
       if (expr.filter == nullptr && !is_soft) {
-        throw TemplateError{fmt::format("unknown or unsupported filter '{}'", expr.name), expr.line};
+        throw TemplateError{fmt::format("unknown or unsupported filter '{}'", expr.name),
+                            expr.line};
       }
     } else if (expr.kind == ExprKind::kTest) {
       expr.test = find_test(expr.name);
@@ -299,7 +320,8 @@ class Binder {
     stmt.uses_caller = free.is_read("caller");
     stmt.uses_kwargs = free.is_read("kwargs") && own.count("kwargs") == 0;
     stmt.uses_varargs = free.is_read("varargs") && own.count("varargs") == 0;
-    if (stmt.uses_caller && own.count("caller") == 0) stmt.caller_slot = symbols.declare_parameter("caller");
+    if (stmt.uses_caller && own.count("caller") == 0)
+      stmt.caller_slot = symbols.declare_parameter("caller");
     if (stmt.uses_kwargs) stmt.kwargs_slot = symbols.declare_parameter("kwargs");
     if (stmt.uses_varargs) stmt.varargs_slot = symbols.declare_parameter("varargs");
     stmt.loads = symbols.scope_loads();
@@ -324,7 +346,8 @@ class Binder {
     }
     expression(outer, *stmt.expr, is_soft);
     if (stmt.is_recursive) stmt.function = new_function(outer);
-    const std::shared_ptr<FunctionScope> function = stmt.is_recursive ? stmt.function : outer.function;
+    const std::shared_ptr<FunctionScope> function =
+        stmt.is_recursive ? stmt.function : outer.function;
     Symbols symbols = inner(outer, function);
     if (stmt.uses_loop) stmt.loop_slot = symbols.declare_parameter("loop");
     Analysis analysis(symbols);
@@ -350,8 +373,11 @@ class Binder {
     switch (stmt.kind) {
       case StmtKind::kText:
       case StmtKind::kBreak:
-      case StmtKind::kContinue: return;
-      case StmtKind::kOutput: expression(symbols, *stmt.expr, is_soft); return;
+      case StmtKind::kContinue:
+        return;
+      case StmtKind::kOutput:
+        expression(symbols, *stmt.expr, is_soft);
+        return;
       case StmtKind::kIf:
         for (auto& [condition, statements] : stmt.branches) {
           expression(symbols, *condition, true);
@@ -359,7 +385,9 @@ class Binder {
         }
         body(symbols, stmt.else_body, true);
         return;
-      case StmtKind::kFor: loop(symbols, stmt, is_soft); return;
+      case StmtKind::kFor:
+        loop(symbols, stmt, is_soft);
+        return;
       case StmtKind::kSet:
         expression(symbols, *stmt.expr, is_soft);
         target(symbols, *stmt.target);
@@ -372,10 +400,14 @@ class Binder {
         expression(symbols, *stmt.expr, is_soft);
         function(symbols, stmt);
         return;
-      case StmtKind::kGeneration: function(symbols, stmt); return;
+      case StmtKind::kGeneration:
+        function(symbols, stmt);
+        return;
       case StmtKind::kSetBlock:
       case StmtKind::kFilterBlock:
-      case StmtKind::kWith: scoped_block(symbols, stmt, is_soft); return;
+      case StmtKind::kWith:
+        scoped_block(symbols, stmt, is_soft);
+        return;
     }
   }
 

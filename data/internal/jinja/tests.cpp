@@ -34,7 +34,8 @@ bool is_string(const Value& v) { return v.is_string(); }
 bool is_mapping(const Value& v) { return v.is(Type::kDict); }
 bool is_escaped(const Value& v) { return v.is_markup(); }
 bool is_sequence(const Value& v) {
-  return v.is_undefined() || v.is_string() || v.is_sequence() || v.is(Type::kDict) || v.is(Type::kRange);
+  return v.is_undefined() || v.is_string() || v.is_sequence() || v.is(Type::kDict) ||
+         v.is(Type::kRange);
 }
 bool is_callable(const Value& v) {
   switch (v.type()) {
@@ -43,8 +44,10 @@ bool is_callable(const Value& v) {
     case Type::kMethod:
     case Type::kMacro:
     case Type::kLoop:
-    case Type::kJoiner: return true;
-    default: return false;
+    case Type::kJoiner:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -59,7 +62,8 @@ bool test_even(Run& run, const Value& value, Args& args) {
 bool test_divisibleby(Run& run, const Value& value, Args& args) {
   const Value number = args.require("num");
   args.finish();
-  return equals(run.budget(), binary(run.budget(), BinaryOp::kMod, value, number), Value::integer(0));
+  return equals(run.budget(), binary(run.budget(), BinaryOp::kMod, value, number),
+                Value::integer(0));
 }
 bool test_lower(Run& run, const Value& value, Args& args) {
   args.finish();

@@ -16,17 +16,23 @@
 namespace gradus::data::jinja {
 namespace {
 
-utf8proc_category_t category(char32_t c) { return utf8proc_category(static_cast<utf8proc_int32_t>(c)); }
+utf8proc_category_t category(char32_t c) {
+  return utf8proc_category(static_cast<utf8proc_int32_t>(c));
+}
 
 bool is_letter_or_mark_case(char32_t c) {
   const auto kind = category(c);
-  return kind == UTF8PROC_CATEGORY_LU || kind == UTF8PROC_CATEGORY_LL || kind == UTF8PROC_CATEGORY_LT;
+  return kind == UTF8PROC_CATEGORY_LU || kind == UTF8PROC_CATEGORY_LL ||
+         kind == UTF8PROC_CATEGORY_LT;
 }
-bool is_upper_char(char32_t c) { return category(c) == UTF8PROC_CATEGORY_LU || (c >= 0x2160 && c <= 0x216F) || (c >= 0x24B6 && c <= 0x24CF); }
+bool is_upper_char(char32_t c) {
+  return category(c) == UTF8PROC_CATEGORY_LU || (c >= 0x2160 && c <= 0x216F) ||
+         (c >= 0x24B6 && c <= 0x24CF);
+}
 bool is_lower_char(char32_t c) {
   // Python's Lowercase property: Ll and Other_Lowercase, whose common members are listed.
-  return category(c) == UTF8PROC_CATEGORY_LL || c == 0xAA || c == 0xBA || (c >= 0x2B0 && c <= 0x2B8) ||
-         (c >= 0x2170 && c <= 0x217F) || (c >= 0x24D0 && c <= 0x24E9);
+  return category(c) == UTF8PROC_CATEGORY_LL || c == 0xAA || c == 0xBA ||
+         (c >= 0x2B0 && c <= 0x2B8) || (c >= 0x2170 && c <= 0x217F) || (c >= 0x24D0 && c <= 0x24E9);
 }
 bool is_title_char(char32_t c) { return category(c) == UTF8PROC_CATEGORY_LT; }
 
@@ -34,8 +40,9 @@ bool is_title_char(char32_t c) { return category(c) == UTF8PROC_CATEGORY_LT; }
 template <size_t N>
 void append_mapped(std::string& out, char32_t c, const std::array<SpecialCase, N>& special,
                    utf8proc_int32_t (*simple)(utf8proc_int32_t)) {
-  const auto found = std::lower_bound(special.begin(), special.end(), c,
-                                      [](const SpecialCase& entry, char32_t wanted) { return entry.from < wanted; });
+  const auto found = std::lower_bound(
+      special.begin(), special.end(), c,
+      [](const SpecialCase& entry, char32_t wanted) { return entry.from < wanted; });
   if (found != special.end() && found->from == c) {
     out += found->to;
     return;
@@ -43,13 +50,20 @@ void append_mapped(std::string& out, char32_t c, const std::array<SpecialCase, N
   append_char(out, static_cast<char32_t>(simple(static_cast<utf8proc_int32_t>(c))));
 }
 
-void append_upper(std::string& out, char32_t c) { append_mapped(out, c, kSpecialUpper, utf8proc_toupper); }
-void append_title(std::string& out, char32_t c) { append_mapped(out, c, kSpecialTitle, utf8proc_totitle); }
+void append_upper(std::string& out, char32_t c) {
+  append_mapped(out, c, kSpecialUpper, utf8proc_toupper);
+}
+void append_title(std::string& out, char32_t c) {
+  append_mapped(out, c, kSpecialTitle, utf8proc_totitle);
+}
 
-bool is_cased(char32_t c) { return is_letter_or_mark_case(c) || is_lower_char(c) || is_upper_char(c); }
+bool is_cased(char32_t c) {
+  return is_letter_or_mark_case(c) || is_lower_char(c) || is_upper_char(c);
+}
 bool is_case_ignorable(char32_t c) {
-  if (c == '\'' || c == '.' || c == ':' || c == '^' || c == '`' || c == 0xA8 || c == 0xAD || c == 0xAF || c == 0xB4 ||
-      c == 0xB7 || c == 0xB8 || c == 0x2018 || c == 0x2019 || c == 0x2024 || c == 0x2027) {
+  if (c == '\'' || c == '.' || c == ':' || c == '^' || c == '`' || c == 0xA8 || c == 0xAD ||
+      c == 0xAF || c == 0xB4 || c == 0xB7 || c == 0xB8 || c == 0x2018 || c == 0x2019 ||
+      c == 0x2024 || c == 0x2027) {
     return true;
   }
   switch (category(c)) {
@@ -57,8 +71,10 @@ bool is_case_ignorable(char32_t c) {
     case UTF8PROC_CATEGORY_ME:
     case UTF8PROC_CATEGORY_CF:
     case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_SK: return true;
-    default: return false;
+    case UTF8PROC_CATEGORY_SK:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -108,7 +124,8 @@ bool line_end(std::string_view text, size_t offset, size_t& next) {
     next = offset + 2;
     return true;
   }
-  if (c == 0xE2 && (text.compare(offset, 3, "\xE2\x80\xA8") == 0 || text.compare(offset, 3, "\xE2\x80\xA9") == 0)) {
+  if (c == 0xE2 && (text.compare(offset, 3, "\xE2\x80\xA8") == 0 ||
+                    text.compare(offset, 3, "\xE2\x80\xA9") == 0)) {
     next = offset + 3;
     return true;
   }
@@ -127,7 +144,8 @@ size_t char_offset(std::string_view text, int64_t index) {
   size_t offset = 0;
   while (index > 0 && offset < text.size()) {
     ++offset;
-    while (offset < text.size() && (static_cast<unsigned char>(text[offset]) & 0xC0) == 0x80) ++offset;
+    while (offset < text.size() && (static_cast<unsigned char>(text[offset]) & 0xC0) == 0x80)
+      ++offset;
     --index;
   }
   return offset;
@@ -152,18 +170,22 @@ void append_char(std::string& out, char32_t c) {
 }
 
 char32_t next_char(std::string_view text, size_t& offset) {
-  const auto byte = [&](size_t i) { return static_cast<char32_t>(static_cast<unsigned char>(text[i])); };
+  const auto byte = [&](size_t i) {
+    return static_cast<char32_t>(static_cast<unsigned char>(text[i]));
+  };
   const char32_t first = byte(offset);
   const size_t size = first < 0x80 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
   char32_t c = size == 1 ? first : first & (0x7Fu >> size);
-  for (size_t i = 1; i < size && offset + i < text.size(); ++i) c = (c << 6) | (byte(offset + i) & 0x3F);
+  for (size_t i = 1; i < size && offset + i < text.size(); ++i)
+    c = (c << 6) | (byte(offset + i) & 0x3F);
   offset = std::min(offset + size, text.size());
   return c;
 }
 
 bool is_space(char32_t c) {
   return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+         c == 0x3000;
 }
 
 bool is_alphanumeric(char32_t c) {
@@ -176,8 +198,10 @@ bool is_alphanumeric(char32_t c) {
     case UTF8PROC_CATEGORY_LO:
     case UTF8PROC_CATEGORY_ND:
     case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_NO: return true;
-    default: return false;
+    case UTF8PROC_CATEGORY_NO:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -196,7 +220,8 @@ bool is_identifier(std::string_view text) {
   return true;
 }
 
-std::string_view strip(std::string_view text, bool left, bool right, std::string_view chars, bool use_chars) {
+std::string_view strip(std::string_view text, bool left, bool right, std::string_view chars,
+                       bool use_chars) {
   const auto is_stripped = [&](size_t begin, size_t end) {
     if (use_chars) {
       const std::string_view wanted = text.substr(begin, end - begin);
@@ -331,16 +356,22 @@ bool all_chars(std::string_view text, std::string_view kind) {
     const char32_t c = next_char(text, offset);
     const auto of = category(c);
     const bool is_decimal = of == UTF8PROC_CATEGORY_ND;
-    const bool is_super = c == 0xB2 || c == 0xB3 || c == 0xB9 || c == 0x2070 || (c >= 0x2074 && c <= 0x2079) ||
-                          (c >= 0x2080 && c <= 0x2089);
+    const bool is_super = c == 0xB2 || c == 0xB3 || c == 0xB9 || c == 0x2070 ||
+                          (c >= 0x2074 && c <= 0x2079) || (c >= 0x2080 && c <= 0x2089);
     bool fits = false;
-    if (kind == "space") fits = is_space(c);
-    else if (kind == "decimal") fits = is_decimal;
-    else if (kind == "digit") fits = is_decimal || is_super;
-    else if (kind == "numeric") fits = is_decimal || of == UTF8PROC_CATEGORY_NL || of == UTF8PROC_CATEGORY_NO;
-    else if (kind == "alnum") fits = is_alphanumeric(c);
+    if (kind == "space")
+      fits = is_space(c);
+    else if (kind == "decimal")
+      fits = is_decimal;
+    else if (kind == "digit")
+      fits = is_decimal || is_super;
+    else if (kind == "numeric")
+      fits = is_decimal || of == UTF8PROC_CATEGORY_NL || of == UTF8PROC_CATEGORY_NO;
+    else if (kind == "alnum")
+      fits = is_alphanumeric(c);
     else if (kind == "alpha") {
-      fits = is_alphanumeric(c) && !is_decimal && of != UTF8PROC_CATEGORY_NL && of != UTF8PROC_CATEGORY_NO;
+      fits = is_alphanumeric(c) && !is_decimal && of != UTF8PROC_CATEGORY_NL &&
+             of != UTF8PROC_CATEGORY_NO;
     }
     if (!fits) return false;
   }
@@ -357,8 +388,10 @@ bool is_printable(char32_t c) {
     case UTF8PROC_CATEGORY_CN:
     case UTF8PROC_CATEGORY_ZL:
     case UTF8PROC_CATEGORY_ZP:
-    case UTF8PROC_CATEGORY_ZS: return false;
-    default: return true;
+    case UTF8PROC_CATEGORY_ZS:
+      return false;
+    default:
+      return true;
   }
 }
 
@@ -432,7 +465,8 @@ size_t find_text(std::string_view text, std::string_view part, size_t from) {
 
 size_t find_last_text(Budget& budget, std::string_view text, std::string_view part) {
   // The search is quadratic on periodic text, so its worst case is paid for.
-  budget.step(static_cast<int64_t>(text.size() / 64 * std::min<size_t>(part.size(), text.size()) / 64));
+  budget.step(
+      static_cast<int64_t>(text.size() / 64 * std::min<size_t>(part.size(), text.size()) / 64));
   return text.rfind(part);
 }
 
@@ -440,7 +474,9 @@ std::vector<std::string> split_by(Budget& budget, std::string_view text, std::st
                                   int64_t max_split, bool from_right) {
   if (separator.empty()) fail("empty separator");
   std::vector<std::string> parts;
-  const auto is_full = [&] { return max_split >= 0 && static_cast<int64_t>(parts.size()) >= max_split; };
+  const auto is_full = [&] {
+    return max_split >= 0 && static_cast<int64_t>(parts.size()) >= max_split;
+  };
   if (from_right) {
     while (!is_full()) {
       budget.step();
@@ -465,8 +501,8 @@ std::vector<std::string> split_by(Budget& budget, std::string_view text, std::st
   return parts;
 }
 
-std::string replace(Budget& budget, std::string_view text, std::string_view from, std::string_view to,
-                    int64_t count) {
+std::string replace(Budget& budget, std::string_view text, std::string_view from,
+                    std::string_view to, int64_t count) {
   std::string out;
   size_t offset = 0;
   if (from.empty()) {
@@ -500,12 +536,23 @@ std::string escape_html(std::string_view text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&#34;"; break;
-      case '\'': out += "&#39;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&#34;";
+        break;
+      case '\'':
+        out += "&#39;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -545,7 +592,8 @@ std::string repr_float(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
   char buffer[64];
-  const auto end = std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific).ptr;
+  const auto end =
+      std::to_chars(buffer, buffer + sizeof(buffer), value, std::chars_format::scientific).ptr;
   std::string_view text(buffer, static_cast<size_t>(end - buffer));
   std::string out;
   if (text.front() == '-') {
@@ -564,7 +612,8 @@ std::string repr_float(double value) {
     if (num_digits > 1) out += "." + digits.substr(1);
     return out + fmt::format("e{}{:02}", exponent < 0 ? '-' : '+', std::abs(exponent));
   }
-  if (exponent < 0) return out + "0." + std::string(static_cast<size_t>(-exponent - 1), '0') + digits;
+  if (exponent < 0)
+    return out + "0." + std::string(static_cast<size_t>(-exponent - 1), '0') + digits;
   if (num_digits <= exponent + 1) {
     return out + digits + std::string(static_cast<size_t>(exponent + 1 - num_digits), '0') + ".0";
   }
@@ -575,7 +624,8 @@ std::string repr_float(double value) {
 std::string int_text(Int value) {
   const bool is_negative = value < 0;
   __extension__ typedef unsigned __int128 UnsignedInt;
-  auto rest = is_negative ? UnsignedInt{0} - static_cast<UnsignedInt>(value) : static_cast<UnsignedInt>(value);
+  auto rest = is_negative ? UnsignedInt{0} - static_cast<UnsignedInt>(value)
+                          : static_cast<UnsignedInt>(value);
   std::string out;
   do {
     out += static_cast<char>('0' + static_cast<int>(rest % 10));
@@ -616,9 +666,12 @@ bool parse_int(std::string_view text, int base, Int& out) {
       continue;
     }
     int digit = 0;
-    if (c >= '0' && c <= '9') digit = c - '0';
-    else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'z') digit = (c | 0x20) - 'a' + 10;
-    else return false;
+    if (c >= '0' && c <= '9')
+      digit = c - '0';
+    else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'z')
+      digit = (c | 0x20) - 'a' + 10;
+    else
+      return false;
     if (digit >= base) return false;
     if (__builtin_mul_overflow(value, static_cast<Int>(base), &value) ||
         __builtin_add_overflow(value, static_cast<Int>(digit), &value)) {
@@ -633,7 +686,9 @@ bool parse_float(std::string_view text, double& out) {
   text = strip(text, true, true);
   std::string digits;
   for (size_t i = 0; i < text.size(); ++i) {
-    const auto is_digit = [&](size_t k) { return k < text.size() && text[k] >= '0' && text[k] <= '9'; };
+    const auto is_digit = [&](size_t k) {
+      return k < text.size() && text[k] >= '0' && text[k] <= '9';
+    };
     if (text[i] == '_') {
       if (i == 0 || !is_digit(i - 1) || !is_digit(i + 1)) return false;
       continue;

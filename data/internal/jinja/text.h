@@ -8,8 +8,8 @@
 
 #include "data/internal/jinja/value.h"
 
-// Python's text functions on UTF-8. Text is valid UTF-8 throughout; positions and lengths that templates see
-// count code points.
+// Python's text functions on UTF-8. Text is valid UTF-8 throughout; positions and lengths that
+// templates see count code points.
 namespace gradus::data::jinja {
 
 int64_t count_chars(std::string_view text);

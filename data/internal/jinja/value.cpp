@@ -13,7 +13,8 @@
 namespace gradus::data::jinja {
 namespace {
 
-// Containers nested deeper than this would overflow the stack where their destructors follow each other.
+// Containers nested deeper than this would overflow the stack where their destructors follow each
+// other.
 constexpr int kMaxContainerDepth = 500;
 // From here on a dict is searched through its index.
 constexpr size_t kIndexedDictSize = 8;
@@ -64,9 +65,12 @@ bool equal_items(Budget& budget, const std::vector<Value>& a, const std::vector<
 
 Value view_item(const std::pair<Value, Value>& item, DictViewKind kind) {
   switch (kind) {
-    case DictViewKind::kKeys: return item.first;
-    case DictViewKind::kValues: return item.second;
-    case DictViewKind::kItems: return Value::tuple({item.first, item.second});
+    case DictViewKind::kKeys:
+      return item.first;
+    case DictViewKind::kValues:
+      return item.second;
+    case DictViewKind::kItems:
+      return Value::tuple({item.first, item.second});
   }
   fail("unknown kind of dict view");
 }
@@ -80,7 +84,8 @@ void append_items(Budget& budget, const std::vector<Value>& items, std::string& 
   }
 }
 
-void append_dict(Budget& budget, const std::vector<std::pair<Value, Value>>& items, std::string& out) {
+void append_dict(Budget& budget, const std::vector<std::pair<Value, Value>>& items,
+                 std::string& out) {
   out += '{';
   bool first = true;
   for (const auto& [key, value] : items) {
@@ -100,13 +105,20 @@ void append_dict(Budget& budget, const std::vector<std::pair<Value, Value>>& ite
 
 const char* binary_symbol(BinaryOp op) {
   switch (op) {
-    case BinaryOp::kAdd: return "+";
-    case BinaryOp::kSub: return "-";
-    case BinaryOp::kMul: return "*";
-    case BinaryOp::kDiv: return "/";
-    case BinaryOp::kFloorDiv: return "//";
-    case BinaryOp::kMod: return "%";
-    case BinaryOp::kPow: return "** or pow()";
+    case BinaryOp::kAdd:
+      return "+";
+    case BinaryOp::kSub:
+      return "-";
+    case BinaryOp::kMul:
+      return "*";
+    case BinaryOp::kDiv:
+      return "/";
+    case BinaryOp::kFloorDiv:
+      return "//";
+    case BinaryOp::kMod:
+      return "%";
+    case BinaryOp::kPow:
+      return "** or pow()";
   }
   fail("unknown operator");
 }
@@ -151,12 +163,16 @@ Value integer_power(Budget& budget, Int base, Int exponent) {
 Value binary_integers(Budget& budget, BinaryOp op, Int a, Int b) {
   Int result = 0;
   switch (op) {
-    case BinaryOp::kAdd: return Value::integer(checked(__builtin_add_overflow(a, b, &result), result));
-    case BinaryOp::kSub: return Value::integer(checked(__builtin_sub_overflow(a, b, &result), result));
-    case BinaryOp::kMul: return Value::integer(checked(__builtin_mul_overflow(a, b, &result), result));
+    case BinaryOp::kAdd:
+      return Value::integer(checked(__builtin_add_overflow(a, b, &result), result));
+    case BinaryOp::kSub:
+      return Value::integer(checked(__builtin_sub_overflow(a, b, &result), result));
+    case BinaryOp::kMul:
+      return Value::integer(checked(__builtin_mul_overflow(a, b, &result), result));
     case BinaryOp::kDiv:
       if (b == 0) zero_division("division by zero");
-      return Value::real(static_cast<double>(static_cast<long double>(a) / static_cast<long double>(b)));
+      return Value::real(
+          static_cast<double>(static_cast<long double>(a) / static_cast<long double>(b)));
     case BinaryOp::kFloorDiv:
       if (b == 0) zero_division("integer division or modulo by zero");
       return Value::integer(floor_divide(a, b));
@@ -178,9 +194,12 @@ Value binary_integers(Budget& budget, BinaryOp op, Int a, Int b) {
 
 Value binary_reals(BinaryOp op, double a, double b) {
   switch (op) {
-    case BinaryOp::kAdd: return Value::real(a + b);
-    case BinaryOp::kSub: return Value::real(a - b);
-    case BinaryOp::kMul: return Value::real(a * b);
+    case BinaryOp::kAdd:
+      return Value::real(a + b);
+    case BinaryOp::kSub:
+      return Value::real(a - b);
+    case BinaryOp::kMul:
+      return Value::real(a * b);
     case BinaryOp::kDiv:
       if (b == 0) zero_division("float division by zero");
       return Value::real(a / b);
@@ -244,7 +263,8 @@ Value add_strings(Budget& budget, const Value& a, const Value& b) {
 void fail(std::string message) { throw TemplateError{std::move(message), 0}; }
 
 void Budget::out_of(const char* what) const {
-  fail(fmt::format("the template needs more {} than allowed; is it an endless loop or recursion?", what));
+  fail(fmt::format("the template needs more {} than allowed; is it an endless loop or recursion?",
+                   what));
 }
 
 StringObject::StringObject(std::string content, bool is_markup)
@@ -279,7 +299,9 @@ Value make_sequence(Type type, std::vector<Value> items) {
 }  // namespace
 
 Value Value::list(std::vector<Value> items) { return make_sequence(Type::kList, std::move(items)); }
-Value Value::tuple(std::vector<Value> items) { return make_sequence(Type::kTuple, std::move(items)); }
+Value Value::tuple(std::vector<Value> items) {
+  return make_sequence(Type::kTuple, std::move(items));
+}
 Value Value::undefined(std::string message) {
   auto object = std::make_shared<UndefinedObject>();
   object->message = std::move(message);
@@ -365,31 +387,52 @@ const Value* NamespaceObject::find(std::string_view name) const {
 std::string type_name(const Value& value) {
   switch (value.type()) {
     case Type::kMissing:
-    case Type::kUndefined: return "Undefined";
-    case Type::kNone: return "NoneType";
-    case Type::kBool: return "bool";
-    case Type::kInt: return "int";
-    case Type::kFloat: return "float";
-    case Type::kString: return value.is_markup() ? "Markup" : "str";
-    case Type::kList: return "list";
-    case Type::kTuple: return "tuple";
-    case Type::kDict: return "dict";
-    case Type::kRange: return "range";
+    case Type::kUndefined:
+      return "Undefined";
+    case Type::kNone:
+      return "NoneType";
+    case Type::kBool:
+      return "bool";
+    case Type::kInt:
+      return "int";
+    case Type::kFloat:
+      return "float";
+    case Type::kString:
+      return value.is_markup() ? "Markup" : "str";
+    case Type::kList:
+      return "list";
+    case Type::kTuple:
+      return "tuple";
+    case Type::kDict:
+      return "dict";
+    case Type::kRange:
+      return "range";
     case Type::kDictView:
       switch (value.get<DictViewObject>().kind) {
-        case DictViewKind::kKeys: return "dict_keys";
-        case DictViewKind::kValues: return "dict_values";
-        case DictViewKind::kItems: return "dict_items";
+        case DictViewKind::kKeys:
+          return "dict_keys";
+        case DictViewKind::kValues:
+          return "dict_values";
+        case DictViewKind::kItems:
+          return "dict_items";
       }
       return "dict_items";
-    case Type::kIterator: return "generator";
-    case Type::kNamespace: return "TemplateNamespace";
-    case Type::kFunction: return "function";
-    case Type::kMethod: return "builtin_function_or_method";
-    case Type::kMacro: return "Macro";
-    case Type::kLoop: return "LoopContext";
-    case Type::kCycler: return "Cycler";
-    case Type::kJoiner: return "Joiner";
+    case Type::kIterator:
+      return "generator";
+    case Type::kNamespace:
+      return "TemplateNamespace";
+    case Type::kFunction:
+      return "function";
+    case Type::kMethod:
+      return "builtin_function_or_method";
+    case Type::kMacro:
+      return "Macro";
+    case Type::kLoop:
+      return "LoopContext";
+    case Type::kCycler:
+      return "Cycler";
+    case Type::kJoiner:
+      return "Joiner";
   }
   return "object";
 }
@@ -400,17 +443,30 @@ void require_defined(const Value& value) {
 
 bool length(const Value& value, int64_t& out) {
   switch (value.type()) {
-    case Type::kUndefined: out = 0; return true;
-    case Type::kString: out = value.get<StringObject>().num_chars; return true;
+    case Type::kUndefined:
+      out = 0;
+      return true;
+    case Type::kString:
+      out = value.get<StringObject>().num_chars;
+      return true;
     case Type::kList:
-    case Type::kTuple: out = static_cast<int64_t>(value.items().size()); return true;
-    case Type::kDict: out = static_cast<int64_t>(value.dict().items.size()); return true;
-    case Type::kRange: out = value.get<RangeObject>().size(); return true;
+    case Type::kTuple:
+      out = static_cast<int64_t>(value.items().size());
+      return true;
+    case Type::kDict:
+      out = static_cast<int64_t>(value.dict().items.size());
+      return true;
+    case Type::kRange:
+      out = value.get<RangeObject>().size();
+      return true;
     case Type::kDictView:
       out = static_cast<int64_t>(value.get<DictViewObject>().dict.dict().items.size());
       return true;
-    case Type::kLoop: out = value.get<LoopObject>().length(); return true;
-    default: return false;
+    case Type::kLoop:
+      out = value.get<LoopObject>().length();
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -418,11 +474,15 @@ bool truthy(Budget&, const Value& value) {
   switch (value.type()) {
     case Type::kMissing:
     case Type::kUndefined:
-    case Type::kNone: return false;
+    case Type::kNone:
+      return false;
     case Type::kBool:
-    case Type::kInt: return value.as_int() != 0;
-    case Type::kFloat: return value.as_double() != 0;
-    case Type::kString: return !value.text().empty();
+    case Type::kInt:
+      return value.as_int() != 0;
+    case Type::kFloat:
+      return value.as_double() != 0;
+    case Type::kString:
+      return !value.text().empty();
     default: {
       int64_t size = 0;
       return !length(value, size) || size != 0;
@@ -454,11 +514,16 @@ std::string to_repr(Budget& budget, const Value& value) {
   std::string out;
   switch (value.type()) {
     case Type::kMissing:
-    case Type::kUndefined: return "Undefined";
-    case Type::kNone: return "None";
-    case Type::kBool: return value.as_bool() ? "True" : "False";
-    case Type::kInt: return int_text(value.as_int());
-    case Type::kFloat: return repr_float(value.as_double());
+    case Type::kUndefined:
+      return "Undefined";
+    case Type::kNone:
+      return "None";
+    case Type::kBool:
+      return value.as_bool() ? "True" : "False";
+    case Type::kInt:
+      return int_text(value.as_int());
+    case Type::kFloat:
+      return repr_float(value.as_double());
     case Type::kString:
       out = repr_text(value.text());
       if (value.is_markup()) out = "Markup(" + out + ")";
@@ -473,7 +538,9 @@ std::string to_repr(Budget& budget, const Value& value) {
       append_items(budget, value.items(), out);
       out += value.items().size() == 1 ? ",)" : ")";
       break;
-    case Type::kDict: append_dict(budget, value.dict().items, out); break;
+    case Type::kDict:
+      append_dict(budget, value.dict().items, out);
+      break;
     case Type::kRange: {
       const auto& range = value.get<RangeObject>();
       out = "range(" + int_text(range.start) + ", " + int_text(range.stop);
@@ -497,7 +564,9 @@ std::string to_repr(Budget& budget, const Value& value) {
       out += "}>";
       break;
     }
-    case Type::kMacro: out = "<Macro " + value.get<MacroObject>().repr_name() + ">"; break;
+    case Type::kMacro:
+      out = "<Macro " + value.get<MacroObject>().repr_name() + ">";
+      break;
     case Type::kLoop: {
       auto& loop = value.get<LoopObject>();
       out = fmt::format("<LoopContext {}/{}>", loop.index0 + 1, loop.length());
@@ -505,7 +574,8 @@ std::string to_repr(Budget& budget, const Value& value) {
     }
     case Type::kIterator:
       fail("a stream of values has no text of its own; put `| list` or `| join` behind it");
-    default: fail(fmt::format("a {} has no text of its own", type_name(value)));
+    default:
+      fail(fmt::format("a {} has no text of its own", type_name(value)));
   }
   budget.bytes(static_cast<int64_t>(out.size()));
   return out;
@@ -514,10 +584,13 @@ std::string to_repr(Budget& budget, const Value& value) {
 bool identical(const Value& a, const Value& b) {
   if (a.type() != b.type()) return false;
   switch (a.type()) {
-    case Type::kNone: return true;
+    case Type::kNone:
+      return true;
     case Type::kBool:
-    case Type::kInt: return a.as_int() == b.as_int();
-    default: return a.object() != nullptr && a.object() == b.object();
+    case Type::kInt:
+      return a.as_int() == b.as_int();
+    default:
+      return a.object() != nullptr && a.object() == b.object();
   }
 }
 
@@ -527,8 +600,10 @@ bool equals(Budget& budget, const Value& a, const Value& b) {
   if (a.type() != b.type()) return false;
   switch (a.type()) {
     case Type::kUndefined:
-    case Type::kNone: return true;
-    case Type::kString: return a.text() == b.text();
+    case Type::kNone:
+      return true;
+    case Type::kString:
+      return a.text() == b.text();
     case Type::kList:
     case Type::kTuple: {
       if (a.object() == b.object()) return true;
@@ -557,7 +632,8 @@ bool equals(Budget& budget, const Value& a, const Value& b) {
       const auto& y = b.get<MethodObject>();
       return x.name == y.name && identical(x.self, y.self);
     }
-    default: return a.object() == b.object();
+    default:
+      return a.object() == b.object();
   }
 }
 
@@ -596,10 +672,13 @@ bool compare(Budget& budget, const Value& a, const Value& b, std::string_view sy
 size_t hash(Budget& budget, const Value& value) {
   budget.step();
   switch (value.type()) {
-    case Type::kUndefined: return 1;
-    case Type::kNone: return 2;
+    case Type::kUndefined:
+      return 1;
+    case Type::kNone:
+      return 2;
     case Type::kBool:
-    case Type::kInt: return std::hash<int64_t>{}(static_cast<int64_t>(value.as_int()));
+    case Type::kInt:
+      return std::hash<int64_t>{}(static_cast<int64_t>(value.as_int()));
     case Type::kFloat: {
       Int whole = 0;
       if (exact_integer(value.as_double(), whole)) {
@@ -607,7 +686,8 @@ size_t hash(Budget& budget, const Value& value) {
       }
       return std::hash<double>{}(value.as_double());
     }
-    case Type::kString: return std::hash<std::string_view>{}(value.text());
+    case Type::kString:
+      return std::hash<std::string_view>{}(value.text());
     case Type::kTuple: {
       DepthGuard guard(budget);
       size_t result = 0x345678;
@@ -615,9 +695,12 @@ size_t hash(Budget& budget, const Value& value) {
       return result;
     }
     case Type::kList:
-    case Type::kDict: fail(fmt::format("unhashable type: '{}'", type_name(value)));
-    case Type::kRange: return static_cast<size_t>(value.get<RangeObject>().size());
-    default: return std::hash<const void*>{}(value.object().get());
+    case Type::kDict:
+      fail(fmt::format("unhashable type: '{}'", type_name(value)));
+    case Type::kRange:
+      return static_cast<size_t>(value.get<RangeObject>().size());
+    default:
+      return std::hash<const void*>{}(value.object().get());
   }
 }
 
@@ -631,14 +714,17 @@ bool is_iterable(const Value& value) {
     case Type::kRange:
     case Type::kDictView:
     case Type::kIterator:
-    case Type::kLoop: return true;
-    default: return false;
+    case Type::kLoop:
+      return true;
+    default:
+      return false;
   }
 }
 
 void for_each(Budget& budget, const Value& value, const std::function<bool(const Value&)>& visit) {
   switch (value.type()) {
-    case Type::kUndefined: return;
+    case Type::kUndefined:
+      return;
     case Type::kString: {
       const Value keep = value;
       const std::string& text = keep.text();
@@ -694,7 +780,8 @@ void for_each(Budget& budget, const Value& value, const std::function<bool(const
       }
       return;
     }
-    default: fail(fmt::format("'{}' object is not iterable", type_name(value)));
+    default:
+      fail(fmt::format("'{}' object is not iterable", type_name(value)));
   }
 }
 
@@ -716,11 +803,13 @@ bool contains(Budget& budget, const Value& container, const Value& element) {
   switch (container.type()) {
     case Type::kString:
       if (!element.is_string()) {
-        fail(fmt::format("'in <string>' requires string as left operand, not {}", type_name(element)));
+        fail(fmt::format("'in <string>' requires string as left operand, not {}",
+                         type_name(element)));
       }
       budget.step(1 + static_cast<int64_t>(container.text().size() / 64));
       return find_text(container.text(), element.text()) != std::string::npos;
-    case Type::kDict: return container.dict().find(budget, element) != nullptr;
+    case Type::kDict:
+      return container.dict().find(budget, element) != nullptr;
     case Type::kDictView:
       if (container.get<DictViewObject>().kind == DictViewKind::kKeys) {
         return container.get<DictViewObject>().dict.dict().find(budget, element) != nullptr;
@@ -794,8 +883,11 @@ bool item_at(const Value& value, Int index, Value& out) {
     case Type::kString:
     case Type::kList:
     case Type::kTuple:
-    case Type::kRange: length(value, size); break;
-    default: return false;
+    case Type::kRange:
+      length(value, size);
+      break;
+    default:
+      return false;
   }
   if (index < 0) index += size;
   if (index < 0 || index >= size) return false;
@@ -840,7 +932,8 @@ Value slice(Budget& budget, const Value& value, const Value& start, const Value&
   length(value, size);
   Int stride = 1;
   if (!step.is_none()) {
-    if (!step.is_integer()) fail("slice indices must be integers or None or have an __index__ method");
+    if (!step.is_integer())
+      fail("slice indices must be integers or None or have an __index__ method");
     stride = step.as_int();
     if (stride == 0) fail("slice step cannot be zero");
   }

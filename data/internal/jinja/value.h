@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-// Values of the template language: Python's objects as far as templates see them. Every operation has
-// Python's result, Python's spelling when printed, and Python's refusals (a TemplateError).
+// Values of the template language: Python's objects as far as templates see them. Every operation
+// has Python's result, Python's spelling when printed, and Python's refusals (a TemplateError).
 namespace gradus::data::jinja {
 
 // Ints are exact to 127 bits; what goes beyond is an error where Python would go on.
@@ -25,8 +25,8 @@ struct TemplateError {
 
 [[noreturn]] void fail(std::string message);
 
-// What a rendering may still use. Everything that recurses, loops over data or makes text is charged here,
-// so that a hostile template ends with an error instead of filling memory or time.
+// What a rendering may still use. Everything that recurses, loops over data or makes text is
+// charged here, so that a hostile template ends with an error instead of filling memory or time.
 struct Budget {
   int64_t steps_left = 0;
   int64_t bytes_left = 0;
@@ -126,8 +126,8 @@ class Value {
   bool as_bool() const { return integer_ != 0; }
   Int as_int() const { return integer_; }  // of an int or a bool
   double as_double() const { return type_ == Type::kFloat ? real_ : static_cast<double>(integer_); }
-  const std::string& text() const;             // of a string
-  const std::vector<Value>& items() const;     // of a list or tuple
+  const std::string& text() const;          // of a string
+  const std::vector<Value>& items() const;  // of a list or tuple
   const DictObject& dict() const;
   const std::shared_ptr<Object>& object() const { return object_; }
   template <class T>
