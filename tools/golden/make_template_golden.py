@@ -239,7 +239,7 @@ TEMPLATES = [
     "{% macro m(x) %}{{ caller(x, 2) }}{% endmacro %}{% call(a, b) m(1) %}{{ a }}-{{ b }}{% endcall %}",
     "{% macro m() %}[{{ caller() }}]{% endmacro %}{% call m() %}{{ i }}{% endcall %}", "{% macro m() %}{{ caller() }}{% endmacro %}{{ m() }}",
     "{% macro m() %}x{% endmacro %}{% call m() %}y{% endcall %}", "{% macro m(i) %}{% for x in range(i) %}{{ loop.index }}{{ caller(x) }}{% endfor %}{% endmacro %}{% call(y) m(2) %}<{{ y }}>{% endcall %}",
-    "{% filter upper %}a{{ s }}{% endfilter %}", "{% filter replace('a', 'b') | upper %}banana{% endfilter %}", "{% filter nope %}x{% endfilter %}",
+    "{% filter upper %}a{{ s }}{% endfilter %}", "{% filter replace('a', 'b') | upper %}banana{% endfilter %}", "{% filter nope %}x{% endfilter %}", "{% filter length %}x{% endfilter %}",
     "{% filter indent(2) %}\na\nb{% endfilter %}", "{% with x = 1, y = i %}{{ x }}{{ y }}{% endwith %}{{ x }}", "{% with %}{% set q = 1 %}{{ q }}{% endwith %}{{ q }}",
     "{% with i = 1, j = i %}{{ i }}{{ j }}{% endwith %}", "{% generation %}a{{ i }}{% endgeneration %}b", "a\n  {% generation %}\n  b\n  {% endgeneration %}\nc",
     "{% for m in messages %}{% generation %}{{ m.content }}{% set k = 1 %}{% endgeneration %}{{ k }}{% endfor %}", "{% print i, s %}",

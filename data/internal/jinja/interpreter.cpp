@@ -277,6 +277,13 @@ void Interpreter::write(const std::string& text) {
   *out_ += text;
 }
 
+void Interpreter::write_block(const Value& value) {
+  if (!value.is_string()) {
+    fail(fmt::format("a block must give a text, not {}", type_name(value)));
+  }
+  write(value.text());
+}
+
 Interpreter::Flow Interpreter::capture(const Body& body, std::string& out) {
   struct Restore {
     std::string*& place;
@@ -350,7 +357,7 @@ Interpreter::Flow Interpreter::exec(const Stmt& stmt) {
       const Flow flow = capture(stmt.body, text);
       if (flow != Flow::kNormal) return flow;
       const Value value = Value::string(std::move(text));
-      write(to_text(budget_, eval_filter(*stmt.expr, &value)));
+      write_block(eval_filter(*stmt.expr, &value));
       return Flow::kNormal;
     }
     case StmtKind::kMacro:
@@ -358,7 +365,7 @@ Interpreter::Flow Interpreter::exec(const Stmt& stmt) {
       return Flow::kNormal;
     case StmtKind::kCallBlock: {
       const Value caller = make_macro(stmt, "");
-      write(to_text(budget_, eval_call(*stmt.expr, &caller)));
+      write_block(eval_call(*stmt.expr, &caller));
       return Flow::kNormal;
     }
     case StmtKind::kGeneration: {

@@ -135,6 +135,8 @@ class Interpreter {
   Value call_macro(const MacroObject& macro, CallArguments& arguments);
   Value call_method(const Value& self, const std::string& name, CallArguments& arguments);
   void write(const std::string& text);
+  // What a filter or call block gave, which jinja does not turn into text.
+  void write_block(const Value& value);
   // Keeps a frame that may be part of a circle until the end.
   void keep(const std::shared_ptr<Frame>& frame);
   // Runs `body` with its output caught.
