@@ -22,6 +22,7 @@ using Action = std::function<Status()>;
 // and its options to `app` and, when the subcommand is chosen, sets `action`.
 void add_config_command(CLI::App& app, Action& action);
 void add_template_command(CLI::App& app, Action& action);
+void add_report_command(CLI::App& app, Action& action);
 void add_tokenize_command(CLI::App& app, Action& action);
 
 // The arguments of commands that take a run's YAML: CONFIG and any number of `--set KEY=VALUE`,

@@ -22,7 +22,6 @@ double seconds_since_1970() {
 
 std::optional<double> as_number(const Json& value) {
   if (value.is_number()) return value.get<double>();
-  if (value.is_null()) return std::numeric_limits<double>::quiet_NaN();
   if (value == "NaN") return std::numeric_limits<double>::quiet_NaN();
   if (value == "Infinity") return std::numeric_limits<double>::infinity();
   if (value == "-Infinity") return -std::numeric_limits<double>::infinity();

@@ -107,11 +107,12 @@ TEST(MetricsLog, CutsLaterStepsAndAHalfLineWhenResumed) {
 TEST(MetricsLog, CountsUnreadableLines) {
   const TemporaryFolder temp;
   write_file(temp.path() + "/m",
-             "{\"step\": 1, \"x\": 2}\nnonsense\n[1]\n{\"x\": 1}\n\n{\"step\": 2");
+             "{\"step\": 1, \"x\": 2, \"y\": null}\nnonsense\n[1]\n{\"x\": 1}\n\n{\"step\": 2");
   int64_t num_bad = -1;
   const auto lines = read_metrics(temp.path() + "/m", &num_bad);
   ASSERT_TRUE(lines.ok());
   EXPECT_EQ(lines->size(), 1u);
+  EXPECT_EQ(lines->front().metrics, (MetricRow{{"x", 2.0}})) << "null is no value";
   EXPECT_EQ(num_bad, 4);
   EXPECT_EQ(read_metrics(temp.path() + "/none").status().message(),
             (temp.path() + "/none") +
