@@ -463,6 +463,8 @@ TEST_F(ConfigFiles, TheResolvedDumpReadsBackToTheSameValues) {
   config.extra = Layer{"e", 0.3};
   config.stack.layers = {{"a", 1e-7}, {"b", 1e20}};
   const std::string first = print(config, {});
+  EXPECT_THAT(first, HasSubstr("\"~\", \"null\", \"true\", \"010\", \"1e5\""))
+      << "quoted, so that other YAML readers see a text too";
   // A control character is refused in files as such, but may be written as an escape.
   write("c.yaml", first);
   const auto loaded = load("c.yaml");
