@@ -2,7 +2,6 @@
 #include "kernels/gemm.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 
 #include "common/check.h"
@@ -16,13 +15,16 @@ namespace {
 
 // What a core does per nanosecond, roughly: only decides what is worth sharing out.
 constexpr double kFlopsPerNs = 100, kBytesPerNs = 15;
-// A job below this stays in its thread: waking and joining the others costs about 2 us when they spin,
-// and the estimate above is coarse.
+// A job below this stays in its thread: waking and joining the others costs about 2 us when they
+// spin, and the estimate above is coarse.
 constexpr double kSerialNs = 15000;
 // Work handed out at once: long beside the counter that hands it out, short beside the whole.
 constexpr double kGrainNs = 4000;
-// The packed rows of one block: they are read once per panel group, so they should stay in a core's L2.
+// The packed rows of one block: they are read once per panel group, so they should stay in a core's
+// L2.
 constexpr int64_t kBlockFloats = 5 << 16;
+// Longest part of the chain at once in forward: three panels of it are 384 KiB.
+constexpr int64_t kForwardDepth = 2048;
 // Depth of the blocks of backward_input: 32 columns of so many transposed weights are 64 KiB.
 constexpr int64_t kBackwardDepth = 512;
 
@@ -53,13 +55,12 @@ void for_items(int64_t count, double item_ns, const Body& body) {
 
 // How rows are cut into register tiles and laid out.
 struct Tiling {
-  int64_t num_rows, num_tiles, rows, step;
+  int64_t num_rows, num_tiles, rows;
 
   Tiling(int64_t row_count, int64_t max_rows)
       : num_rows(row_count),
         num_tiles(ceil_div(row_count, max_rows)),
-        rows(ceil_div(row_count, num_tiles)),
-        step(rows <= 4 ? 4 : rows <= 8 ? 8 : 16) {}
+        rows(ceil_div(row_count, num_tiles)) {}
   int64_t begin(int64_t tile) const { return tile_begin(num_rows, num_tiles, tile); }
 };
 
@@ -72,17 +73,18 @@ int64_t block_rows(int64_t depth, int64_t max_rows) {
 const float* pack_rows(const GemmKernels& kernels, const Tiling& tiling, const float* x,
                        int64_t x_stride, int64_t depth) {
   float* packed =
-      workspace<float>(Slot::kShared, static_cast<size_t>(tiling.num_tiles * depth * tiling.step));
+      workspace<float>(Slot::kShared, static_cast<size_t>(tiling.num_tiles * depth * kPackedStep));
   const double item_ns = static_cast<double>(tiling.rows * depth) * 0.15;
   for_items(tiling.num_tiles, item_ns, [&](int64_t t) {
     const int64_t row = tiling.begin(t);
     kernels.transpose(x + row * x_stride, x_stride, tiling.begin(t + 1) - row, depth,
-                      packed + t * depth * tiling.step, tiling.step);
+                      packed + t * depth * kPackedStep, kPackedStep);
   });
   return packed;
 }
 
-// Cuts the product into items of some panels by some tiles: panels alone if they are enough for the threads.
+// Cuts the product into items of some panels by some tiles: panels alone if they are enough for the
+// threads.
 struct Items {
   int64_t group, num_groups, num_row_parts, num_panels, num_tiles;
 
@@ -131,45 +133,52 @@ void unpack_weight(const float* w_packed, int64_t n, int64_t k, float* w_NK, int
 
 void gemm_forward(const GemmForwardParams& params) {
   check_sizes("gemm_forward", params.m, params.n, params.k);
-  GRADUS_CHECK(params.m <= 1 || (params.x_stride >= params.k && params.y_stride >= padded(params.n)),
-               "gemm_forward: rows overlap");
+  GRADUS_CHECK(
+      params.m <= 1 || (params.x_stride >= params.k && params.y_stride >= padded(params.n)),
+      "gemm_forward: rows overlap");
   if (params.m == 0 || params.n == 0) return;
   const GemmKernels& kernels = gemm_kernels();
   const int64_t num_panels = padded(params.n) / kPanelWidth;
-  const int64_t rows_at_once = block_rows(std::max<int64_t>(params.k, 1), kernels.max_rows);
+  const int64_t most_depth = std::clamp<int64_t>(params.k, 1, kForwardDepth);
+  const int64_t rows_at_once = block_rows(most_depth, kernels.max_rows);
   for (int64_t m = 0; m < params.m; m += rows_at_once) {
     const Tiling tiling(std::min(rows_at_once, params.m - m), kernels.max_rows);
-    const float* x = params.x_MK + m * params.x_stride;
-    const float* a = tiling.num_rows == 1
-                         ? x
-                         : pack_rows(kernels, tiling, x, params.x_stride, params.k);
     const Items items(kernels, tiling, num_panels);
-    const double item_ns = cost_ns(tiling.num_rows, num_panels * kPanelWidth, params.k) /
-                           static_cast<double>(items.count());
-    for_items(items.count(), item_ns, [&](int64_t i) {
-      const int64_t from = items.panel_from(i);
-      kernels.multiply(
-          {.a = a,
-           .a_step = tiling.num_rows == 1 ? 1 : tiling.step,
-           .num_rows = tiling.num_rows,
-           .num_tiles = tiling.num_tiles,
-           .tile_from = items.tile_from(i),
-           .tile_to = items.tile_to(i),
-           .depth = params.k,
-           .b = params.w_packed + from * kPanelWidth * params.k,
-           .b_panel_stride = kPanelWidth * params.k,
-           .num_panels = items.panel_to(i) - from,
-           .c = params.y_MN + m * params.y_stride + from * kPanelWidth,
-           .c_row_stride = params.y_stride,
-           .c_panel_stride = kPanelWidth,
-           .bias = params.bias_N == nullptr ? nullptr : params.bias_N + from * kPanelWidth});
-    });
+    for (int64_t k = 0; k == 0 || k < params.k; k += most_depth) {
+      const int64_t depth = std::min(most_depth, params.k - k);
+      const float* x = params.x_MK + m * params.x_stride + k;
+      const float* a =
+          tiling.num_rows == 1 ? x : pack_rows(kernels, tiling, x, params.x_stride, depth);
+      const bool is_last = k + depth == params.k;
+      const double item_ns = cost_ns(tiling.num_rows, num_panels * kPanelWidth, depth) /
+                             static_cast<double>(items.count());
+      for_items(items.count(), item_ns, [&](int64_t i) {
+        const int64_t from = items.panel_from(i);
+        kernels.multiply({.a = a,
+                          .a_step = tiling.num_rows == 1 ? 1 : kPackedStep,
+                          .num_rows = tiling.num_rows,
+                          .num_tiles = tiling.num_tiles,
+                          .tile_from = items.tile_from(i),
+                          .tile_to = items.tile_to(i),
+                          .depth = depth,
+                          .b = params.w_packed + (from * params.k + k) * kPanelWidth,
+                          .b_panel_stride = kPanelWidth * params.k,
+                          .num_panels = items.panel_to(i) - from,
+                          .c = params.y_MN + m * params.y_stride + from * kPanelWidth,
+                          .c_row_stride = params.y_stride,
+                          .c_panel_stride = kPanelWidth,
+                          .accumulate = k > 0,
+                          .bias = params.bias_N == nullptr || !is_last
+                                      ? nullptr
+                                      : params.bias_N + from * kPanelWidth});
+      });
+    }
   }
 }
 
-// The chain runs over n, which is inside the panels: blocks of the weights are transposed into panels of 16
-// inputs, [k / 16][n][16], and the product is the forward's. Blocks over n go in order; the accumulator
-// waits in dx.
+// The chain runs over n, which is inside the panels: blocks of the weights are transposed into
+// panels of 16 inputs, [k / 16][n][16], and the product is the forward's. Blocks over n go in
+// order; the accumulator waits in dx.
 void gemm_backward_input(const GemmBackwardInputParams& params) {
   check_sizes("gemm_backward_input", params.m, params.n, params.k);
   if (params.m == 0 || params.k == 0) return;
@@ -190,44 +199,49 @@ void gemm_backward_input(const GemmBackwardInputParams& params) {
       const int64_t depth = std::min(most_depth, params.n - n);
       const float* a = pack_rows(kernels, tiling, params.dy_MN + m * params.dy_stride + n,
                                  params.dy_stride, depth);
-      const double item_ns = cost_ns(tiling.num_rows, params.k, depth) /
-                             static_cast<double>(items.count());
+      const double item_ns =
+          cost_ns(tiling.num_rows, params.k, depth) / static_cast<double>(items.count());
       for_items(items.count(), item_ns, [&](int64_t i) {
         const int64_t from = items.panel_from(i), to = items.panel_to(i);
-        float* w = workspace<float>(Slot::kLocal,
-                                    static_cast<size_t>(items.group * depth * kPanelWidth));
-        for (int64_t p = from; p < to; ++p) {
-          const int64_t inputs = std::min(kPanelWidth, params.k - p * kPanelWidth);
-          for (int64_t j = 0; j < depth; j += kPanelWidth) {
-            kernels.transpose(
-                params.w_packed + ((n + j) * params.k + p * kPanelWidth * kPanelWidth), kPanelWidth,
-                inputs, std::min(kPanelWidth, depth - j),
-                w + ((p - from) * depth + j) * kPanelWidth, kPanelWidth);
+        float* w =
+            workspace<float>(Slot::kLocal, static_cast<size_t>(items.group * depth * kPanelWidth));
+        for (int64_t j = 0; j < depth; j += kPanelWidth) {
+          // Inputs of one panel of w stand together, those of the next are K * 64 bytes away: too
+          // far for the processor to see it coming.
+          const float* source = params.w_packed + (n + j) * params.k + from * 256;
+          const float* next = source + kPanelWidth * params.k;
+          for (int64_t p = from; p < to; ++p, source += 256, next += 256) {
+            for (int line = 0; line < 16; ++line) __builtin_prefetch(next + line * 16);
+            kernels.transpose(source, kPanelWidth,
+                              std::min(kPanelWidth, params.k - p * kPanelWidth),
+                              std::min(kPanelWidth, depth - j),
+                              w + ((p - from) * depth + j) * kPanelWidth, kPanelWidth);
           }
         }
-        kernels.multiply({.a = a,
-                          .a_step = tiling.step,
-                          .num_rows = tiling.num_rows,
-                          .num_tiles = tiling.num_tiles,
-                          .tile_from = items.tile_from(i),
-                          .tile_to = items.tile_to(i),
-                          .depth = depth,
-                          .b = w,
-                          .b_panel_stride = depth * kPanelWidth,
-                          .num_panels = to - from,
-                          .last_width = to == num_panels ? params.k - (to - 1) * kPanelWidth
-                                                         : kPanelWidth,
-                          .c = params.dx_MK + m * params.dx_stride + from * kPanelWidth,
-                          .c_row_stride = params.dx_stride,
-                          .c_panel_stride = kPanelWidth,
-                          .accumulate = params.accumulate || n > 0});
+        kernels.multiply(
+            {.a = a,
+             .a_step = kPackedStep,
+             .num_rows = tiling.num_rows,
+             .num_tiles = tiling.num_tiles,
+             .tile_from = items.tile_from(i),
+             .tile_to = items.tile_to(i),
+             .depth = depth,
+             .b = w,
+             .b_panel_stride = depth * kPanelWidth,
+             .num_panels = to - from,
+             .last_width = to == num_panels ? params.k - (to - 1) * kPanelWidth : kPanelWidth,
+             .c = params.dx_MK + m * params.dx_stride + from * kPanelWidth,
+             .c_row_stride = params.dx_stride,
+             .c_panel_stride = kPanelWidth,
+             .accumulate = params.accumulate || n > 0});
       });
     }
   }
 }
 
-// The chain runs over m: x gives the rows (its K columns in tiles), dy the panels; both are copied so that
-// a step of the chain is contiguous. Blocks over m go in order; the accumulator waits in dw.
+// The chain runs over m: x gives the rows (its K columns in tiles), dy the panels; both are copied
+// so that a step of the chain is contiguous. Blocks over m go in order; the accumulator waits in
+// dw.
 void gemm_backward_weight(const GemmBackwardWeightParams& params) {
   check_sizes("gemm_backward_weight", params.m, params.n, params.k);
   if (params.n == 0 || params.k == 0) return;
@@ -236,50 +250,43 @@ void gemm_backward_weight(const GemmBackwardWeightParams& params) {
   const Tiling tiling(params.k, kernels.max_rows);
   const Items items(kernels, tiling, num_panels);
   const int64_t most_depth =
-      std::clamp<int64_t>(kBlockFloats / (tiling.num_tiles * tiling.step), 64, 512);
+      std::clamp<int64_t>(kBlockFloats / (tiling.num_tiles * kPackedStep), 64, 512);
   for (int64_t m = 0; m == 0 || m < params.m; m += most_depth) {
     const int64_t depth = std::min(most_depth, params.m - m);
     float* a = workspace<float>(Slot::kShared,
-                                static_cast<size_t>(tiling.num_tiles * depth * tiling.step));
-    for_items(tiling.num_tiles, static_cast<double>(depth) * 3, [&](int64_t t) {
-      const int64_t column = tiling.begin(t), width = tiling.begin(t + 1) - column;
-      for (int64_t i = 0; i < depth; ++i) {
-        std::memcpy(a + (t * depth + i) * tiling.step,
-                    params.x_MK + (m + i) * params.x_stride + column,
-                    static_cast<size_t>(width) * sizeof(float));
-      }
+                                static_cast<size_t>(tiling.num_tiles * depth * kPackedStep));
+    for_items(tiling.num_tiles, static_cast<double>(depth) * 1, [&](int64_t t) {
+      const int64_t column = tiling.begin(t);
+      kernels.copy_columns(params.x_MK + m * params.x_stride + column, params.x_stride,
+                           tiling.begin(t + 1) - column, depth, a + t * depth * kPackedStep,
+                           kPackedStep);
     });
-    const double item_ns =
-        cost_ns(depth, params.n, params.k) / static_cast<double>(items.count());
+    const double item_ns = cost_ns(depth, params.n, params.k) / static_cast<double>(items.count());
     for_items(items.count(), item_ns, [&](int64_t i) {
       const int64_t from = items.panel_from(i), to = items.panel_to(i);
-      float* b = workspace<float>(Slot::kLocal,
-                                  static_cast<size_t>(items.group * depth * kPanelWidth));
+      float* b =
+          workspace<float>(Slot::kLocal, static_cast<size_t>(items.group * depth * kPanelWidth));
       for (int64_t p = from; p < to; ++p) {
-        const int64_t width = std::min(kPanelWidth, params.n - p * kPanelWidth);
-        for (int64_t j = 0; j < depth; ++j) {
-          float* target = b + ((p - from) * depth + j) * kPanelWidth;
-          std::memcpy(target, params.dy_MN + (m + j) * params.dy_stride + p * kPanelWidth,
-                      static_cast<size_t>(width) * sizeof(float));
-          std::fill(target + width, target + kPanelWidth, 0.0f);
-        }
+        kernels.copy_columns(params.dy_MN + m * params.dy_stride + p * kPanelWidth,
+                             params.dy_stride, std::min(kPanelWidth, params.n - p * kPanelWidth),
+                             depth, b + (p - from) * depth * kPanelWidth, kPanelWidth);
       }
-      kernels.multiply({.a = a,
-                        .a_step = tiling.step,
-                        .num_rows = tiling.num_rows,
-                        .num_tiles = tiling.num_tiles,
-                        .tile_from = items.tile_from(i),
-                        .tile_to = items.tile_to(i),
-                        .depth = depth,
-                        .b = b,
-                        .b_panel_stride = depth * kPanelWidth,
-                        .num_panels = to - from,
-                        .last_width = to == num_panels ? params.n - (to - 1) * kPanelWidth
-                                                       : kPanelWidth,
-                        .c = params.dw_packed + from * kPanelWidth * params.k,
-                        .c_row_stride = kPanelWidth,
-                        .c_panel_stride = kPanelWidth * params.k,
-                        .accumulate = params.accumulate || m > 0});
+      kernels.multiply(
+          {.a = a,
+           .a_step = kPackedStep,
+           .num_rows = tiling.num_rows,
+           .num_tiles = tiling.num_tiles,
+           .tile_from = items.tile_from(i),
+           .tile_to = items.tile_to(i),
+           .depth = depth,
+           .b = b,
+           .b_panel_stride = depth * kPanelWidth,
+           .num_panels = to - from,
+           .last_width = to == num_panels ? params.n - (to - 1) * kPanelWidth : kPanelWidth,
+           .c = params.dw_packed + from * kPanelWidth * params.k,
+           .c_row_stride = kPanelWidth,
+           .c_panel_stride = kPanelWidth * params.k,
+           .accumulate = params.accumulate || m > 0});
     });
   }
 }
