@@ -112,7 +112,7 @@ people[0].name|people[2].age|people[2]["age"] is defined|people.0.tags.1|items_d
 items_dict.get is callable|items_dict["get"]|undefined_thing|undefined_thing.x|undefined_thing["x"]|undefined_thing()
 undefined_thing + 1|undefined_thing == other_thing|undefined_thing is none|undefined_thing | length|undefined_thing < 1
 undefined_thing | default("x")|nil | default("x")|nil | default("x", true)|empty | d("x", boolean=true)|d.zz | d("n")
-s.upper()|s.lower()|s.title()|s.capitalize()|s.swapcase()|uni.upper()|uni.lower()|uni.title()|uni.capitalize()|uni.swapcase()
+s.upper()|s.lower()|s.title()|s.capitalize()|s.swapcase()|uni.upper()|uni.lower()|uni.title()|uni.capitalize()|uni.swapcase()|uni.casefold()
 uni | upper|uni | lower|uni | capitalize|uni | title|uni | length|"hello-big (world) it's [x]" | title|"ΑΣ ΑΣΑ Σ".lower()
 blank.strip()|blank.lstrip()|blank.rstrip()|"xxhixx".strip("x")|"xyhiyx".lstrip("xy")|"éaé".strip("é")|s.strip("Hd")
 blank | trim|"--a--" | trim("-")|i | trim|s.split()|s.split(",")|s.split(", ")|blank.split()|"a,b,c".split(",", 1)|s.split("")
@@ -178,7 +178,7 @@ i is odd and f is float|dict(a=1, b=2)|dict({"a": 1}, b=2)|dict([("a", 1)])|dict
 namespace(a=1).b|namespace({"a": 2}, b=3).b|namespace(_a=1)|cycler("a", "b").next()|joiner(",")()|cycler()
 strftime_now("%Y-%m-%d %H:%M:%S")|strftime_now("%d %b %Y, %A %j %p %f|%z|%%")|strftime_now("")|raise_exception("x")
 raise_exception()|lipsum is defined|i()|s.upper|nums | join(",", 1, 2)|s | upper(1)|s | trim(chars="Hd")|s | default
-d["a" "b"]|{"a": 1, "a": 2}|{1: "x", 1.0: "y"}|{[1]: 2}|d[[1]]|d[1]|nums[yes]|nums[f]|nums[nil]|s["upper"]()|d["items"]() | list
+d["a" "b"]|{"a": 1, "a": 2}|{1: "x", 1.0: "y"}|{[1]: 2}|d[[1]]|d[(nums, 1)]|d[1]|nums[yes]|nums[f]|nums[nil]|s["upper"]()|d["items"]() | list
 [1, 2,]|[[], [[]]]|{"a": {"b": {"c": 1}}}.a.b.c|1 if 2 else 3 if 4 else 5|(1 if 0 else 2) + 1|[x for x in nums]|i.real|f.is_integer()
 (5).bit_length()|i.numerator|nums | map(attribute=0) | list|people | map(attribute="name") | map("lower") | unique | list
 1, 2|i, s|(i)|((i))|not not i|i == 7 == yes|1 < 2 == true|"a" "b" ~ "c"|-i | abs|(-i) | abs|2 * -i|i --3|f // 0.7|1 // 0.1|0.0|-0.0

@@ -24,6 +24,15 @@ std::string object_name(const Value& value) {
   }
 }
 
+bool is_hashable(Budget& budget, const Value& value) {
+  budget.step();
+  if (value.is(Type::kList) || value.is(Type::kDict)) return false;
+  if (!value.is(Type::kTuple)) return true;
+  DepthGuard guard(budget);
+  return std::all_of(value.items().begin(), value.items().end(),
+                     [&](const Value& item) { return is_hashable(budget, item); });
+}
+
 Value missing_attribute(const Value& object, const std::string& name) {
   return Value::undefined(
       fmt::format("'{}' has no attribute {}", object_name(object), repr_text(name)));
@@ -1017,7 +1026,7 @@ Value Interpreter::item(const Value& object, const Value& index) {
   if (object.is(Type::kDict)) {
     if (index.is_string()) {
       if (const Value* found = object.dict().find(index.text())) return *found;
-    } else if (!index.is(Type::kList) && !index.is(Type::kDict)) {
+    } else if (is_hashable(budget_, index)) {
       if (const Value* found = object.dict().find(budget_, index)) return *found;
     }
   } else if (index.is_integer()) {

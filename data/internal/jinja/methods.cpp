@@ -267,14 +267,7 @@ class StringMethod {
   Value title_case() { return plain(title); }
   Value capital() { return plain(capitalize); }
   Value swap() { return plain(swap_case); }
-  Value casefold() {
-    args_.finish();
-    if (!std::all_of(text_.begin(), text_.end(),
-                     [](char c) { return static_cast<signed char>(c) >= 0; })) {
-      fail("the method str.casefold is not supported beyond ASCII");
-    }
-    return made(to_lower(text_));
-  }
+  Value casefold() { return plain(fold_case); }
 
   Value replace_text() {
     const Value from = needed("old");

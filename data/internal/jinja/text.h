@@ -32,6 +32,7 @@ std::string capitalize(std::string_view text);
 // str.title; the filter of that name differs.
 std::string title(std::string_view text);
 std::string swap_case(std::string_view text);
+std::string fold_case(std::string_view text);
 bool is_lower(std::string_view text);
 bool is_upper(std::string_view text);
 bool is_title(std::string_view text);
