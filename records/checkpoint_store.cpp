@@ -250,10 +250,12 @@ Status CheckpointStore::prune(int64_t newest_step) const {
     const bool is_best = best_one.has_value() && best_one->step == checkpoint.step;
     if (is_recent) ++num_kept;
     if (is_recent || is_best || checkpoint.step == newest_step) continue;
-    // The manifest goes first: what a crash leaves of the rest is then no checkpoint.
+    // Under another name first: what a kill leaves of it is then no checkpoint, and begin() clears
+    // it.
+    const std::string doomed = folder_ + "/" + kDraftPrefix + "old_" + step_name(checkpoint.step);
     std::error_code error;
-    fs::remove(checkpoint.folder + "/" + kManifest, error);
-    if (!error) fs::remove_all(checkpoint.folder, error);
+    fs::rename(checkpoint.folder, doomed, error);
+    if (!error) fs::remove_all(doomed, error);
     if (error) {
       warn_(fmt::format("{}: cannot delete the old checkpoint: {}", checkpoint.folder,
                         error.message()));
