@@ -43,9 +43,7 @@ int64_t for_each_step_line(std::string_view text, const Handle& handle) {
     const size_t end = text.find('\n');
     const std::string_view line = text.substr(0, end);
     const Json row = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    // A line without its end may be cut inside a number and still parse.
-    if (end != std::string_view::npos && row.is_object() && row.contains("step") &&
-        row["step"].is_number_integer()) {
+    if (row.is_object() && row.contains("step") && row["step"].is_number_integer()) {
       handle(row, line);
     } else if (!line.empty()) {
       ++num_bad;

@@ -93,7 +93,7 @@ TEST(MetricsLog, CutsLaterStepsAndAHalfLineWhenResumed) {
     Result<MetricsLog> log = MetricsLog::open(paths, {});
     for (int64_t step = 1; step <= 5; ++step) ASSERT_TRUE(log->write(step, {{"x", 1.0}}).ok());
   }
-  // Killed inside a write: without its end the number may be cut.
+  // Killed inside a write.
   write_file(paths.metrics(), read_file(paths.metrics()) + "{\"step\": 1");
   {
     Result<MetricsLog> log = MetricsLog::open(paths, 3);
