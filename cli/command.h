@@ -24,6 +24,7 @@ void add_config_command(CLI::App& app, Action& action);
 void add_template_command(CLI::App& app, Action& action);
 void add_report_command(CLI::App& app, Action& action);
 void add_tokenize_command(CLI::App& app, Action& action);
+void add_convert_command(CLI::App& app, Action& action);
 
 // The arguments of commands that take a run's YAML: CONFIG and any number of `--set KEY=VALUE`,
 // which load_run_config reads. Filled when the command line is parsed.

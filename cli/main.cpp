@@ -32,6 +32,7 @@ int main(int argc, char** argv) {
   gradus::cli::add_template_command(app, action);
   gradus::cli::add_tokenize_command(app, action);
   gradus::cli::add_report_command(app, action);
+  gradus::cli::add_convert_command(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
