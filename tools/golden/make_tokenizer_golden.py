@@ -266,7 +266,7 @@ def gradus(binary, folder, rows, *options):
     result = subprocess.run([binary, "tokenize", "--model", folder, *options], input=text.encode(), capture_output=True)
     if result.returncode != 0:
         sys.exit(result.stderr.decode())
-    return [json.loads(line) for line in result.stdout.decode().splitlines()]
+    return [json.loads(line) for line in result.stdout.decode().split("\n")[:-1]]
 
 
 def compare(binary, num_chars, seed):
