@@ -177,6 +177,10 @@ TEST(ChatTemplate, StopsAHostileTemplate) {
   std::string sum = "{{ 1";
   for (int i = 0; i < 100'000; ++i) sum += " + 1";
   EXPECT_THAT(render(sum + " }}"), HasSubstr("nested too deep"));
+  // A frame and what was defined in it are freed (the address sanitizer's build sees it).
+  EXPECT_THAT(
+      render("{% macro m() %}{% macro n() %}{% endmacro %}{{ x.y }}{% endmacro %}{{ m() }}"),
+      HasSubstr("'x' is undefined"));
   // A chain of namespaces and a circle are freed without recursion.
   EXPECT_EQ(render("{% set first = namespace() %}{% set at = namespace(n=first) %}"
                    "{% for i in range(50000) %}{% set last = at.n %}{% set next = namespace() %}"

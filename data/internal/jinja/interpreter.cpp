@@ -543,6 +543,16 @@ Value Interpreter::call_macro(const MacroObject& macro, CallArguments& arguments
   auto frame = std::make_shared<Frame>();
   frame->parent = macro.closure;
   frame->slots.resize(static_cast<size_t>(stmt.function->num_slots()));
+  budget_.bytes(static_cast<int64_t>(sizeof(Frame) + frame->slots.size() * sizeof(Value)));
+  // Whatever is made inside and refers to the frame makes a circle with it, whether the call ends
+  // or fails.
+  struct KeepShared {
+    std::vector<std::shared_ptr<Frame>>& kept;
+    const std::shared_ptr<Frame>& frame;
+    ~KeepShared() {
+      if (frame.use_count() > 1) kept.push_back(frame);
+    }
+  } keep_shared{kept_frames_, frame};
   const auto take_named = [&](std::string_view wanted) {
     for (auto it = arguments.named.begin(); it != arguments.named.end(); ++it) {
       if (it->first != wanted) continue;
@@ -612,8 +622,6 @@ Value Interpreter::call_macro(const MacroObject& macro, CallArguments& arguments
     }
     capture(stmt.body, text);
   });
-  // Something made inside still refers to the frame.
-  if (frame.use_count() > 1) keep(frame);
   return Value::string(std::move(text));
 }
 
