@@ -3,9 +3,8 @@
 """Every relative link and path in the Markdown files exists.
 
 Checked are link targets, with their #heading where they have one, and inline code that looks like a
-path of this tree: it starts with a top-level folder and has an extension, ends with a slash or is below
-tools/. A path that a command makes (build/..., runs/...) is not checked; neither is one with a placeholder
-such as <name>, * or {a,b}. Inline code of the form Suite.Test names a GoogleTest case that exists; comments of
+path of this tree because it starts with a top-level folder and is no metric. A path that a command makes
+(build/..., runs/...) is not checked; neither is one with a placeholder such as <name>, * or {a,b}. Inline code of the form Suite.Test names a GoogleTest case that exists; comments of
 sources that name a page of docs/ name one that exists.
 """
 import argparse
@@ -89,9 +88,7 @@ def code_problem(path, text, root, folders, metrics):
     word = text.split()[0] if text.split() else ""
     if not PATH.match(word) or "/" not in word or word in metrics:
         return None
-    # Metric names look like paths too: outside tools/, a path has an extension or ends with a slash.
-    is_path = word.startswith("tools/") or word.endswith("/") or "." in word.split("/")[-1]
-    if word.split("/")[0] not in folders or not is_path:
+    if word.split("/")[0] not in folders:
         return None
     if (root / word).exists() or (path.parent / word).exists():
         return None

@@ -22,6 +22,10 @@ inline double reduction_tolerance(int64_t length, double scale = 1.0) {
 // and fail at 1e-6.
 inline constexpr double kAttention = 6e-6;
 
+// Gradients of the same for unit normal upstream gradients: a key's gradient sums over the queries
+// that see it, up to 530 of them, each off by about kAttention / sqrt(530) of it.
+inline constexpr double kAttentionGradient = 2e-5;
+
 // Central differences with step 0.02 of an fp32 forward: truncation of order step^2 and rounding of
 // order eps * |loss| / step.
 inline constexpr double kFiniteDifference = 4e-3;
