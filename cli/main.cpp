@@ -30,6 +30,8 @@ int main(int argc, char** argv) {
   // Commands are added here, in the order in which `gradus --help` lists them.
   gradus::cli::add_config_command(app, action);
   gradus::cli::add_template_command(app, action);
+  gradus::cli::add_data_command(app, action);
+  gradus::cli::add_reward_command(app, action);
   gradus::cli::add_tokenize_command(app, action);
   gradus::cli::add_report_command(app, action);
   gradus::cli::add_convert_command(app, action);

@@ -47,4 +47,10 @@ std::optional<std::string_view> answer_part(std::string_view response, std::stri
   return trim(rest.substr(0, rest.find('\n')));
 }
 
+std::string_view excerpt(std::string_view text) {
+  size_t end = std::min<size_t>(text.size(), 60);
+  while (end > 0 && end < text.size() && (text[end] & 0xC0) == 0x80) --end;
+  return text.substr(0, end);
+}
+
 }  // namespace gradus::rewards

@@ -23,6 +23,9 @@ Result<std::unique_ptr<Reward>> make_countdown_reward(const RewardOptions& optio
 std::optional<std::string_view> answer_part(std::string_view response, std::string_view marker,
                                             bool skips_lines);
 
+// The first 60 bytes of a text, no character cut in two, for messages.
+std::string_view excerpt(std::string_view text);
+
 // Calls `score(prompt, response)` for every trajectory and collects the parts.
 template <class Score>
 std::vector<RewardPart> score_each(std::span<const Group> groups, const Score& score) {

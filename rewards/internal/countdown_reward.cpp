@@ -18,7 +18,6 @@ struct Puzzle {
 };
 
 Result<Puzzle> read_puzzle(const std::string& text) {
-  constexpr size_t kShownBytes = 60;
   const auto object = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   const auto is_whole = [](const nlohmann::json& value) { return value.is_number_integer(); };
   bool is_good = object.is_object() && object.contains("target") && object.contains("numbers") &&
@@ -29,7 +28,7 @@ Result<Puzzle> read_puzzle(const std::string& text) {
     return invalid_argument(
         "the ground truth is '{}'; expected {{\"target\": whole number, \"numbers\": [whole "
         "numbers]}}",
-        text.substr(0, kShownBytes));
+        excerpt(text));
   }
   Puzzle puzzle{object["target"].get<int64_t>(), object["numbers"].get<std::vector<int64_t>>()};
   std::sort(puzzle.numbers.begin(), puzzle.numbers.end());

@@ -11,7 +11,6 @@
 namespace gradus::rewards {
 namespace {
 
-constexpr size_t kShownBytes = 60;
 constexpr const char* kEmptyGold = "the ground truth is empty; expected the text to match";
 
 // Canonical composition and, if asked for, case folding; text that is not UTF-8 stays as it is.
@@ -77,7 +76,7 @@ class ExactReward : public Reward {
       }
       part.answer = normalise(text);
       part.score = part.answer == gold ? 1 : 0;
-      if (part.score == 0) part.detail = fmt::format("is not '{}'", gold.substr(0, kShownBytes));
+      if (part.score == 0) part.detail = fmt::format("is not '{}'", excerpt(gold));
       return part;
     });
   }

@@ -8,8 +8,6 @@
 namespace gradus::rewards {
 namespace {
 
-constexpr size_t kShownBytes = 60;
-
 // The only number of `text`, which holds nothing else but white space and one closing full stop.
 std::optional<FoundNumber> whole_number(std::string_view text) {
   text = trim(text);
@@ -52,7 +50,7 @@ class NumberReward : public Reward {
                                                      : is_within(value, *gold, tolerance);
       part.score = is_right ? 1 : 0;
       if (!is_right) {
-        part.detail = fmt::format("is not {}", canonical_text(*gold).substr(0, kShownBytes));
+        part.detail = fmt::format("is not {}", excerpt(canonical_text(*gold)));
       }
       return part;
     });
@@ -70,8 +68,7 @@ class NumberReward : public Reward {
   Result<Number> read_gold(std::string_view text) const {
     const auto found = whole_number(text);
     if (!found.has_value() || !found->problem.empty()) {
-      return invalid_argument("the ground truth is '{}'; expected a number{}",
-                              text.substr(0, kShownBytes),
+      return invalid_argument("the ground truth is '{}'; expected a number{}", excerpt(text),
                               found.has_value() ? ", not " + found->problem : "");
     }
     return value_of(*found);
