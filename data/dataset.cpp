@@ -242,13 +242,13 @@ class LineReader {
   int64_t line_number_ = 0;
 };
 
+// One problem a line, as all commands report several at once.
 Status bad_rows(const std::vector<std::string>& listed, int64_t num_bad, int64_t num_seen) {
   if (num_bad == 1) return {StatusCode::kInvalidArgument, listed.front()};
-  std::string text = fmt::format("{} of {} rows are bad:", num_bad, num_seen);
-  for (const std::string& entry : listed) text += "\n  " + entry;
-  const int64_t num_more = num_bad - static_cast<int64_t>(listed.size());
-  if (num_more > 0) text += fmt::format("\n  and {} more", num_more);
-  return {StatusCode::kInvalidArgument, text};
+  const bool is_cut = num_bad > static_cast<int64_t>(listed.size());
+  return invalid_argument("{}\ndata: {} of {} rows are bad{}", join(listed, "\n"), num_bad,
+                          num_seen,
+                          is_cut ? fmt::format(", the first {} are listed", listed.size()) : "");
 }
 
 }  // namespace

@@ -83,9 +83,12 @@ TEST(DataCommand, NamesEachBadRowOfAFile) {
   const Outcome outcome = run_gradus("data check " + file + " 2>&1");
   EXPECT_EQ(outcome.exit_code, 2);
   EXPECT_EQ(outcome.output,
-            "gradus: error: 2 of 3 rows are bad:\n  " + file +
-                ":2: data_source: is missing; expected a string that names the task\n  " + file +
-                ":3: not valid JSON at byte 1, after 'x'; expected one whole object a line\n");
+            "gradus: error: " + file +
+                ":2: data_source: is missing; expected a string that names the task\n"
+                "gradus: error: " +
+                file +
+                ":3: not valid JSON at byte 1, after 'x'; expected one whole object a line\n"
+                "gradus: error: data: 2 of 3 rows are bad\n");
   EXPECT_THAT(run_gradus("data check --sft " + file + " 2>&1").output,
               HasSubstr(":1: response: is missing"));
 }

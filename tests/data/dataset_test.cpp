@@ -164,12 +164,11 @@ TEST_F(Dataset, ListsTenBadRowsAndCountsTheRest) {
   std::string text;
   for (int i = 0; i < 3000; ++i) text += i % 2 == 0 ? "{}\n" : std::string(kGood) + "\n";
   const std::string message = error_of(text);
-  EXPECT_TRUE(
-      message.starts_with("1500 of 3000 rows are bad:\n  rows.jsonl:1: data_source: is missing"))
+  EXPECT_TRUE(message.starts_with("rows.jsonl:1: data_source: is missing")) << message;
+  EXPECT_NE(message.find("\nrows.jsonl:19: "), std::string::npos);
+  EXPECT_EQ(message.find("\nrows.jsonl:21: "), std::string::npos);
+  EXPECT_TRUE(message.ends_with("\ndata: 1500 of 3000 rows are bad, the first 10 are listed"))
       << message;
-  EXPECT_NE(message.find("\n  rows.jsonl:19: "), std::string::npos);
-  EXPECT_EQ(message.find("\n  rows.jsonl:21: "), std::string::npos);
-  EXPECT_TRUE(message.ends_with("\n  and 1490 more")) << message;
 }
 
 TEST_F(Dataset, RefusesFilesThatHoldNoRows) {
