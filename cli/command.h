@@ -18,16 +18,13 @@ namespace gradus::cli {
 // the exit code (0, 2 for a user's mistake, 70 for a bug of ours).
 using Action = std::function<Status()>;
 
-// Each command is one file, cli/<name>_command.cpp, with one such function: it adds the subcommand and its
-// options to `app` and, when the subcommand is chosen, sets `action`.
-void add_data_command(CLI::App& app, Action& action);
-void add_reward_command(CLI::App& app, Action& action);
-void add_tokenize_command(CLI::App& app, Action& action);
 // Each command is one file, cli/<name>_command.cpp, with one such function: it adds the subcommand
 // and its options to `app` and, when the subcommand is chosen, sets `action`.
 void add_config_command(CLI::App& app, Action& action);
 void add_template_command(CLI::App& app, Action& action);
 void add_report_command(CLI::App& app, Action& action);
+void add_data_command(CLI::App& app, Action& action);
+void add_reward_command(CLI::App& app, Action& action);
 void add_tokenize_command(CLI::App& app, Action& action);
 void add_convert_command(CLI::App& app, Action& action);
 
