@@ -1,24 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <cstdio>
 #include <exception>
 #include <sstream>
 #include <string>
+#include <thread>
 
 #include "cli/command.h"
+#include "comm/communicator.h"
+#include "common/log.h"
 
 namespace {
 
 constexpr int kExitUserError = 2;
 constexpr int kExitInternalError = 70;
 
+// Under mpirun a failing rank ends all. Ranks that agreed on an error each come here: rank 0 says
+// it, the others give it the time to and speak only if it has nothing to say.
+constexpr auto kWaitForRank0 = std::chrono::milliseconds(500);
+
 int report(const gradus::Status& status) {
-  if (status.ok()) return 0;
+  if (status.ok()) {
+    gradus::comm::finalize();
+    return 0;
+  }
+  const int rank = gradus::comm::rank_for_messages();
+  if (rank != 0) std::this_thread::sleep_for(kWaitForRank0);
   std::fflush(stdout);
   std::istringstream message(status.message());  // a configuration has a line for each problem
   for (std::string line; std::getline(message, line);)
-    fmt::print(stderr, "gradus: error: {}\n", line);
-  return status.code() == gradus::StatusCode::kInternal ? kExitInternalError : kExitUserError;
+    fmt::print(stderr, "gradus: error{}: {}\n",
+               gradus::comm::is_launched_by_mpi() ? fmt::format(" (rank {})", rank) : "", line);
+  const int code =
+      status.code() == gradus::StatusCode::kInternal ? kExitInternalError : kExitUserError;
+  gradus::flush_logs();
+  gradus::comm::abort_all_ranks(code);
+  return code;
 }
 
 }  // namespace
@@ -28,6 +46,11 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   gradus::cli::Action action;
   // Commands are added here, in the order in which `gradus --help` lists them.
+  gradus::cli::add_train_command(app, action);
+  gradus::cli::add_sft_command(app, action);
+  gradus::cli::add_eval_command(app, action);
+  gradus::cli::add_generate_command(app, action);
+  gradus::cli::add_logprobs_command(app, action);
   gradus::cli::add_config_command(app, action);
   gradus::cli::add_template_command(app, action);
   gradus::cli::add_data_command(app, action);

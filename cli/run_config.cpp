@@ -69,9 +69,16 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
     case RunKind::kSft:
       rules.add(trainer::validate(config.sft, world_size));
       break;
+    case RunKind::kEval:
+      rules.require(config.data.eval.is_given(),
+                    "neither data.eval.files nor data.eval.task is set; name the problems to "
+                    "evaluate on");
+      rules.require(!config.reward.parts.empty(),
+                    "reward.parts is empty; name at least one reward, e.g. {{name: exact}}");
+      break;
   }
   rules.require(
-      config.data.train.is_given(),
+      kind == RunKind::kEval || config.data.train.is_given(),
       "neither data.train.files nor data.train.task is set; name the problems to train on");
   rules.require(config.data.eval.is_given() || !config.eval.is_asked_for(),
                 "eval.every_steps or eval.before_training asks for evaluation, but neither "

@@ -30,7 +30,7 @@ struct RunConfig {
 };
 
 // What a configuration is used for; the rules differ.
-enum class RunKind { kTrain, kSft };
+enum class RunKind { kTrain, kSft, kEval };
 
 // The rules between fields, for a run on `world_size` ranks. InvalidArgument has one problem a
 // line, each naming its keys.

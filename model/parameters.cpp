@@ -127,7 +127,7 @@ Status read_parameter(const ParameterLayout& layout, const float* buffer, const 
 }
 
 void init_parameters(const ModelConfig& config, const ParameterLayout& layout, uint64_t seed,
-                     float* buffer) {
+                     double range, float* buffer) {
   const double residual_scale = 1.0 / std::sqrt(2.0 * static_cast<double>(config.num_layers));
   parallel_for(static_cast<int64_t>(layout.places.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -140,7 +140,7 @@ void init_parameters(const ModelConfig& config, const ParameterLayout& layout, u
       }
       const bool is_residual =
           place.hf_name.ends_with("o_proj.weight") || place.hf_name.ends_with("down_proj.weight");
-      const double deviation = 0.02 * (is_residual ? residual_scale : 1.0);
+      const double deviation = range * (is_residual ? residual_scale : 1.0);
       RngSequence rng(hash64({seed, hash64(place.hf_name)}), RngStream::kInit);
       std::vector<float> matrix(static_cast<size_t>(place.rows * place.columns));
       for (float& value : matrix) value = static_cast<float>(deviation * rng.normal());

@@ -54,11 +54,11 @@ Status load_parameters(const CheckpointReader& checkpoint, const ParameterLayout
 Status read_parameter(const ParameterLayout& layout, const float* buffer, const WeightSpec& spec,
                       float* out);
 
-// Normal with standard deviation 0.02 for matrices (divided by sqrt(2 num_layers) for those that
+// Normal with standard deviation `range` for matrices (divided by sqrt(2 num_layers) for those that
 // write to the residual stream, as GPT-2), ones for norms, zeros for biases; a function of (config,
 // seed).
 void init_parameters(const ModelConfig& config, const ParameterLayout& layout, uint64_t seed,
-                     float* buffer);
+                     double range, float* buffer);
 
 // 64-bit hash of a buffer's bits, the same for any number of threads.
 uint64_t hash_parameters(const float* buffer, int64_t size);

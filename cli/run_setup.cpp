@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/run_setup.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include "common/log.h"
+#include "common/parallel.h"
+#include "data/row_source.h"
+#include "kernels/gemm.h"
+#include "records/signals.h"
+
+namespace gradus::cli {
+namespace {
+
+// What the process takes beside the arrays of the plan: program, tokenizer, data rows, MPI.
+constexpr int64_t kProcessBytes = 48ll << 20;
+
+Result<data::PromptBuilder> make_builder(const data::DataConfig& config,
+                                         const trainer::Policy& policy) {
+  if (config.prompt_format == data::PromptFormat::kChat && !policy.chat_template) {
+    return invalid_argument(
+        "data.prompt_format is chat, but the model has no chat template; set it to text");
+  }
+  return data::PromptBuilder(config, *policy.tokenizer, policy.chat_template);
+}
+
+data::OverlongPolicy overlong_policy(const data::DataConfig& config) {
+  return config.overlong_prompts == data::OverlongPrompts::kFilter ? data::OverlongPolicy::kFilter
+                                                                   : data::OverlongPolicy::kError;
+}
+
+// Prompts of the rows that fit, by row index.
+Result<std::vector<std::pair<int64_t, data::Prompt>>> build_prompts(std::span<const data::Row> rows,
+                                                                    const data::DataConfig& config,
+                                                                    const trainer::Policy& policy,
+                                                                    int64_t* num_dropped) {
+  Result<data::PromptBuilder> builder = make_builder(config, policy);
+  if (!builder.ok()) return builder.status();
+  std::vector<data::Prompt> prompts(rows.size());
+  std::vector<Status> statuses(rows.size());
+  parallel_for(static_cast<int64_t>(rows.size()), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const size_t index = static_cast<size_t>(i);
+      Result<data::Prompt> prompt = builder->build(rows[index], static_cast<uint64_t>(i));
+      if (prompt.ok()) {
+        prompts[index] = std::move(*prompt);
+      } else {
+        statuses[index] = prompt.status();
+      }
+    }
+  });
+  for (const Status& status : statuses) GRADUS_RETURN_IF_ERROR(status);
+  size_t next = 0;  // split_overlong asks in order of rows
+  const Result<data::OverlongSplit> split = data::split_overlong(
+      rows,
+      [&](const data::Row&) -> Result<int64_t> {
+        return static_cast<int64_t>(prompts[next++].token_ids.size());
+      },
+      config.max_prompt_tokens, overlong_policy(config));
+  if (!split.ok()) return split.status();
+  if (num_dropped != nullptr) *num_dropped = split->num_dropped;
+  std::vector<std::pair<int64_t, data::Prompt>> kept;
+  for (const int64_t row : split->kept) {
+    kept.emplace_back(row, std::move(prompts[static_cast<size_t>(row)]));
+  }
+  return kept;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<comm::Communicator>> start_ranks() {
+  Result<std::unique_ptr<comm::Communicator>> communicator = comm::make_communicator();
+  if (!communicator.ok()) return communicator;
+  cpu_set_t set;
+  const int allowed = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  const int on_host = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  const int share = std::max(1, on_host / (*communicator)->local_size());
+  set_num_threads(std::clamp(share, 1, std::max(1, allowed)));
+  return communicator;
+}
+
+Result<rewards::RewardSum> make_rewards(const RunConfig& config) {
+  rewards::RewardRegistry registry("reward");
+  rewards::register_builtin_rewards(registry);
+  return rewards::RewardSum::create(config.reward, registry);
+}
+
+Result<std::vector<data::Prompt>> load_prompts(const data::DataConfig& config,
+                                               const data::SourceConfig& source,
+                                               const trainer::Policy& policy,
+                                               const rewards::RewardSum& rewards, int64_t max_rows,
+                                               int64_t* num_dropped) {
+  const Result<std::vector<data::Row>> rows = data::load_source(source, {}, max_rows);
+  if (!rows.ok()) return rows.status();
+  Result<std::vector<std::pair<int64_t, data::Prompt>>> built =
+      build_prompts(*rows, config, policy, num_dropped);
+  if (!built.ok()) return built.status();
+  std::vector<data::Prompt> prompts;
+  for (auto& [row, prompt] : *built) {
+    GRADUS_RETURN_IF_ERROR(rewards.check_prompt(prompt).with_prefix(
+        data::place_of((*rows)[static_cast<size_t>(row)])));
+    prompts.push_back(std::move(prompt));
+  }
+  return prompts;
+}
+
+Result<std::vector<trainer::SftExample>> load_examples(const data::DataConfig& config,
+                                                       const trainer::Policy& policy,
+                                                       int64_t max_rows) {
+  data::DatasetOptions options;
+  options.require_ground_truth = false;
+  options.require_response = true;
+  const Result<std::vector<data::Row>> rows = data::load_source(config.train, options, max_rows);
+  if (!rows.ok()) return rows.status();
+  Result<std::vector<std::pair<int64_t, data::Prompt>>> built =
+      build_prompts(*rows, config, policy, nullptr);
+  if (!built.ok()) return built.status();
+  const model::ModelConfig& model = policy.transformer->config();
+  std::vector<trainer::SftExample> examples;
+  for (auto& [row_index, prompt] : *built) {
+    const data::Row& row = (*rows)[static_cast<size_t>(row_index)];
+    Result<std::vector<int32_t>> response = policy.tokenizer->encode(row.response);
+    if (!response.ok()) return response.status().with_prefix(data::place_of(row));
+    if (!model.eos_ids.empty()) response->push_back(model.eos_ids[0]);
+    const int64_t length = static_cast<int64_t>(prompt.token_ids.size() + response->size());
+    if (length > model.max_position_embeddings) {
+      return invalid_argument(
+          "{}: prompt and response have {} tokens, the model's context {}; shorten the row",
+          data::place_of(row), length, model.max_position_embeddings);
+    }
+    examples.push_back({std::move(prompt.token_ids), std::move(*response)});
+  }
+  return examples;
+}
+
+std::string run_folder_of(const RunConfig& config) {
+  return config.run.dir + "/" + config.run.name;
+}
+
+Result<OpenedRun> open_run(const LoadedConfig<RunConfig>& loaded, bool resume,
+                           comm::Communicator& communicator) {
+  const RunConfig& config = loaded.value;
+  const records::RunPaths paths(run_folder_of(config));
+  OpenedRun run;
+  const auto open_on_rank_0 = [&]() -> Status {
+    Result<records::RunFolder> folder = records::RunFolder::open(
+        paths.folder(), resume ? records::RunStart::kResume : records::RunStart::kFresh);
+    if (!folder.ok()) return folder.status();
+    run.folder = std::make_unique<records::RunFolder>(std::move(*folder));
+    GRADUS_RETURN_IF_ERROR(run.folder->write_config(resolved_yaml(loaded)));
+    run.checkpoints = std::make_unique<records::CheckpointStore>(
+        paths.checkpoints(),
+        records::CheckpointPolicy{.keep_last = config.run.keep_checkpoints,
+                                  .best_metric = config.run.save_best_metric},
+        [](const std::string& message) { log_warn("records", message); });
+    std::optional<int64_t> last_step;
+    if (resume) {
+      const std::optional<records::Checkpoint> latest = run.checkpoints->latest();
+      last_step = latest ? latest->step : 0;
+      if (latest) run.resume_from = latest->folder;
+      GRADUS_RETURN_IF_ERROR(run.folder->cut_after(*last_step));
+      run.resume_step = *last_step;
+    }
+    Result<records::MetricsLog> metrics = records::MetricsLog::open(paths, last_step);
+    if (!metrics.ok()) return metrics.status();
+    run.metrics = std::make_unique<records::MetricsLog>(std::move(*metrics));
+    return {};
+  };
+  const Status status = communicator.rank() == 0 ? open_on_rank_0() : Status();
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator, status));
+  run.resume_from = communicator.all_gather(run.resume_from)[0];
+  run.resume_step = std::stoll(communicator.all_gather(std::to_string(run.resume_step))[0]);
+  GRADUS_RETURN_IF_ERROR(
+      comm::agree(communicator,
+                  configure_logging({communicator.rank(), config.run.log_level, paths.folder()})));
+  records::install_stop_signals();
+  return run;
+}
+
+std::vector<MemoryPart> plan_memory(const model::ModelConfig& model,
+                                    const rollout::RolloutConfig* rollout,
+                                    const trainer::BackwardConfig& backward, int64_t longest_prompt,
+                                    int64_t num_ranks, bool has_reference) {
+  constexpr int64_t kFloat = sizeof(float);
+  const int64_t weights = model::parameter_layout(model).size * kFloat;
+  const int64_t own_blocks = std::max<int64_t>(1, backward.reduction_blocks / num_ranks);
+  const int64_t levels =
+      static_cast<int64_t>(std::ceil(std::log2(static_cast<double>(own_blocks)))) + 1;
+  const int64_t gradients = levels + (num_ranks > 1 && levels == 1 ? 1 : 0);
+  std::vector<MemoryPart> parts = {{"program and data", kProcessBytes},
+                                   {"weights", weights},
+                                   {"AdamW moments", 2 * weights},
+                                   {"gradients", gradients * weights}};
+  if (has_reference) parts.push_back({"initial model", weights});
+  parts.push_back({"activations of a micro-batch",
+                   model::TrainingPass::planned_bytes(model, backward.micro_batch_tokens,
+                                                      backward.gradient_checkpointing, true)});
+  if (rollout != nullptr) {
+    const int64_t page_bytes = model::KvCache::bytes_per_page(model);
+    const int64_t page_tokens = kernels::kPageTokens;
+    const int64_t longest = longest_prompt + rollout->max_new_tokens;
+    const int64_t wanted = rollout->max_batch * ((longest + page_tokens - 1) / page_tokens);
+    const int64_t held = rollout::num_cache_pages(model, rollout->kv_cache_mib << 20);
+    parts.push_back({"key-value cache in use", std::min(wanted, held) * page_bytes});
+    parts.push_back({"logits of a decoding step",
+                     rollout->max_batch * kernels::padded(model.vocab_size) * kFloat});
+  }
+  return parts;
+}
+
+}  // namespace gradus::cli

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/run_config.h"
+#include "comm/communicator.h"
+#include "trainer/rl_trainer.h"
+#include "trainer/sft_trainer.h"
+
+// What `gradus train`, `gradus sft` and `gradus eval` do before their work: ranks, threads, data.
+namespace gradus::cli {
+
+// Starts MPI when launched by it and divides the host's processors among the ranks. Rank 0's
+// display and log are the ones that people see.
+Result<std::unique_ptr<comm::Communicator>> start_ranks();
+
+// Prompts of a source with ids 0, 1, ... in row order; over-long ones as data.overlong_prompts
+// says, reward ground truths checked. `max_rows` 0: all. The number of dropped prompts goes to
+// `num_dropped`.
+Result<std::vector<data::Prompt>> load_prompts(const data::DataConfig& config,
+                                               const data::SourceConfig& source,
+                                               const trainer::Policy& policy,
+                                               const rewards::RewardSum& rewards, int64_t max_rows,
+                                               int64_t* num_dropped);
+
+// Examples of supervised training: prompts with the rows' reference responses and the end token.
+Result<std::vector<trainer::SftExample>> load_examples(const data::DataConfig& config,
+                                                       const trainer::Policy& policy,
+                                                       int64_t max_rows);
+
+Result<rewards::RewardSum> make_rewards(const RunConfig& config);
+
+// The run folder of rank 0 with its logs and checkpoints, and the folder of the checkpoint to
+// resume from on every rank (empty: none).
+struct OpenedRun {
+  std::unique_ptr<records::RunFolder> folder;
+  std::unique_ptr<records::MetricsLog> metrics;
+  std::unique_ptr<records::CheckpointStore> checkpoints;
+  std::string resume_from;
+  int64_t resume_step = 0;
+  trainer::RunRecords records() const { return {folder.get(), metrics.get(), checkpoints.get()}; }
+};
+Result<OpenedRun> open_run(const LoadedConfig<RunConfig>& loaded, bool resume,
+                           comm::Communicator& communicator);
+
+// Bytes that a run takes at its peak, by part, from the configuration alone.
+struct MemoryPart {
+  std::string name;
+  int64_t bytes = 0;
+};
+std::vector<MemoryPart> plan_memory(const model::ModelConfig& model,
+                                    const rollout::RolloutConfig* rollout,
+                                    const trainer::BackwardConfig& backward, int64_t longest_prompt,
+                                    int64_t num_ranks, bool has_reference);
+
+std::string run_folder_of(const RunConfig& config);
+
+}  // namespace gradus::cli

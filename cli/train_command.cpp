@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <CLI/CLI.hpp>
+#include <memory>
+
+#include "cli/command.h"
+#include "cli/run_setup.h"
+#include "common/parallel.h"
+#include "data/row_source.h"
+
+namespace gradus::cli {
+namespace {
+
+// Rows that a dry run looks at.
+constexpr int64_t kDryRunRows = 1000;
+
+struct TrainArguments {
+  std::shared_ptr<ConfigArguments> config;
+  bool resume = false;
+  bool dry_run = false;
+};
+
+std::string mebibytes(int64_t bytes) {
+  return fmt::format("{:.0f} MiB", static_cast<double>(bytes) / 1048576.0);
+}
+
+void print_memory(const std::vector<MemoryPart>& parts) {
+  int64_t total = 0;
+  for (const MemoryPart& part : parts) {
+    fmt::print("  {:<30}{:>10}\n", part.name, mebibytes(part.bytes));
+    total += part.bytes;
+  }
+  fmt::print("  {:<30}{:>10} at the peak, per rank\n", "all", mebibytes(total));
+}
+
+void print_model(const RunConfig& config, const model::ModelConfig& model) {
+  fmt::print("model      {}: {} of {:.2f}M weights, {} layers of width {}, vocabulary {}\n",
+             config.model.init ? "new" : config.model.path, model::family_name(model.family),
+             static_cast<double>(model::num_parameters(model)) / 1e6, model.num_layers,
+             model.hidden_size, model.vocab_size);
+}
+
+int64_t longest_of(const std::vector<data::Prompt>& prompts) {
+  size_t longest = 0;
+  for (const data::Prompt& prompt : prompts) longest = std::max(longest, prompt.token_ids.size());
+  return static_cast<int64_t>(longest);
+}
+
+// The tokenizer and template of a policy without its weights.
+Result<trainer::Policy> policy_without_weights(const RunConfig& config) {
+  trainer::Policy policy;
+  if (config.model.init && config.model.init->tokenizer == "char") {
+    Result<std::unique_ptr<data::Tokenizer>> tokenizer =
+        data::Tokenizer::from_json(data::byte_tokenizer_json(), "the byte tokenizer");
+    if (!tokenizer.ok()) return tokenizer.status();
+    policy.tokenizer = std::move(*tokenizer);
+    return policy;
+  }
+  const std::string dir = config.model.init ? config.model.init->tokenizer : config.model.path;
+  Result<std::unique_ptr<data::Tokenizer>> tokenizer = data::Tokenizer::load(dir);
+  if (!tokenizer.ok()) return tokenizer.status();
+  policy.tokenizer = std::move(*tokenizer);
+  Result<data::ChatTemplate> chat_template = data::load_chat_template(dir);
+  if (chat_template.ok()) policy.chat_template = std::move(*chat_template);
+  return policy;
+}
+
+// Checks config, the first rows, shapes and divisibility, and prints what a run would do.
+Status dry_run(const LoadedConfig<RunConfig>& loaded, int64_t num_ranks) {
+  const RunConfig& config = loaded.value;
+  const Result<model::ModelConfig> model = trainer::policy_config(config.model);
+  if (!model.ok()) return model.status();
+  Result<trainer::Policy> policy = policy_without_weights(config);
+  if (!policy.ok()) return policy.status();
+  const Result<rewards::RewardSum> rewards = make_rewards(config);
+  if (!rewards.ok()) return rewards.status();
+  int64_t num_dropped = 0;
+  const Result<std::vector<data::Prompt>> prompts =
+      load_prompts(config.data, config.data.train, *policy, *rewards, kDryRunRows, &num_dropped);
+  if (!prompts.ok()) return prompts.status();
+  if (config.data.eval.is_given()) {
+    const Result<std::vector<data::Prompt>> eval =
+        load_prompts(config.data, config.data.eval, *policy, *rewards, kDryRunRows, nullptr);
+    if (!eval.ok()) return eval.status();
+  }
+  const int64_t longest = longest_of(*prompts);
+  if (longest + config.rollout.max_new_tokens > model->max_position_embeddings) {
+    return invalid_argument(
+        "the longest prompt has {} tokens; with rollout.max_new_tokens ({}) that is beyond the "
+        "model's context of {}; lower data.max_prompt_tokens or rollout.max_new_tokens",
+        longest, config.rollout.max_new_tokens, model->max_position_embeddings);
+  }
+  print_model(config, *model);
+  fmt::print("data       {} rows looked at, {} too long, longest prompt {} tokens\n",
+             static_cast<int64_t>(prompts->size()) + num_dropped, num_dropped, longest);
+  fmt::print("step       {} prompts x {} responses of up to {} tokens on {} rank{}, {} update{}\n",
+             config.trainer.prompts_per_step, config.rollout.num_samples,
+             config.rollout.max_new_tokens, num_ranks, num_ranks == 1 ? "" : "s",
+             config.trainer.mini_batches, config.trainer.mini_batches == 1 ? "" : "s");
+  fmt::print("run        {} steps of {} into {}\nmemory\n", config.trainer.num_steps,
+             config.trainer.algorithm, run_folder_of(config));
+  print_memory(plan_memory(*model, &config.rollout, config.trainer.backward, longest, num_ranks,
+                           config.trainer.kl_coef != 0));
+  fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
+  return {};
+}
+
+void print_evaluations(const std::vector<trainer::Evaluation>& evaluations,
+                       records::RunDisplay& display) {
+  const auto describe = [&](const char* when, const trainer::Evaluation& evaluation) {
+    for (const data::TaskSummary& summary : data::summarize(evaluation.outcomes, {})) {
+      display.print(
+          fmt::format("{} training: {} pass@1 {:.3f} (95 % interval {:.3f} to {:.3f}, {} problems)",
+                      when, summary.task, summary.accuracy, summary.accuracy_interval.low,
+                      summary.accuracy_interval.high, summary.num_problems));
+    }
+  };
+  if (evaluations.size() >= 2) describe("before", evaluations.front());
+  if (!evaluations.empty()) describe("after", evaluations.back());
+}
+
+Status train(const TrainArguments& arguments) {
+  Result<std::unique_ptr<comm::Communicator>> communicator = start_ranks();
+  if (!communicator.ok()) return communicator.status();
+  comm::Communicator& ranks = **communicator;
+  Result<LoadedConfig<RunConfig>> loaded = load_run_config(
+      arguments.config->path, arguments.config->overrides, RunKind::kTrain, ranks.size());
+  if (!loaded.ok()) return loaded.status();
+  const RunConfig& config = loaded->value;
+  if (arguments.dry_run) return ranks.rank() == 0 ? dry_run(*loaded, ranks.size()) : Status();
+
+  const Result<rewards::RewardSum> rewards = make_rewards(config);
+  if (!rewards.ok()) return rewards.status();
+  trainer::AlgorithmRegistry registry("algorithm");
+  trainer::register_builtin_algorithms(registry);
+  Result<std::unique_ptr<trainer::Algorithm>> algorithm =
+      registry.create(config.trainer.algorithm, config.trainer);
+  if (!algorithm.ok()) return algorithm.status();
+  Result<trainer::Policy> policy =
+      trainer::load_policy(config.model, static_cast<uint64_t>(config.run.seed));
+  if (!policy.ok()) return policy.status();
+  trainer::RlSetup setup;
+  setup.trainer = config.trainer;
+  setup.rollout = config.rollout;
+  setup.eval = config.eval;
+  setup.run = config.run;
+  setup.shuffle = config.data.shuffle;
+  setup.data_seed = static_cast<uint64_t>(config.data.seed);
+  int64_t num_dropped = 0;
+  Result<std::vector<data::Prompt>> prompts =
+      load_prompts(config.data, config.data.train, *policy, *rewards, 0, &num_dropped);
+  if (!prompts.ok()) return prompts.status();
+  setup.train_prompts = std::move(*prompts);
+  if (config.data.eval.is_given() && config.eval.is_asked_for()) {
+    Result<std::vector<data::Prompt>> eval =
+        load_prompts(config.data, config.data.eval, *policy, *rewards, 0, nullptr);
+    if (!eval.ok()) return eval.status();
+    setup.eval_prompts = std::move(*eval);
+  }
+  Result<OpenedRun> run = open_run(*loaded, arguments.resume, ranks);
+  if (!run.ok()) return run.status();
+  records::RunDisplay display({.num_steps = config.trainer.num_steps,
+                               .first_step = run->resume_step + 1,
+                               .is_quiet = ranks.rank() != 0});
+  const model::ModelConfig& model = policy->transformer->config();
+  int64_t planned = 0;
+  for (const MemoryPart& part :
+       plan_memory(model, &config.rollout, config.trainer.backward, longest_of(setup.train_prompts),
+                   ranks.size(), config.trainer.kl_coef != 0)) {
+    planned += part.bytes;
+  }
+  display.print(fmt::format(
+      "{}: {:.2f}M weights, {} prompts ({} too long were left out), {} rank{} of {} thread{}, "
+      "planned peak memory {} per rank",
+      config.run.name, static_cast<double>(model::num_parameters(model)) / 1e6,
+      setup.train_prompts.size(), num_dropped, ranks.size(), ranks.size() == 1 ? "" : "s",
+      num_threads(), num_threads() == 1 ? "" : "s", mebibytes(planned)));
+  trainer::RlTrainer trainer(std::move(setup), *policy, *rewards, **algorithm, ranks,
+                             run->records(), display);
+  if (!run->resume_from.empty()) {
+    GRADUS_RETURN_IF_ERROR(trainer.resume(run->resume_from));
+    display.print(
+        fmt::format("resumed from {} after step {}", run->resume_from, trainer.position().step));
+  }
+  GRADUS_RETURN_IF_ERROR(trainer.run());
+  print_evaluations(trainer.evaluations(), display);
+  display.print(fmt::format("peak memory {} (planned {})", mebibytes(trainer::memory_use().peak),
+                            mebibytes(planned)));
+  display.print(fmt::format("the run is in {0}; gradus report {0} makes a page of it",
+                            run_folder_of(config)));
+  return {};
+}
+
+Status fine_tune(const TrainArguments& arguments) {
+  Result<std::unique_ptr<comm::Communicator>> communicator = start_ranks();
+  if (!communicator.ok()) return communicator.status();
+  comm::Communicator& ranks = **communicator;
+  Result<LoadedConfig<RunConfig>> loaded = load_run_config(
+      arguments.config->path, arguments.config->overrides, RunKind::kSft, ranks.size());
+  if (!loaded.ok()) return loaded.status();
+  const RunConfig& config = loaded->value;
+  Result<trainer::Policy> policy =
+      trainer::load_policy(config.model, static_cast<uint64_t>(config.run.seed));
+  if (!policy.ok()) return policy.status();
+  Result<std::vector<trainer::SftExample>> examples =
+      load_examples(config.data, *policy, arguments.dry_run ? kDryRunRows : 0);
+  if (!examples.ok()) return examples.status();
+  if (arguments.dry_run) {
+    if (ranks.rank() != 0) return {};
+    print_model(config, policy->transformer->config());
+    fmt::print("data       {} examples looked at\n", examples->size());
+    fmt::print("run        {} steps of {} rows into {}\nmemory\n", config.sft.num_steps,
+               config.sft.batch_rows, run_folder_of(config));
+    print_memory(plan_memory(policy->transformer->config(), nullptr, config.sft.backward, 0,
+                             ranks.size(), false));
+    fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
+    return {};
+  }
+  Result<OpenedRun> run = open_run(*loaded, arguments.resume, ranks);
+  if (!run.ok()) return run.status();
+  records::RunDisplay display({.num_steps = config.sft.num_steps,
+                               .first_step = run->resume_step + 1,
+                               .columns = records::sft_columns(),
+                               .is_quiet = ranks.rank() != 0});
+  trainer::SftTrainer trainer({config.sft, config.run, config.data.shuffle,
+                               static_cast<uint64_t>(config.data.seed), std::move(*examples)},
+                              *policy, ranks, run->records(), display);
+  if (!run->resume_from.empty()) GRADUS_RETURN_IF_ERROR(trainer.resume(run->resume_from));
+  GRADUS_RETURN_IF_ERROR(trainer.run());
+  display.print(
+      fmt::format("the run is in {0}, its model in {0}/checkpoints/latest", run_folder_of(config)));
+  return {};
+}
+
+void add_run_command(CLI::App& app, Action& action, const std::string& name,
+                     const std::string& help, Status (*run)(const TrainArguments&)) {
+  CLI::App* command = app.add_subcommand(name, help);
+  auto arguments = std::make_shared<TrainArguments>();
+  arguments->config = add_config_arguments(*command);
+  command->add_flag("--resume", arguments->resume, "Continue the run from its newest checkpoint");
+  command->add_flag("--dry-run", arguments->dry_run,
+                    "Check configuration and data, print the plan, train nothing");
+  command->callback([&action, arguments, run] { action = [=] { return run(*arguments); }; });
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app, Action& action) {
+  add_run_command(app, action, "train",
+                  "Train by reinforcement learning with verifiable rewards (under mpirun or alone)",
+                  train);
+}
+
+void add_sft_command(CLI::App& app, Action& action) {
+  add_run_command(app, action, "sft", "Supervised fine-tuning on the rows' reference responses",
+                  fine_tune);
+}
+
+}  // namespace gradus::cli

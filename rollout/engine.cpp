@@ -1,0 +1,572 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rollout/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "common/parallel.h"
+#include "common/rng.h"
+#include "kernels/sampling.h"
+
+namespace gradus::rollout {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+int64_t pages_for(int64_t num_tokens) {
+  return (num_tokens + kernels::kPageTokens - 1) / kernels::kPageTokens;
+}
+
+// Tokens of which a prefix has its keys and values in the cache.
+struct Stream {
+  std::vector<int32_t> tokens;
+  std::vector<int32_t> pages;  // of positions [0, 64 pages)
+  int64_t num_cached = 0;
+  int64_t num_pending() const { return static_cast<int64_t>(tokens.size()) - num_cached; }
+};
+
+// Neighbouring requests with one prompt.
+struct Group {
+  Stream prompt;
+  size_t first_request = 0, num_requests = 0;
+  size_t num_started = 0;  // requests [first, first + started) have been started once
+  size_t num_unfinished = 0;
+  int64_t num_running = 0;
+  std::vector<float> first_logits;  // of the token after the prompt; empty until it is computed
+  bool is_ready() const { return !first_logits.empty(); }
+};
+
+struct Sequence {
+  size_t request = 0;
+  size_t group = 0;
+  Stream stream;  // prompt and response
+  data::Trajectory trajectory;
+  std::unique_ptr<data::StreamingDecoder> decoder;
+  std::string text;
+};
+
+}  // namespace
+
+int64_t num_cache_pages(const model::ModelConfig& config, int64_t bytes) {
+  return std::max<int64_t>(1, bytes / model::KvCache::bytes_per_page(config));
+}
+
+uint64_t request_seed(uint64_t run_seed, uint64_t pass, uint64_t prompt_id, int32_t sample_index) {
+  return hash64({run_seed, pass, prompt_id, static_cast<uint64_t>(sample_index)});
+}
+
+// One run() of the engine.
+class Engine::Scheduler {
+ public:
+  Scheduler(Engine& engine, std::span<const data::RolloutRequest> requests, uint64_t policy_version,
+            uint64_t weights_hash, TrajectorySink& sink)
+      : engine_(engine),
+        model_(engine.transformer_),
+        cache_(*engine.cache_),
+        requests_(requests),
+        policy_version_(policy_version),
+        weights_hash_(weights_hash),
+        sink_(sink) {}
+
+  Status validate_requests() const;
+  Status run(const std::atomic<bool>* cancel,
+             const std::function<void(int64_t, int64_t)>& progress);
+
+ private:
+  // A stream's share of the pass: its next `num_rows` tokens from row `row_begin` on.
+  struct PassEntry {
+    Stream* stream;
+    int64_t row_begin, num_rows;
+  };
+
+  void make_groups();
+  Status start_sequences();
+  Status start(size_t group_index, Sequence sequence);
+  bool grow(Stream& stream, int64_t num_tokens);
+  void make_room_for_decoding();
+  bool drop_an_idle_prompt(const Group* keep);
+  void preempt_youngest();
+  void release(Stream& stream);
+  Status pass();
+  Status sample(Sequence& sequence, const float* logits, kernels::SampledToken& token) const;
+  // Adds the token; true if it ends the trajectory.
+  Result<bool> append(Sequence& sequence, const kernels::SampledToken& token);
+  void finish(Sequence& sequence);
+  void cancel_all();
+  std::string name_of(size_t request) const {
+    const data::RequestId& id = requests_[request].id;
+    return fmt::format("prompt {}, sample {}", id.prompt_id, id.sample_index);
+  }
+
+  Engine& engine_;
+  model::Transformer& model_;
+  model::KvCache& cache_;
+  std::span<const data::RolloutRequest> requests_;
+  uint64_t policy_version_, weights_hash_;
+  TrajectorySink& sink_;
+  std::vector<Group> groups_;
+  size_t next_prefill_ = 0;        // groups before it are prefilled (or dropped again)
+  std::vector<Sequence> running_;  // in the order in which they were started
+  std::deque<Sequence> preempted_;
+  int64_t num_finished_ = 0;
+  EngineStats stats_;
+  AlignedBuffer hidden_, gathered_, logits_;
+
+  friend class Engine;
+};
+
+Engine::Engine(model::Transformer& transformer, const data::Tokenizer* tokenizer,
+               EngineOptions options)
+    : transformer_(transformer),
+      tokenizer_(tokenizer),
+      options_(options),
+      cache_(std::make_unique<model::KvCache>(
+          transformer.config(), num_cache_pages(transformer.config(), options.kv_cache_bytes))),
+      stats_(std::make_unique<EngineStats>()) {
+  GRADUS_CHECK(options.max_batch >= 1 && options.prefill_chunk_tokens >= 1, "engine options");
+}
+
+Engine::~Engine() = default;
+
+const EngineStats& Engine::stats() const { return *stats_; }
+
+Status Engine::run(std::span<const data::RolloutRequest> requests, uint64_t policy_version,
+                   uint64_t weights_hash, TrajectorySink& sink, const std::atomic<bool>* cancel,
+                   const std::function<void(int64_t, int64_t)>& progress) {
+  cache_->clear();
+  Scheduler scheduler(*this, requests, policy_version, weights_hash, sink);
+  GRADUS_RETURN_IF_ERROR(scheduler.validate_requests());
+  const Status status = scheduler.run(cancel, progress);
+  *stats_ = scheduler.stats_;
+  return status;
+}
+
+Status Engine::Scheduler::validate_requests() const {
+  const model::ModelConfig& config = model_.config();
+  for (size_t i = 0; i < requests_.size(); ++i) {
+    const data::RolloutRequest& request = requests_[i];
+    const int64_t length = static_cast<int64_t>(request.token_ids.size());
+    if (length == 0) {
+      return invalid_argument("{}: the prompt has no tokens; give at least one", name_of(i));
+    }
+    if (length >= config.max_position_embeddings) {
+      return invalid_argument(
+          "{}: the prompt has {} tokens and leaves no room for a response in the model's context "
+          "of {}; "
+          "shorten it",
+          name_of(i), length, config.max_position_embeddings);
+    }
+    for (const int32_t token : request.token_ids) {
+      if (token < 0 || token >= config.vocab_size) {
+        return invalid_argument("{}: token id {} is not in the model's vocabulary [0, {})",
+                                name_of(i), token, config.vocab_size);
+      }
+    }
+    if (request.sampling.max_new_tokens < 1) {
+      return invalid_argument("{}: max_new_tokens must be at least 1, got {}", name_of(i),
+                              request.sampling.max_new_tokens);
+    }
+    if (!request.sampling.stop_texts.empty() && engine_.tokenizer_ == nullptr) {
+      return invalid_argument("{}: stop texts need a tokenizer", name_of(i));
+    }
+    // The last sampled token is never computed, so a sequence needs pages for one token less.
+    const int64_t longest =
+        std::min(length + request.sampling.max_new_tokens, config.max_position_embeddings) - 1;
+    // A prompt that ends inside a page keeps that page beside its response's copy.
+    const int64_t needed = pages_for(longest) + (length % kernels::kPageTokens != 0 ? 1 : 0);
+    if (needed > cache_.num_pages()) {
+      return invalid_argument(
+          "{}: up to {} tokens need {} pages of the key-value cache, which has {}; raise "
+          "kv_cache_mib to "
+          "at least {}",
+          name_of(i), longest + 1, needed, cache_.num_pages(),
+          (needed * model::KvCache::bytes_per_page(config) + (1 << 20) - 1) >> 20);
+    }
+  }
+  return {};
+}
+
+void Engine::Scheduler::make_groups() {
+  for (size_t i = 0; i < requests_.size(); ++i) {
+    if (i == 0 || requests_[i].id.prompt_id != requests_[i - 1].id.prompt_id ||
+        requests_[i].token_ids != requests_[i - 1].token_ids) {
+      Group group;
+      group.prompt.tokens = requests_[i].token_ids;
+      group.first_request = i;
+      groups_.push_back(std::move(group));
+    }
+    ++groups_.back().num_requests;
+    ++groups_.back().num_unfinished;
+  }
+}
+
+void Engine::Scheduler::release(Stream& stream) {
+  for (const int32_t page : stream.pages) cache_.release_page(page);
+  stream.pages.clear();
+  stream.num_cached = 0;
+}
+
+// Takes pages until `num_tokens` positions have one; false, with what could be taken, if none is
+// left.
+bool Engine::Scheduler::grow(Stream& stream, int64_t num_tokens) {
+  while (static_cast<int64_t>(stream.pages.size()) < pages_for(num_tokens)) {
+    if (cache_.num_free_pages() == 0) return false;
+    stream.pages.push_back(cache_.take_page());
+  }
+  return true;
+}
+
+// Frees the prompt pages of the last prefilled group that nothing runs on.
+bool Engine::Scheduler::drop_an_idle_prompt(const Group* keep) {
+  for (size_t i = groups_.size(); i-- > 0;) {
+    Group& group = groups_[i];
+    if (&group == keep || group.num_running > 0 || group.prompt.pages.empty()) continue;
+    release(group.prompt);
+    group.first_logits.clear();
+    next_prefill_ = std::min(next_prefill_, i);
+    return true;
+  }
+  return false;
+}
+
+void Engine::Scheduler::preempt_youngest() {
+  GRADUS_CHECK(running_.size() > 1, "a single sequence fits, by validate_requests");
+  Sequence sequence = std::move(running_.back());
+  running_.pop_back();
+  release(sequence.stream);
+  --groups_[sequence.group].num_running;
+  preempted_.push_front(std::move(sequence));
+  ++stats_.num_preemptions;
+}
+
+void Engine::Scheduler::make_room_for_decoding() {
+  for (size_t i = 0; i < running_.size(); ++i) {
+    for (;;) {
+      Stream& stream = running_[i].stream;
+      if (grow(stream, static_cast<int64_t>(stream.tokens.size()))) break;
+      if (drop_an_idle_prompt(nullptr)) continue;
+      const bool is_itself = i + 1 == running_.size();
+      preempt_youngest();
+      if (is_itself) return;
+    }
+  }
+}
+
+// Gives a sequence its prompt's pages: the full ones shared, a copy of the one that the prompt ends
+// in.
+Status Engine::Scheduler::start(size_t group_index, Sequence sequence) {
+  Group& group = groups_[group_index];
+  const int64_t full = static_cast<int64_t>(group.prompt.tokens.size()) / kernels::kPageTokens;
+  for (int64_t i = 0; i < full; ++i) {
+    cache_.share_page(group.prompt.pages[static_cast<size_t>(i)]);
+    sequence.stream.pages.push_back(group.prompt.pages[static_cast<size_t>(i)]);
+  }
+  if (static_cast<int64_t>(group.prompt.pages.size()) > full) {
+    const int32_t page = cache_.take_page();
+    cache_.copy_page(group.prompt.pages[static_cast<size_t>(full)], page);
+    sequence.stream.pages.push_back(page);
+  }
+  sequence.stream.num_cached = static_cast<int64_t>(group.prompt.tokens.size());
+  ++group.num_running;
+  if (sequence.stream.num_pending() == 0) {  // new: its first token comes from the prompt's logits
+    kernels::SampledToken token;
+    GRADUS_RETURN_IF_ERROR(sample(sequence, group.first_logits.data(), token));
+    Result<bool> ended = append(sequence, token);
+    if (!ended.ok()) return ended.status();
+    if (*ended) {
+      finish(sequence);
+      return {};
+    }
+  }
+  running_.push_back(std::move(sequence));
+  return {};
+}
+
+Status Engine::Scheduler::start_sequences() {
+  // A new sequence may have to take a page at once; the first one always finds it.
+  const auto has_room = [&](const Group& group) {
+    if (static_cast<int64_t>(running_.size()) >= engine_.options_.max_batch) return false;
+    while (cache_.num_free_pages() < 2) {
+      if (!running_.empty()) return false;
+      if (!drop_an_idle_prompt(&group)) break;
+    }
+    return cache_.num_free_pages() >= 1 || group.prompt.tokens.size() % kernels::kPageTokens == 0;
+  };
+  while (!preempted_.empty()) {
+    Group& group = groups_[preempted_.front().group];
+    if (!group.is_ready() || !has_room(group)) break;
+    Sequence sequence = std::move(preempted_.front());
+    preempted_.pop_front();
+    const size_t group_index = sequence.group;
+    GRADUS_RETURN_IF_ERROR(start(group_index, std::move(sequence)));
+  }
+  if (!preempted_.empty()) return {};  // new ones would take the pages that the preempted wait for
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    Group& group = groups_[g];
+    while (group.is_ready() && group.num_started < group.num_requests && has_room(group)) {
+      Sequence sequence;
+      sequence.request = group.first_request + group.num_started++;
+      sequence.group = g;
+      const data::RolloutRequest& request = requests_[sequence.request];
+      sequence.stream.tokens = request.token_ids;
+      sequence.trajectory.id = request.id;
+      sequence.trajectory.token_ids = request.token_ids;
+      sequence.trajectory.prompt_length = static_cast<int64_t>(request.token_ids.size());
+      sequence.trajectory.policy_version = policy_version_;
+      sequence.trajectory.weights_hash = weights_hash_;
+      if (engine_.tokenizer_ != nullptr) {
+        sequence.decoder = std::make_unique<data::StreamingDecoder>(*engine_.tokenizer_);
+      }
+      GRADUS_RETURN_IF_ERROR(start(g, std::move(sequence)));
+    }
+  }
+  return {};
+}
+
+Status Engine::Scheduler::sample(Sequence& sequence, const float* logits,
+                                 kernels::SampledToken& token) const {
+  const data::RolloutRequest& request = requests_[sequence.request];
+  const data::SamplingParams& sampling = request.sampling;
+  Result<kernels::SampledToken> sampled = kernels::sample_token(
+      {.logits_V = logits,
+       .v = model_.config().vocab_size,
+       .temperature = static_cast<float>(sampling.temperature),
+       .greedy = sampling.greedy,
+       .top_k = sampling.top_k,
+       .top_p = sampling.top_p,
+       .min_p = sampling.min_p,
+       .seed = request.rng_key,
+       .position = static_cast<uint32_t>(sequence.trajectory.token_ids.size())});
+  if (!sampled.ok()) return sampled.status().with_prefix(name_of(sequence.request));
+  token = *sampled;
+  return {};
+}
+
+Result<bool> Engine::Scheduler::append(Sequence& sequence, const kernels::SampledToken& token) {
+  const data::SamplingParams& sampling = requests_[sequence.request].sampling;
+  data::Trajectory& trajectory = sequence.trajectory;
+  data::append_token(trajectory, token.token, token.logprob, token.sampling_logprob);
+  sequence.stream.tokens.push_back(token.token);
+  if (stats_.num_sampled_tokens++ == 0) stats_.first_token_seconds = stats_.seconds;
+  const bool is_stop = std::find(sampling.stop_ids.begin(), sampling.stop_ids.end(), token.token) !=
+                       sampling.stop_ids.end();
+  if (is_stop) {
+    trajectory.finish_reason = data::FinishReason::kStop;
+    return true;
+  }
+  if (sequence.decoder != nullptr && engine_.tokenizer_->is_known(token.token)) {
+    Result<std::string> piece = sequence.decoder->append(token.token);
+    if (!piece.ok()) return piece.status();
+    const size_t before = sequence.text.size();
+    sequence.text += *piece;
+    for (const std::string& stop : sampling.stop_texts) {
+      const size_t from = before > stop.size() ? before - stop.size() : 0;
+      const size_t found = sequence.text.find(stop, from);
+      if (!stop.empty() && found != std::string::npos) {
+        sequence.text.resize(found);
+        sequence.decoder.reset();
+        trajectory.finish_reason = data::FinishReason::kStop;
+        return true;
+      }
+    }
+  }
+  const int64_t length = static_cast<int64_t>(trajectory.token_ids.size());
+  if (length - trajectory.prompt_length >= sampling.max_new_tokens ||
+      length >= model_.config().max_position_embeddings) {
+    trajectory.finish_reason = data::FinishReason::kLength;
+    return true;
+  }
+  return false;
+}
+
+void Engine::Scheduler::finish(Sequence& sequence) {
+  if (sequence.decoder != nullptr) sequence.text += sequence.decoder->finish();
+  sequence.trajectory.text = std::move(sequence.text);
+  release(sequence.stream);
+  Group& group = groups_[sequence.group];
+  --group.num_running;
+  if (--group.num_unfinished == 0) {
+    release(group.prompt);
+    group.first_logits = {};
+  }
+  ++num_finished_;
+  sink_.finished(sequence.request, std::move(sequence.trajectory));
+}
+
+void Engine::Scheduler::cancel_all() {
+  std::vector<Sequence> rest = std::move(running_);
+  for (Sequence& sequence : preempted_) {
+    ++groups_[sequence.group].num_running;
+    rest.push_back(std::move(sequence));
+  }
+  for (Sequence& sequence : rest) {
+    sequence.trajectory.finish_reason = data::FinishReason::kCancelled;
+    finish(sequence);
+  }
+  for (Group& group : groups_) {
+    for (; group.num_started < group.num_requests; ++group.num_started) {
+      const size_t request = group.first_request + group.num_started;
+      data::Trajectory trajectory;
+      trajectory.id = requests_[request].id;
+      trajectory.token_ids = requests_[request].token_ids;
+      trajectory.prompt_length = static_cast<int64_t>(trajectory.token_ids.size());
+      trajectory.finish_reason = data::FinishReason::kCancelled;
+      trajectory.policy_version = policy_version_;
+      trajectory.weights_hash = weights_hash_;
+      ++num_finished_;
+      sink_.finished(request, std::move(trajectory));
+    }
+  }
+}
+
+Status Engine::Scheduler::pass() {
+  make_room_for_decoding();
+  std::vector<PassEntry> entries;
+  int64_t num_rows = 0;
+  int64_t budget = engine_.options_.prefill_chunk_tokens;
+  for (Sequence& sequence : running_) {
+    // One token, or after a preemption what has to be computed again.
+    const int64_t pending = sequence.stream.num_pending();
+    const int64_t rows = pending == 1 ? 1 : std::min(pending, std::max<int64_t>(1, budget));
+    if (pending > 1) budget -= rows;
+    entries.push_back({&sequence.stream, num_rows, rows});
+    num_rows += rows;
+  }
+  // Prompts are filled in order, ahead of need only while the batch is not full.
+  std::vector<size_t> filled_groups;
+  const auto fill = [&](size_t g) {
+    Group& group = groups_[g];
+    Stream& prompt = group.prompt;
+    const int64_t wanted = std::min(prompt.num_pending(), budget);
+    if (wanted <= 0) return false;
+    while (!grow(prompt, prompt.num_cached + wanted)) {
+      // A prompt of this very pass must keep its pages.
+      if (filled_groups.empty() && drop_an_idle_prompt(&group)) continue;
+      GRADUS_CHECK(num_rows > 0, "a single prompt fits, by validate_requests");
+      return false;
+    }
+    entries.push_back({&prompt, num_rows, wanted});
+    filled_groups.push_back(g);
+    num_rows += wanted;
+    budget -= wanted;
+    return prompt.num_pending() == wanted;
+  };
+  if (!preempted_.empty()) {
+    const size_t g = preempted_.front().group;
+    if (!groups_[g].is_ready()) fill(g);
+  } else {
+    int64_t places = engine_.options_.max_batch - static_cast<int64_t>(running_.size());
+    for (size_t g = next_prefill_; g < groups_.size() && places > 0 && budget > 0; ++g) {
+      Group& group = groups_[g];
+      const int64_t unstarted = static_cast<int64_t>(group.num_requests - group.num_started);
+      if (unstarted > 0 && !group.is_ready() && !fill(g)) break;
+      places -= unstarted;
+    }
+  }
+  GRADUS_CHECK(num_rows > 0, "a pass without rows");
+
+  std::vector<int32_t> token_ids, positions;
+  std::vector<kernels::AttentionRun> runs;
+  for (const PassEntry& entry : entries) {
+    const Stream& stream = *entry.stream;
+    for (int64_t i = 0; i < entry.num_rows; ++i) {
+      token_ids.push_back(stream.tokens[static_cast<size_t>(stream.num_cached + i)]);
+      positions.push_back(static_cast<int32_t>(stream.num_cached + i));
+    }
+    runs.push_back({entry.row_begin, entry.num_rows, stream.num_cached, stream.pages.data()});
+  }
+  const int64_t width = model_.config().hidden_size;
+  hidden_.reserve(num_rows * width);
+  model_.forward({token_ids, positions, runs, {}}, cache_, hidden_.data());
+  ++stats_.num_passes;
+
+  // Rows whose next token is wanted: the last of each stream that has no token left to compute.
+  std::vector<Stream*> ends;
+  std::vector<int64_t> end_rows;
+  for (const PassEntry& entry : entries) {
+    entry.stream->num_cached += entry.num_rows;
+    if (entry.stream->num_pending() == 0) {
+      ends.push_back(entry.stream);
+      end_rows.push_back(entry.row_begin + entry.num_rows - 1);
+    }
+  }
+  const int64_t num_ends = static_cast<int64_t>(ends.size());
+  const int64_t padded_vocab = model_.padded_vocab_size();
+  gathered_.reserve(num_ends * width);
+  logits_.reserve(num_ends * padded_vocab);
+  for (int64_t i = 0; i < num_ends; ++i) {
+    std::copy_n(hidden_.data() + end_rows[static_cast<size_t>(i)] * width, width,
+                gathered_.data() + i * width);
+  }
+  model_.head(gathered_.data(), num_ends, logits_.data());
+
+  std::vector<size_t> sampled;  // of running_, in the order of `ends`
+  for (size_t i = 0; i < running_.size(); ++i) {
+    if (running_[i].stream.num_pending() == 0) sampled.push_back(i);
+  }
+  std::vector<kernels::SampledToken> tokens(sampled.size());
+  std::vector<Status> statuses(sampled.size());
+  parallel_for(static_cast<int64_t>(sampled.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const size_t index = static_cast<size_t>(i);
+      statuses[index] =
+          sample(running_[sampled[index]], logits_.data() + i * padded_vocab, tokens[index]);
+    }
+  });
+  for (const Status& status : statuses) GRADUS_RETURN_IF_ERROR(status);
+  int64_t prompt_row = static_cast<int64_t>(sampled.size());
+  for (const size_t g : filled_groups) {
+    Group& group = groups_[g];
+    if (group.prompt.num_pending() > 0) continue;
+    const float* row = logits_.data() + prompt_row++ * padded_vocab;
+    group.first_logits.assign(row, row + padded_vocab);
+    stats_.num_prompt_tokens += static_cast<int64_t>(group.prompt.tokens.size());
+  }
+  while (next_prefill_ < groups_.size() && groups_[next_prefill_].is_ready()) ++next_prefill_;
+
+  std::vector<Sequence> going_on;
+  size_t next = 0;
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Sequence& sequence = running_[i];
+    if (next < sampled.size() && sampled[next] == i) {
+      Result<bool> ended = append(sequence, tokens[next++]);
+      if (!ended.ok()) return ended.status();
+      if (*ended) {
+        finish(sequence);
+        continue;
+      }
+    }
+    going_on.push_back(std::move(sequence));
+  }
+  running_ = std::move(going_on);
+  return {};
+}
+
+Status Engine::Scheduler::run(const std::atomic<bool>* cancel,
+                              const std::function<void(int64_t, int64_t)>& progress) {
+  const Clock::time_point start = Clock::now();
+  make_groups();
+  const int64_t num_requests = static_cast<int64_t>(requests_.size());
+  while (num_finished_ < num_requests) {
+    if (cancel != nullptr && cancel->load()) {
+      cancel_all();
+      break;
+    }
+    stats_.seconds = seconds_since(start);
+    GRADUS_RETURN_IF_ERROR(start_sequences());
+    if (num_finished_ < num_requests) GRADUS_RETURN_IF_ERROR(pass());
+    if (progress) progress(num_finished_, stats_.num_sampled_tokens);
+  }
+  stats_.seconds = seconds_since(start);
+  return {};
+}
+
+}  // namespace gradus::rollout

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "common/status.h"
+#include "data/tokenizer.h"
+#include "data/types.h"
+#include "model/transformer.h"
+
+namespace gradus::rollout {
+
+// Resources of an engine; none of them changes a bit of any result.
+struct EngineOptions {
+  int64_t max_batch = 64;              // sequences decoded together, >= 1
+  int64_t kv_cache_bytes = 1ll << 30;  // rounded down to pages of 64 tokens, at least one
+  int64_t prefill_chunk_tokens = 512;  // prompt tokens in one pass, >= 1
+};
+
+// What a run did, for metrics.
+struct EngineStats {
+  int64_t num_prompt_tokens = 0;  // computed, shared prompts once
+  int64_t num_sampled_tokens = 0;
+  int64_t num_passes = 0;
+  int64_t num_preemptions = 0;
+  double seconds = 0;
+  double first_token_seconds = 0;  // from the call of run() to the first sampled token
+};
+
+// Takes finished trajectories, in the order in which they finish. `request_index` counts the
+// requests of the run.
+class TrajectorySink {
+ public:
+  virtual ~TrajectorySink() = default;
+  virtual void finished(size_t request_index, data::Trajectory trajectory) = 0;
+};
+
+// Samples responses with continuous batching (Orca, Yu et al. 2022) over a paged key-value cache:
+// each pass carries the next token of every running sequence and chunks of prompts that wait;
+// neighbouring requests with equal prompts share its computation; when pages run out the youngest
+// sequence is preempted and computed again later. A trajectory is a function of (weights, prompt,
+// sampling parameters, rng_key) alone, bit for bit.
+//
+// Not thread-safe. The transformer and the tokenizer must outlive it.
+class Engine {
+ public:
+  // `tokenizer` may be null if no request has stop texts; then Trajectory::text stays empty.
+  Engine(model::Transformer& transformer, const data::Tokenizer* tokenizer, EngineOptions options);
+  ~Engine();
+
+  // Runs all requests. `policy_version` and the hash are written into the trajectories. `cancel`,
+  // if given and set, ends the unfinished ones as kCancelled at the next token. `progress(finished,
+  // sampled_tokens)` is called after each pass. InvalidArgument names the request: an empty or too
+  // long prompt, a token outside the vocabulary, a sequence that the cache cannot hold. DataLoss
+  // when the model's logits are not finite.
+  Status run(std::span<const data::RolloutRequest> requests, uint64_t policy_version,
+             uint64_t weights_hash, TrajectorySink& sink, const std::atomic<bool>* cancel = nullptr,
+             const std::function<void(int64_t, int64_t)>& progress = {});
+
+  const EngineStats& stats() const;  // of the last run
+
+ private:
+  class Scheduler;
+  model::Transformer& transformer_;
+  const data::Tokenizer* tokenizer_;
+  EngineOptions options_;
+  std::unique_ptr<model::KvCache> cache_;
+  std::unique_ptr<EngineStats> stats_;
+};
+
+// Pages that a cache of `bytes` has for this model: at least 1.
+int64_t num_cache_pages(const model::ModelConfig& config, int64_t bytes);
+
+// Seed of one request: a function of these alone, so that neither order nor rank matters.
+uint64_t request_seed(uint64_t run_seed, uint64_t pass, uint64_t prompt_id, int32_t sample_index);
+
+}  // namespace gradus::rollout

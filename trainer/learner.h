@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "common/status.h"
+#include "data/packing.h"
+#include "model/training_pass.h"
+#include "records/state_file.h"
+#include "trainer/trainer_config.h"
+
+namespace gradus::trainer {
+
+// The learning rate of update `step` (from 0): linear warm-up over warmup_steps, then constant,
+// linear or cosine down to min_lr_ratio at num_steps.
+double learning_rate_at(const OptimizerConfig& config, int64_t step, int64_t num_steps);
+
+// The groups of a batch in runs of consecutive groups: block b of n has groups [b count / n, (b +
+// 1) count / n). Block sums meet in a fixed binary tree, so neither ranks nor micro-batches change
+// a bit of the gradient.
+struct BlockRange {
+  int64_t first_group = 0, end_group = 0;
+};
+std::vector<BlockRange> block_ranges(int64_t num_groups, int64_t num_blocks);
+// The blocks of one rank: consecutive ones. `num_ranks` divides `num_blocks`.
+BlockRange blocks_of_rank(int64_t num_blocks, int rank, int num_ranks);
+
+struct UpdateStats {
+  double grad_norm = 0;
+  int64_t num_rows = 0;  // computed on this rank
+};
+
+// Computes one gradient over the batch's groups, shared out over the ranks, and applies AdamW. All
+// ranks hold the same weights before and after. Not thread-safe.
+class Learner {
+ public:
+  Learner(model::Transformer& transformer, const OptimizerConfig& optimizer,
+          const BackwardConfig& backward, comm::Communicator& communicator);
+
+  // What the loss says about the targets of groups [first_group, first_group + num_groups): fills
+  // the gradients of its share of the global loss by log-prob and by entropy.
+  using LossFunction = std::function<Status(
+      int64_t first_group, int64_t num_groups, std::span<const float> logprobs,
+      std::span<const float> entropies, std::span<float> dlogprobs, std::span<float> dentropies)>;
+
+  // `groups` are those of the whole batch, of which this rank computes its blocks;
+  // `needs_gradient[g]` false promises that group g has none: it is only run forward. DataLoss if
+  // the gradient is not finite; the weights are then unchanged. An error of the loss on any rank
+  // ends the update on all.
+  Result<UpdateStats> update(std::span<const data::PackGroup> groups,
+                             const std::vector<bool>& needs_gradient, float temperature,
+                             double learning_rate, const LossFunction& loss);
+
+  // Forward alone over this rank's groups, in order: log-probs of all targets to
+  // `consume(first_group, num_groups, logprobs, entropies)`.
+  void forward(std::span<const data::PackGroup> groups, float temperature,
+               const std::function<void(int64_t, int64_t, std::span<const float>,
+                                        std::span<const float>)>& consume);
+
+  // Groups [first, end) of a batch that this rank computes.
+  BlockRange groups_of_this_rank(int64_t num_groups) const;
+
+  int64_t num_updates() const { return num_updates_; }
+  Status save(records::StateWriter& writer) const;
+  Status load(const records::StateReader& reader);
+
+ private:
+  Status accumulate(std::span<const data::PackGroup> groups,
+                    const std::vector<bool>& needs_gradient, BlockRange block, float temperature,
+                    const LossFunction& loss, model::Gradients& gradients, UpdateStats& stats);
+  double gradient_norm(const float* gradient) const;
+  void apply(const float* gradient, double norm, double learning_rate);
+
+  model::Transformer& transformer_;
+  OptimizerConfig optimizer_;
+  BackwardConfig backward_;
+  comm::Communicator& communicator_;
+  model::TrainingPass pass_;
+  AlignedBuffer m_, v_;
+  int64_t num_updates_ = 0;
+  std::vector<std::unique_ptr<model::Gradients>> free_gradients_;
+};
+
+}  // namespace gradus::trainer

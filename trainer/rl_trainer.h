@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "records/metrics_log.h"
+#include "records/rollout_dump.h"
+#include "records/run_folder.h"
+#include "records/terminal.h"
+#include "trainer/algorithm.h"
+#include "trainer/run_state.h"
+
+namespace gradus::trainer {
+
+// Where a run is written; rank 0 has one, the others none.
+struct RunRecords {
+  records::RunFolder* folder = nullptr;
+  records::MetricsLog* metrics = nullptr;
+  records::CheckpointStore* checkpoints = nullptr;
+};
+
+// Everything that a run of reinforcement learning consists of. References outlive the trainer.
+struct RlSetup {
+  TrainerConfig trainer;
+  rollout::RolloutConfig rollout;
+  EvalConfig eval;
+  RunSettings run;
+  bool shuffle = true;
+  uint64_t data_seed = 0;
+  std::vector<data::Prompt> train_prompts;  // all rows, in the order of the data set
+  std::vector<data::Prompt> eval_prompts;   // may be empty
+};
+
+// The loop: sample responses to a batch of prompts, score them, turn rewards into advantages,
+// update (docs/architecture.md). Synchronous; every rank rolls out and trains its share. A step is
+// a function of (weights, optimizer, data position, seeds) alone, so reruns and resumed runs repeat
+// it bit for bit. Not thread-safe.
+class RlTrainer {
+ public:
+  RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& rewards,
+            const Algorithm& algorithm, comm::Communicator& communicator, RunRecords records,
+            records::RunDisplay& display);
+  ~RlTrainer();
+
+  // Continues from a checkpoint of the run, on every rank.
+  Status resume(const std::string& checkpoint_folder);
+
+  // Trains to the last step, or until records::stop_requested(): then the step is finished and a
+  // checkpoint written. Errors of any rank are returned on all.
+  Status run();
+
+  const RunPosition& position() const { return position_; }
+  // Of the first and the last evaluation of this process; empty without evaluation.
+  const std::vector<Evaluation>& evaluations() const { return evaluations_; }
+
+ private:
+  struct Group;
+
+  Status step();
+  Result<std::vector<Group>> sample_round(uint64_t first_position, Metrics& metrics);
+  Result<std::vector<Group>> exchange(std::vector<Group> mine, int64_t num_groups);
+  Result<std::vector<Group>> collect(Metrics& metrics);
+  Status update(std::span<const Group> groups, bool is_on_policy, Metrics& metrics);
+  Status evaluate_now(Metrics& metrics);
+  Status write_step(Metrics& metrics, std::span<const Group> groups);
+  Status save();
+
+  RlSetup setup_;
+  Policy& policy_;
+  const rewards::RewardSum& rewards_;
+  const Algorithm& algorithm_;
+  comm::Communicator& communicator_;
+  RunRecords records_;
+  records::RunDisplay& display_;
+  Learner learner_;
+  rollout::Engine engine_;
+  data::DataOrder order_;
+  std::unique_ptr<model::Transformer> reference_;  // the initial model, with a KL term
+  std::unique_ptr<model::TrainingPass> reference_pass_;
+  RunPosition position_;
+  uint64_t weights_hash_ = 0;
+  int64_t num_planned_updates_ = 0;
+  std::vector<Evaluation> evaluations_;
+  std::map<std::string, double> last_metrics_;  // of the last step
+};
+
+}  // namespace gradus::trainer

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "trainer/run_state.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "common/atomic_file.h"
+
+namespace gradus::trainer {
+namespace {
+
+// Id of "<|endoftext|>" in byte_tokenizer_json().
+constexpr int32_t kByteTokenizerEnd = 256;
+
+Result<std::unique_ptr<data::Tokenizer>> new_tokenizer(const model::NewModelConfig& config,
+                                                       std::string& json) {
+  if (config.tokenizer == "char") {
+    json = data::byte_tokenizer_json();
+    return data::Tokenizer::from_json(json, "the byte tokenizer");
+  }
+  return data::Tokenizer::load(config.tokenizer);
+}
+
+Result<model::ModelConfig> new_config(const model::NewModelConfig& config,
+                                      const data::Tokenizer& tokenizer) {
+  model::ModelConfig result =
+      model::to_model_config(config.architecture, int64_t{tokenizer.max_id()} + 1);
+  if (config.tokenizer == "char") {
+    result.eos_ids = {kByteTokenizerEnd};
+    result.pad_id = kByteTokenizerEnd;
+  } else {
+    const Result<model::ModelConfig> source = model::load_model_config(config.tokenizer);
+    if (!source.ok()) return source.status();
+    result.eos_ids = source->eos_ids;
+    result.pad_id = source->pad_id;
+    result.bos_id = source->bos_id;
+  }
+  GRADUS_RETURN_IF_ERROR(model::validate(result));
+  return result;
+}
+
+}  // namespace
+
+Result<model::ModelConfig> policy_config(const model::ModelSourceConfig& config) {
+  if (!config.init) return model::load_model_config(config.path);
+  std::string json;
+  Result<std::unique_ptr<data::Tokenizer>> tokenizer = new_tokenizer(*config.init, json);
+  if (!tokenizer.ok()) return tokenizer.status();
+  return new_config(*config.init, **tokenizer);
+}
+
+Result<Policy> load_policy(const model::ModelSourceConfig& config, uint64_t seed) {
+  Policy policy;
+  if (config.init) {
+    Result<std::unique_ptr<data::Tokenizer>> tokenizer =
+        new_tokenizer(*config.init, policy.tokenizer_json);
+    if (!tokenizer.ok()) return tokenizer.status();
+    policy.tokenizer = std::move(*tokenizer);
+    if (policy.tokenizer_json.empty()) policy.tokenizer_dir = config.init->tokenizer;
+    const Result<model::ModelConfig> shape = new_config(*config.init, *policy.tokenizer);
+    if (!shape.ok()) return shape.status();
+    policy.transformer = std::make_unique<model::Transformer>(*shape);
+    model::init_parameters(*shape, policy.transformer->layout(), seed,
+                           config.init->initializer_range, policy.transformer->parameters());
+  } else {
+    Result<std::unique_ptr<model::Transformer>> transformer = model::Transformer::load(config.path);
+    if (!transformer.ok()) return transformer.status();
+    policy.transformer = std::move(*transformer);
+    Result<std::unique_ptr<data::Tokenizer>> tokenizer = data::Tokenizer::load(config.path);
+    if (!tokenizer.ok()) return tokenizer.status();
+    policy.tokenizer = std::move(*tokenizer);
+    policy.tokenizer_dir = config.path;
+  }
+  if (!policy.tokenizer_dir.empty()) {
+    Result<data::ChatTemplate> chat_template = data::load_chat_template(policy.tokenizer_dir);
+    if (chat_template.ok()) {
+      policy.chat_template = std::move(*chat_template);
+    } else if (chat_template.status().code() != StatusCode::kNotFound) {
+      return chat_template.status();
+    }
+  }
+  if (policy.tokenizer->max_id() >= policy.transformer->config().vocab_size) {
+    return invalid_argument(
+        "{}: the tokenizer has ids up to {}, the model an embedding of {} rows; they do not belong "
+        "together",
+        policy.tokenizer_dir, policy.tokenizer->max_id(), policy.transformer->config().vocab_size);
+  }
+  return policy;
+}
+
+Status write_policy(const Policy& policy, const std::string& dir) {
+  const model::Transformer& transformer = *policy.transformer;
+  GRADUS_RETURN_IF_ERROR(model::write_checkpoint(
+      dir, transformer.config(),
+      [&](const model::WeightSpec& spec, float* out) {
+        return model::read_parameter(transformer.layout(), transformer.parameters(), spec, out);
+      },
+      {.tokenizer_dir = policy.tokenizer_dir}));
+  if (policy.tokenizer_json.empty()) return {};
+  GRADUS_RETURN_IF_ERROR(write_file_atomically(dir + "/tokenizer.json", policy.tokenizer_json));
+  const nlohmann::ordered_json tokenizer_config = {
+      {"tokenizer_class", "PreTrainedTokenizerFast"},
+      {"eos_token", "<|endoftext|>"},
+      {"pad_token", "<|endoftext|>"},
+      {"clean_up_tokenization_spaces", false},
+      {"model_max_length", transformer.config().max_position_embeddings}};
+  return write_file_atomically(dir + "/tokenizer_config.json", tokenizer_config.dump(1));
+}
+
+Status save_checkpoint(records::CheckpointStore& store, const Policy& policy,
+                       const Learner& learner, const RunPosition& position,
+                       std::optional<double> metric) {
+  const int64_t num_bytes = 3 * policy.transformer->layout().size * int64_t{sizeof(float)};
+  Result<records::CheckpointDraft> draft = store.begin(position.step, num_bytes);
+  if (!draft.ok()) return draft.status();
+  GRADUS_RETURN_IF_ERROR(write_policy(policy, draft->folder()));
+  Result<records::StateWriter> writer =
+      records::StateWriter::create(draft->folder() + "/optimizer.bin");
+  if (!writer.ok()) return writer.status();
+  GRADUS_RETURN_IF_ERROR(learner.save(*writer));
+  GRADUS_RETURN_IF_ERROR(writer->add("run/step", position.step));
+  GRADUS_RETURN_IF_ERROR(writer->add("run/data_position", position.data_position));
+  GRADUS_RETURN_IF_ERROR(writer->add("run/policy_version", position.policy_version));
+  GRADUS_RETURN_IF_ERROR(writer->finish());
+  return store.commit(std::move(*draft), metric);
+}
+
+Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learner,
+                       RunPosition& position) {
+  const Result<model::CheckpointReader> weights = model::CheckpointReader::open(folder);
+  if (!weights.ok()) return weights.status();
+  if (!(weights->config() == policy.transformer->config())) {
+    return invalid_argument(
+        "{}: the checkpoint's config.json differs from the model of this run; resume with the "
+        "configuration that the run was started with",
+        folder);
+  }
+  GRADUS_RETURN_IF_ERROR(model::load_parameters(*weights, policy.transformer->layout(),
+                                                policy.transformer->parameters()));
+  const Result<records::StateReader> reader = records::StateReader::open(folder + "/optimizer.bin");
+  if (!reader.ok()) return reader.status();
+  GRADUS_RETURN_IF_ERROR(learner.load(*reader));
+  const Result<int64_t> step = reader->read_i64("run/step");
+  if (!step.ok()) return step.status();
+  const Result<uint64_t> data_position = reader->read_u64("run/data_position");
+  if (!data_position.ok()) return data_position.status();
+  const Result<uint64_t> policy_version = reader->read_u64("run/policy_version");
+  if (!policy_version.ok()) return policy_version.status();
+  position = {*step, *data_position, *policy_version};
+  return {};
+}
+
+rollout::EngineOptions engine_options(const rollout::RolloutConfig& config) {
+  return {config.max_batch, config.kv_cache_mib << 20, config.prefill_chunk_tokens};
+}
+
+data::SamplingParams sampling_params(const rollout::RolloutConfig& config,
+                                     const model::ModelConfig& model) {
+  data::SamplingParams sampling;
+  sampling.temperature = config.temperature;
+  sampling.top_k = config.top_k;
+  sampling.top_p = config.top_p;
+  sampling.min_p = config.min_p;
+  sampling.max_new_tokens = config.max_new_tokens;
+  sampling.stop_ids = model.eos_ids;
+  sampling.stop_texts = config.stop_texts;
+  return sampling;
+}
+
+Result<std::vector<data::Trajectory>> sample_all(
+    rollout::Engine& engine, std::span<const data::RolloutRequest> requests,
+    uint64_t policy_version, uint64_t weights_hash,
+    const std::function<void(int64_t, int64_t)>& progress) {
+  class Collector : public rollout::TrajectorySink {
+   public:
+    explicit Collector(size_t count) : trajectories(count) {}
+    void finished(size_t request_index, data::Trajectory trajectory) override {
+      trajectories[request_index] = std::move(trajectory);
+    }
+    std::vector<data::Trajectory> trajectories;
+  };
+  Collector sink(requests.size());
+  GRADUS_RETURN_IF_ERROR(
+      engine.run(requests, policy_version, weights_hash, sink, nullptr, progress));
+  return std::move(sink.trajectories);
+}
+
+Result<Evaluation> evaluate(rollout::Engine& engine, const rewards::RewardSum& rewards,
+                            std::span<const data::Prompt> prompts,
+                            const EvaluationSettings& settings, comm::Communicator& communicator,
+                            const std::function<void(int64_t)>& progress) {
+  const size_t rank = static_cast<size_t>(communicator.rank());
+  const size_t num_ranks = static_cast<size_t>(communicator.size());
+  const std::span<const data::Prompt> mine =
+      prompts.subspan(prompts.size() * rank / num_ranks,
+                      prompts.size() * (rank + 1) / num_ranks - prompts.size() * rank / num_ranks);
+  std::vector<data::RolloutRequest> requests;
+  for (const data::Prompt& prompt : mine) {
+    for (int32_t i = 0; i < settings.num_samples; ++i) {
+      requests.push_back({{prompt.prompt_id, i},
+                          prompt.token_ids,
+                          settings.sampling,
+                          rollout::request_seed(settings.seed, 0, prompt.prompt_id, i)});
+    }
+  }
+  const auto outcomes_of = [&]() -> Result<std::string> {
+    Result<std::vector<data::Trajectory>> trajectories =
+        sample_all(engine, requests, 0, 0, [&](int64_t finished, int64_t) {
+          if (progress) progress(finished);
+        });
+    if (!trajectories.ok()) return trajectories.status();
+    nlohmann::json all = nlohmann::json::array();
+    const size_t group_size = static_cast<size_t>(settings.num_samples);
+    for (size_t p = 0; p < mine.size(); ++p) {
+      const auto samples = std::span(*trajectories).subspan(p * group_size, group_size);
+      const rewards::Group group{&mine[p], samples};
+      Result<std::vector<data::RewardBreakdown>> scores = rewards.score({&group, 1});
+      if (!scores.ok()) return scores.status();
+      int64_t num_correct = 0, num_failed = 0, tokens = 0, truncated = 0;
+      std::map<std::string, data::AnswerVotes> votes;
+      for (size_t i = 0; i < samples.size(); ++i) {
+        tokens += static_cast<int64_t>(samples[i].behavior_logprobs.size());
+        truncated += samples[i].finish_reason == data::FinishReason::kLength ? 1 : 0;
+        const data::RewardBreakdown& score = (*scores)[i];
+        // The first part that applies decides what is right.
+        const auto part = std::find_if(
+            score.parts.begin(), score.parts.end(), [](const data::WeightedPart& candidate) {
+              return candidate.status != data::RewardStatus::kNotApplicable;
+            });
+        if (part == score.parts.end() || data::is_failure(part->status)) {
+          ++num_failed;
+          continue;
+        }
+        const bool is_correct = part->raw >= 1.0;
+        num_correct += is_correct ? 1 : 0;
+        if (!part->answer.empty()) {
+          ++votes[part->answer].num_votes;
+          votes[part->answer].is_correct = is_correct;
+        }
+      }
+      nlohmann::json answers = nlohmann::json::array();
+      for (const auto& [answer, vote] : votes) answers.push_back({vote.num_votes, vote.is_correct});
+      all.push_back({mine[p].task, num_correct, num_failed, answers, tokens, truncated});
+    }
+    return all.dump();
+  };
+  Result<std::string> text = outcomes_of();
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator, text.status()));
+  Evaluation evaluation;
+  int64_t num_tokens = 0, num_truncated = 0, num_samples = 0;
+  for (const std::string& part : communicator.all_gather(*text)) {
+    for (const nlohmann::json& entry : nlohmann::json::parse(part)) {
+      data::ProblemOutcome outcome;
+      outcome.task = entry[0].get<std::string>();
+      outcome.num_samples = settings.num_samples;
+      outcome.num_correct = entry[1].get<int64_t>();
+      outcome.num_failed = entry[2].get<int64_t>();
+      for (const nlohmann::json& vote : entry[3]) {
+        outcome.answers.push_back({vote[0].get<int64_t>(), vote[1].get<bool>()});
+      }
+      num_tokens += entry[4].get<int64_t>();
+      num_truncated += entry[5].get<int64_t>();
+      num_samples += settings.num_samples;
+      evaluation.outcomes.push_back(std::move(outcome));
+    }
+  }
+  if (num_samples > 0) {
+    evaluation.mean_response_tokens =
+        static_cast<double>(num_tokens) / static_cast<double>(num_samples);
+    evaluation.truncated_fraction =
+        static_cast<double>(num_truncated) / static_cast<double>(num_samples);
+  }
+  return evaluation;
+}
+
+void add_evaluation_metrics(const Evaluation& evaluation, int64_t num_samples, Metrics& metrics) {
+  for (const data::TaskSummary& summary :
+       data::summarize(evaluation.outcomes, {.ks = {num_samples}})) {
+    const std::string core = fmt::format("val-core/{}/acc/", summary.task);
+    const std::string mean = fmt::format("{}mean@{}", core, num_samples);
+    metrics.set(mean, summary.accuracy);
+    metrics.set(mean + "/low", summary.accuracy_interval.low);
+    metrics.set(mean + "/high", summary.accuracy_interval.high);
+    if (num_samples > 1 && !summary.at.empty()) {
+      metrics.set(fmt::format("{}best@{}", core, num_samples), summary.at[0].pass);
+      metrics.set(fmt::format("{}maj@{}", core, num_samples), summary.at[0].majority);
+    }
+    metrics.set(fmt::format("val-aux/{}/num_problems", summary.task),
+                static_cast<double>(summary.num_problems));
+  }
+  metrics.set("val-aux/all/response_length/mean", evaluation.mean_response_tokens);
+  metrics.set("val-aux/all/truncated_fraction", evaluation.truncated_fraction);
+}
+
+MemoryUse memory_use() {
+  MemoryUse use;
+  std::ifstream status("/proc/self/status");
+  std::string line;
+  while (std::getline(status, line)) {
+    if (line.starts_with("VmRSS:")) use.resident = std::stoll(line.substr(6)) * 1024;
+    if (line.starts_with("VmHWM:")) use.peak = std::stoll(line.substr(6)) * 1024;
+  }
+  return use;
+}
+
+}  // namespace gradus::trainer

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "common/metrics.h"
+#include "common/status.h"
+#include "data/chat_template.h"
+#include "data/prompt_builder.h"
+#include "data/statistics.h"
+#include "data/tokenizer.h"
+#include "model/model_source_config.h"
+#include "model/transformer.h"
+#include "records/checkpoint_store.h"
+#include "rewards/reward_sum.h"
+#include "rollout/engine.h"
+#include "rollout/rollout_config.h"
+#include "trainer/learner.h"
+#include "trainer/trainer_config.h"
+
+// What supervised and reinforcement training share: the model with its tokenizer, checkpoints,
+// evaluation.
+namespace gradus::trainer {
+
+// A model that can be trained and asked: weights, tokenizer, and the template if it has one.
+struct Policy {
+  std::unique_ptr<model::Transformer> transformer;
+  std::unique_ptr<data::Tokenizer> tokenizer;
+  std::optional<data::ChatTemplate> chat_template;
+  std::string tokenizer_dir;   // whose files go into checkpoints
+  std::string tokenizer_json;  // instead, for a tokenizer made here
+};
+
+// Loads a Hugging Face directory (`path`), or makes a new model with weights drawn by `seed`.
+Result<Policy> load_policy(const model::ModelSourceConfig& config, uint64_t seed);
+
+// The config that a policy of this source would have, without reading weights: for plans.
+Result<model::ModelConfig> policy_config(const model::ModelSourceConfig& config);
+
+// Writes weights, config and tokenizer files as a Hugging Face directory.
+Status write_policy(const Policy& policy, const std::string& dir);
+
+// Where a run stands; a checkpoint holds it with the optimizer.
+struct RunPosition {
+  int64_t step = 0;             // steps done
+  uint64_t data_position = 0;   // rows visited, through all epochs
+  uint64_t policy_version = 0;  // updates made
+};
+
+// Writes a checkpoint of the store (rank 0 alone) and reads one back into policy and learner (every
+// rank).
+Status save_checkpoint(records::CheckpointStore& store, const Policy& policy,
+                       const Learner& learner, const RunPosition& position,
+                       std::optional<double> metric);
+Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learner,
+                       RunPosition& position);
+
+rollout::EngineOptions engine_options(const rollout::RolloutConfig& config);
+data::SamplingParams sampling_params(const rollout::RolloutConfig& config,
+                                     const model::ModelConfig& model);
+
+// Trajectories of a run of the engine, by request.
+Result<std::vector<data::Trajectory>> sample_all(
+    rollout::Engine& engine, std::span<const data::RolloutRequest> requests,
+    uint64_t policy_version, uint64_t weights_hash,
+    const std::function<void(int64_t, int64_t)>& progress = {});
+
+struct EvaluationSettings {
+  int64_t num_samples = 1;
+  data::SamplingParams sampling;
+  uint64_t seed = 0;
+};
+
+// What became of each prompt: right is a first reward part of 1. Prompts are shared out over the
+// ranks; every rank gets all outcomes, in order, with the mean response length and truncated
+// fraction.
+struct Evaluation {
+  std::vector<data::ProblemOutcome> outcomes;
+  double mean_response_tokens = 0;
+  double truncated_fraction = 0;
+};
+Result<Evaluation> evaluate(rollout::Engine& engine, const rewards::RewardSum& rewards,
+                            std::span<const data::Prompt> prompts,
+                            const EvaluationSettings& settings, comm::Communicator& communicator,
+                            const std::function<void(int64_t)>& progress = {});
+
+// Adds val-core/... and val-aux/... of an evaluation.
+void add_evaluation_metrics(const Evaluation& evaluation, int64_t num_samples, Metrics& metrics);
+
+// Resident and peak resident memory of this process in bytes.
+struct MemoryUse {
+  int64_t resident = 0, peak = 0;
+};
+MemoryUse memory_use();
+
+}  // namespace gradus::trainer

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "trainer/sft_trainer.h"
+
+#include <chrono>
+
+#include "records/signals.h"
+
+namespace gradus::trainer {
+
+SftTrainer::SftTrainer(SftSetup setup, Policy& policy, comm::Communicator& communicator,
+                       RunRecords records, records::RunDisplay& display)
+    : setup_(std::move(setup)),
+      policy_(policy),
+      communicator_(communicator),
+      records_(records),
+      display_(display),
+      learner_(*policy.transformer, setup_.sft.optimizer, setup_.sft.backward, communicator),
+      order_(static_cast<int64_t>(setup_.examples.size()), setup_.data_seed, setup_.shuffle) {}
+
+Status SftTrainer::resume(const std::string& checkpoint_folder) {
+  return comm::agree(communicator_,
+                     load_checkpoint(checkpoint_folder, policy_, learner_, position_));
+}
+
+Status SftTrainer::run() {
+  while (position_.step < setup_.sft.num_steps) {
+    GRADUS_RETURN_IF_ERROR(step());
+    const bool is_last = position_.step == setup_.sft.num_steps;
+    const double wants_stop = records::stop_requested() ? 1.0 : 0.0;
+    const bool is_stopping = comm::all_reduce_sum(communicator_, {&wants_stop, 1})[0] > 0;
+    const int64_t every = setup_.run.checkpoint_every;
+    if (is_last || is_stopping || (every > 0 && position_.step % every == 0)) {
+      GRADUS_RETURN_IF_ERROR(save());
+    }
+    if (is_stopping && !is_last) {
+      display_.print(fmt::format(
+          "stopped after step {} of {}; a checkpoint was written: continue with --resume",
+          position_.step, setup_.sft.num_steps));
+      return {};
+    }
+  }
+  return {};
+}
+
+Status SftTrainer::step() {
+  const auto start = std::chrono::steady_clock::now();
+  std::vector<data::PackGroup> groups;
+  double num_targets = 0, num_tokens = 0;
+  for (int64_t i = 0; i < setup_.sft.batch_rows; ++i) {
+    const SftExample& example =
+        setup_.examples[static_cast<size_t>(order_.row_at(position_.data_position++))];
+    groups.push_back({example.prompt, {example.response}});
+    num_targets += static_cast<double>(example.response.size());
+    num_tokens += static_cast<double>(example.prompt.size() + example.response.size());
+  }
+  const double learning_rate =
+      learning_rate_at(setup_.sft.optimizer, learner_.num_updates(), setup_.sft.num_steps);
+  double loss_sum = 0, entropy_sum = 0;
+  const float slope = static_cast<float>(-1.0 / num_targets);
+  Result<UpdateStats> stats = learner_.update(
+      groups, std::vector<bool>(groups.size(), true), 1.0f, learning_rate,
+      [&](int64_t, int64_t, std::span<const float> logprobs, std::span<const float> entropies,
+          std::span<float> dlogprobs, std::span<float>) -> Status {
+        for (size_t i = 0; i < logprobs.size(); ++i) {
+          loss_sum -= double{logprobs[i]} / num_targets;
+          entropy_sum += double{entropies[i]} / num_targets;
+          dlogprobs[i] = slope;
+        }
+        return {};
+      });
+  if (!stats.ok()) {
+    return stats.status().with_prefix(fmt::format("step {}", position_.step + 1));
+  }
+  ++position_.step;
+  ++position_.policy_version;
+  const std::vector<double> mine = {loss_sum, entropy_sum};
+  const std::vector<double> sums = comm::all_reduce_sum(communicator_, mine);
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  Metrics metrics;
+  metrics.set("train/loss", sums[0]);
+  metrics.set("train/grad_norm", stats->grad_norm);
+  metrics.set("train/lr", learning_rate);
+  metrics.set("actor/entropy", sums[1]);
+  metrics.set("timing_s/step", seconds);
+  metrics.set("perf/time_per_step", seconds);
+  metrics.set("perf/total_num_tokens", num_tokens);
+  metrics.set("perf/throughput", num_tokens / seconds / communicator_.size());
+  metrics.set("perf/cpu_memory_peak_gb", static_cast<double>(memory_use().peak) / 1073741824.0);
+  metrics.set("training/global_step", static_cast<double>(position_.step));
+  metrics.set("training/epoch", static_cast<double>(position_.data_position) /
+                                    static_cast<double>(order_.num_rows()));
+  Status status;
+  if (records_.metrics != nullptr) {
+    status = records_.metrics->write(position_.step, metrics.values());
+    display_.finish_step(position_.step, metrics.values());
+  }
+  return comm::agree(communicator_, status);
+}
+
+Status SftTrainer::save() {
+  Status status;
+  if (records_.checkpoints != nullptr) {
+    status = save_checkpoint(*records_.checkpoints, policy_, learner_, position_, std::nullopt);
+    if (status.ok()) status = records_.metrics->sync();
+  }
+  return comm::agree(communicator_, status);
+}
+
+}  // namespace gradus::trainer
