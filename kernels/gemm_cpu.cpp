@@ -138,7 +138,6 @@ int64_t panels_at_once(int64_t rows) { return panels_for(static_cast<int>(rows))
 
 // All tiles of the block on the panels from p: `width` of them at once, which is the group or 1.
 void multiply_panels(const GemmBlock& block, int64_t p, int64_t width) {
-  const int64_t largest = (block.num_rows + block.num_tiles - 1) / block.num_tiles;
   const Tiles& tiles = tiles_of(block);
   const float* b = block.b + p * block.b_panel_stride;
   const float* bias = block.bias == nullptr ? nullptr : block.bias + p * kLanes;
@@ -150,23 +149,29 @@ void multiply_panels(const GemmBlock& block, int64_t p, int64_t width) {
   const int64_t lines_per_chunk = num_chunks == 0 ? 0 : (num_lines + num_chunks - 1) / num_chunks;
   const float* next = b + width * block.b_panel_stride;
   const float* const next_end = next + num_lines * kLanes;
+  const int64_t smaller = block.num_rows / block.num_tiles;
+  const int64_t num_larger = block.num_rows % block.num_tiles;
+  const int64_t largest = smaller + (num_larger > 0 ? 1 : 0);
+  const float* a = block.a + block.tile_from * block.depth * block.a_step;
+  float* c = block.c + p * block.c_panel_stride +
+             tile_begin(block.num_rows, block.num_tiles, block.tile_from) * block.c_row_stride;
   for (int64_t t = block.tile_from; t < block.tile_to; ++t) {
-    const int64_t row = tile_begin(block.num_rows, block.num_tiles, t);
-    const int rows = static_cast<int>(tile_begin(block.num_rows, block.num_tiles, t + 1) - row);
-    const float* a = block.a + t * block.depth * block.a_step;
-    float* c = block.c + row * block.c_row_stride + p * block.c_panel_stride;
+    const int64_t rows = smaller + (t < num_larger ? 1 : 0);
+    float* const next_c = c + rows * block.c_row_stride;
     if (p == block.num_panels - 1 && block.last_width < kLanes) {
-      narrow_tile(block, rows, a, b, c, bias);
-      continue;
+      narrow_tile(block, static_cast<int>(rows), a, b, c, bias);
+    } else {
+      const TileFunction function = width == 1        ? tiles.single[rows]
+                                    : rows == largest ? tiles.wide[rows]
+                                                      : tiles.wide_beside_larger[rows];
+      function(block, a, b, c, bias,
+               {.next_b = next,
+                .lines_per_chunk = num_tiles > 1 && next < next_end ? lines_per_chunk : 0,
+                .next_c = next_c});
+      next += lines_per_chunk * (block.depth / kChunk) * kLanes;
     }
-    const TileFunction function = width == 1        ? tiles.single[rows]
-                                  : rows == largest ? tiles.wide[rows]
-                                                    : tiles.wide_beside_larger[rows];
-    function(block, a, b, c, bias,
-             {.next_b = next,
-              .lines_per_chunk = num_tiles > 1 && next < next_end ? lines_per_chunk : 0,
-              .next_c = c + rows * block.c_row_stride});
-    next += lines_per_chunk * (block.depth / kChunk) * kLanes;
+    a += block.depth * block.a_step;
+    c = next_c;
   }
 }
 
@@ -232,15 +237,27 @@ void transpose(const float* in, int64_t in_stride, int64_t rows, int64_t depth, 
 
 void copy_columns(const float* in, int64_t in_stride, int64_t width, int64_t depth, float* out,
                   int64_t out_step) {
+  // Each row is a line or half of one, on a page of its own: the processor does not see the next
+  // coming.
+  constexpr int64_t kRowsAhead = 16;
+  const auto fetch = [&](int64_t i) {
+    __builtin_prefetch(in + (i + kRowsAhead) * in_stride);
+    __builtin_prefetch(in + (i + kRowsAhead) * in_stride + width - 1);
+  };
   if (width == kLanes) {
-    for (int64_t i = 0; i < depth; ++i) store(out + i * out_step, load(in + i * in_stride));
+    for (int64_t i = 0; i < depth; ++i) {
+      fetch(i);
+      store(out + i * out_step, load(in + i * in_stride));
+    }
   } else if (width == 8 && out_step == 8) {
     for (int64_t i = 0; i < depth; ++i) {
+      fetch(i);
       _mm256_storeu_ps(out + i * out_step, _mm256_loadu_ps(in + i * in_stride));
     }
   } else {
     const int n = static_cast<int>(width), step = static_cast<int>(out_step);
     for (int64_t i = 0; i < depth; ++i) {
+      fetch(i);
       store_first(out + i * out_step, load_first(in + i * in_stride, n), step);
     }
   }

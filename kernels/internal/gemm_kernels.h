@@ -32,9 +32,11 @@ struct GemmBlock {
   const float* bias = nullptr;  // [16 * num_panels] or null; added after the chain
 };
 
+// The first row of a tile: the first num_rows % num_tiles tiles have one row more than the others.
 // Internal linkage: see kernels/isa.h.
 static inline int64_t tile_begin(int64_t num_rows, int64_t num_tiles, int64_t tile) {
-  return num_rows * tile / num_tiles;
+  const int64_t larger = num_rows % num_tiles;
+  return num_rows / num_tiles * tile + (tile < larger ? tile : larger);
 }
 
 struct GemmKernels {
