@@ -25,8 +25,9 @@ constexpr double kGrainNs = 4000;
 constexpr int64_t kBlockFloats = 5 << 16;
 // Longest part of the chain at once in forward: three panels of it are 384 KiB.
 constexpr int64_t kForwardDepth = 2048;
-// Depth of the blocks of backward_input: 32 columns of so many transposed weights are 64 KiB.
-constexpr int64_t kBackwardDepth = 512;
+// Depth of the blocks of backward_input: three panels of transposed weights are 48 KiB, and 1,280
+// rows fit a block, so that most batches transpose each weight once.
+constexpr int64_t kBackwardDepth = 256;
 
 const GemmKernels& gemm_kernels() {
   return isa() == Isa::kAvx512 ? avx512::gemm_kernels() : avx2::gemm_kernels();

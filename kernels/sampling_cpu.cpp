@@ -37,6 +37,9 @@ F32x16 float_bits(Words16 r) {
   return {_mm512_cvtepi32_ps(_mm512_castps_si512(_mm512_cvtepu32_ps(r.v)))};
 }
 constexpr int kDroppedBits = 0;
+// Sets of eight counters drawn together: a round waits 7 cycles for itself, so one zmm alone leaves
+// the units idle.
+constexpr int kSets = 2;
 
 uint32_t at_least(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 uint32_t unordered(F32x16 a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q); }
@@ -92,6 +95,8 @@ F32x16 float_bits(Words16 r) {
   return {bits(r.a), bits(r.b)};
 }
 constexpr int kDroppedBits = 1;
+// A set is two ymm already; a second one spills the sixteen registers and takes twice as long.
+constexpr int kSets = 1;
 
 uint32_t bit_mask(__m256 low, __m256 high) {
   return static_cast<uint32_t>(_mm256_movemask_ps(low)) |
@@ -164,10 +169,9 @@ struct Philox {
     }
   }
 
-  // Two sets of eight at once: a round waits 7 cycles for itself, so one set leaves the units idle.
-  void draw(const Words8 counters[2], Words8 out[2][4]) const {
+  void draw(const Words8 counters[kSets], Words8 out[kSets][4]) const {
     const Words8 multiplier0 = same_words(0xD2511F53u), multiplier1 = same_words(0xCD9E8D57u);
-    for (int s = 0; s < 2; ++s) {
+    for (int s = 0; s < kSets; ++s) {
       out[s][0] = counters[s];
       out[s][1] = same_words(position);
       out[s][2] = same_words(0);
@@ -175,7 +179,7 @@ struct Philox {
     }
     for (int round = 0; round < 10; ++round) {
       const Words8 low = same_words(key_low[round]), high = same_words(key_high[round]);
-      for (int s = 0; s < 2; ++s) {
+      for (int s = 0; s < kSets; ++s) {
         const Words8 p0 = multiply(out[s][0], multiplier0), p1 = multiply(out[s][2], multiplier1);
         out[s][0] = xor_of(high_words(p1), out[s][1], low);
         out[s][2] = xor_of(high_words(p0), out[s][3], high);
@@ -228,13 +232,14 @@ void scan_noise(const NoiseScan& noise_scan) {
   const Philox philox(noise_scan.seed, noise_scan.position);
   Offers offers(noise_scan);
   for (int64_t block = 0; block * 128 < noise_scan.v; ++block) {
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t counter = static_cast<uint32_t>(block * 32 + half * 16);
-      const Words8 counters[2] = {consecutive_words(counter), consecutive_words(counter + 8)};
-      Words8 words[2][4];
+    for (int j = 0; j < 4; j += kSets) {
+      Words8 counters[kSets], words[kSets][4];
+      for (int s = 0; s < kSets; ++s) {
+        counters[s] = consecutive_words(static_cast<uint32_t>(block * 32 + (j + s) * 8));
+      }
       philox.draw(counters, words);
-      for (int s = 0; s < 2; ++s) {
-        const int64_t first = block * 128 + (half * 2 + s) * kLanes;
+      for (int s = 0; s < kSets; ++s) {
+        const int64_t first = block * 128 + (j + s) * kLanes;
         offers.test(first, join(words[s][0], words[s][1]));
         offers.test(first + 64, join(words[s][2], words[s][3]));
       }
