@@ -44,6 +44,10 @@ inline constexpr double kLogprobDifference = 1e-4;
 // / T in fp32 is off by eps / 2 * |x|, about 1e-6 for |x| < 20; sums of probabilities by as much.
 inline constexpr double kSamplingDecision = 5e-6;
 
+// Central differences with step 2^-10 of a loss in double: step^2 / 6 times a third derivative of
+// at most 3.
+inline constexpr double kLossDifference = 1e-6;
+
 // Logits and log-probs of a whole model against transformers, as the product promises. The tiny
 // models fail at 1e-5.
 inline constexpr double kLogits = 1e-4;
