@@ -66,22 +66,23 @@ function(gradus_test path)
                        PROPERTIES LABELS "${labels}" TIMEOUT ${ARG_TIMEOUT} ENVIRONMENT "${environment}")
 endfunction()
 
-# gradus_mpi_test(comm/mpi RANKS 2 [MODULES ...] [LABELS ...] [LIBS ...] [SRCS ...])
+# gradus_mpi_test(comm/mpi RANKS 1 2 [MODULES ...] [LABELS ...] [LIBS ...] [SRCS ...])
 #
-# The same for a test whose processes are MPI ranks: the file brings its own main, which starts MPI before
-# GoogleTest. The whole executable is one CTest entry, named MPI.<path>.<ranks>.
+# The same for a test whose processes are MPI ranks: the file brings its own main, which starts MPI around
+# the tests. The whole executable is one CTest entry for each number of ranks, named MPI.<path>.<ranks>.
 function(gradus_mpi_test path)
-  cmake_parse_arguments(ARG "" "TIMEOUT;RANKS" "MODULES;LABELS;LIBS;SRCS" ${ARGN})
-  gradus_test_executable(target ${path} MODULES ${ARG_MODULES} LIBS ${ARG_LIBS} MPI::MPI_C
-                         SRCS ${ARG_SRCS})
+  cmake_parse_arguments(ARG "" "TIMEOUT" "RANKS;MODULES;LABELS;LIBS;SRCS" ${ARGN})
+  gradus_test_executable(target ${path} MODULES ${ARG_MODULES} LIBS ${ARG_LIBS} SRCS ${ARG_SRCS})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
-  set(name "MPI.${path}.${ARG_RANKS}")
-  add_test(NAME "${name}" WORKING_DIRECTORY "${CMAKE_SOURCE_DIR}"
-           COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ARG_RANKS} $<TARGET_FILE:${target}>)
-  set_tests_properties("${name}" PROPERTIES LABELS "mpi;${ARG_LABELS}" PROCESSORS ${ARG_RANKS}
-                       TIMEOUT ${ARG_TIMEOUT} ENVIRONMENT "${GRADUS_TEST_ENVIRONMENT}")
+  foreach(ranks IN LISTS ARG_RANKS)
+    set(name "MPI.${path}.${ranks}")
+    add_test(NAME "${name}" WORKING_DIRECTORY "${CMAKE_SOURCE_DIR}"
+             COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:${target}>)
+    set_tests_properties("${name}" PROPERTIES LABELS "mpi;${ARG_LABELS}" PROCESSORS ${ranks}
+                         TIMEOUT ${ARG_TIMEOUT} ENVIRONMENT "${GRADUS_TEST_ENVIRONMENT}")
+  endforeach()
 endfunction()
 
 # What a test's process finds set: Open MPI refuses root and more ranks than cores unless told, and would

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every rank runs these tests at the same time; CTest starts them on 1, 2 and 4 ranks.
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "comm/communicator.h"
+
+namespace gradus::comm {
+namespace {
+
+Communicator* world = nullptr;  // set by main
+
+std::string bytes(const std::vector<float>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
+}
+
+TEST(MpiCommunicator, StartsAsManyRanksAsWereAsked) {
+  EXPECT_TRUE(is_launched_by_mpi());
+  EXPECT_GE(world->rank(), 0);
+  EXPECT_LT(world->rank(), world->size());
+  EXPECT_EQ(world->local_size(), world->size());
+  EXPECT_EQ(rank_for_messages(), world->rank());
+}
+
+TEST(MpiCommunicator, GathersTextsOfDifferentLengthByRank) {
+  const auto texts = world->all_gather(std::string(static_cast<size_t>(3 * world->rank()), 'x'));
+  ASSERT_EQ(static_cast<int>(texts.size()), world->size());
+  for (size_t rank = 0; rank < texts.size(); ++rank) {
+    EXPECT_EQ(texts[rank], std::string(3 * rank, 'x'));
+  }
+}
+
+TEST(MpiCommunicator, BroadcastsTheRootsValues) {
+  const int root = world->size() - 1;
+  std::vector<float> values(1001, static_cast<float>(world->rank()));
+  world->broadcast(values, root);
+  EXPECT_EQ(values, std::vector<float>(1001, static_cast<float>(root)));
+}
+
+TEST(MpiCommunicator, TreeSumHasTheBitsOfTheTreeOverAllBlocks) {
+  // Four values whose sum depends on the order: 1e8 + 1 loses the 1 in fp32. The tree is
+  // (b0 + b1) + (b2 + b3), of which a rank holds whole subtrees.
+  const float blocks[4] = {1e8f, 1.0f, -1e8f, 3.0f};
+  const float expected = (blocks[0] + blocks[1]) + (blocks[2] + blocks[3]);
+  const int num_ranks = world->size(), rank = world->rank();
+  if (4 % num_ranks != 0) GTEST_SKIP() << "the tree has four leaves";
+  float mine = 0;
+  switch (num_ranks) {
+    case 1:
+      mine = expected;
+      break;
+    case 2:
+      mine = blocks[2 * rank] + blocks[2 * rank + 1];
+      break;
+    default:
+      mine = blocks[rank];
+  }
+  std::vector<float> values(257, mine), scratch(257);
+  all_reduce_tree(*world, values, scratch);
+  EXPECT_EQ(bytes(values), bytes(std::vector<float>(257, expected)));
+  // The plain order gives other bits, so the comparison can fail.
+  EXPECT_NE(((blocks[0] + blocks[1]) + blocks[2]) + blocks[3], expected);
+}
+
+TEST(MpiCommunicator, SumsDoublesInRankOrder) {
+  const double mine[] = {1.0 + world->rank(), 0.5};
+  const int n = world->size();
+  EXPECT_EQ(all_reduce_sum(*world, mine), (std::vector<double>{n * (n + 1) / 2.0, 0.5 * n}));
+}
+
+TEST(MpiCommunicator, AgreesOnTheFirstFailureWithItsRank) {
+  EXPECT_TRUE(agree(*world, Status()).ok());
+  const int last = world->size() - 1;
+  const Status mine = world->rank() == last ? not_found("model/: no such folder") : Status();
+  const Status agreed = agree(*world, mine);
+  EXPECT_EQ(agreed.code(), StatusCode::kNotFound);
+  const std::string text = "model/: no such folder";
+  EXPECT_EQ(agreed.message(), last == 0 ? text : fmt::format("rank {}: {}", last, text));
+}
+
+}  // namespace
+}  // namespace gradus::comm
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  auto communicator = gradus::comm::make_communicator();
+  if (!communicator.ok()) {
+    fmt::print(stderr, "{}\n", communicator.status().message());
+    return 1;
+  }
+  gradus::comm::world = communicator->get();
+  const int failed = RUN_ALL_TESTS();
+  if (failed != 0) gradus::comm::abort_all_ranks(1);
+  gradus::comm::finalize();
+  return failed;
+}
