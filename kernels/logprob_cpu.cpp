@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kBlock = 1024;
 
 // exp() is 0 below -87.3. Distances stop here, so that -inf logits give 0 * -128 and not 0 * -inf.
+// It is the first operand of max(), so that NaN stays NaN.
 constexpr float kLowest = -128.0f;
 
 F32x16 load_or_minus_infinity(const float* p, int64_t count) {
@@ -43,7 +44,7 @@ void sum_blocks(const float* z, int64_t v, float temperature, LogitStats& stats)
     F32x16 sum = zeros(), weighted = zeros();
     const auto add = [&](F32x16 logits) {
       const F32x16 x = kUnitTemperature ? logits : logits / t;  // z / 1 is z
-      const F32x16 distance = max(x - m, lowest);
+      const F32x16 distance = max(lowest, x - m);
       const F32x16 e = exp(distance);
       sum = sum + e;
       weighted = fma(distance, e, weighted);
@@ -69,7 +70,7 @@ struct Backward {
         dentropy(broadcast(params.dentropy)),
         lowest(broadcast(kLowest)) {}
   F32x16 common(F32x16 logits) const {
-    const F32x16 log_p = max((logits / t - m) - log_sum, lowest);
+    const F32x16 log_p = max(lowest, (logits / t - m) - log_sum);
     const F32x16 p = exp(log_p);
     return zeros() - p * fma(dentropy, log_p + h, dlogprob);
   }

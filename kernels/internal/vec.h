@@ -177,8 +177,9 @@ inline float exp(float x) {
 }
 
 // log(x) of one positive normal float, error below 2 ulp (Cephes' logf): x = m 2^e with m in
-// [sqrt(1/2), sqrt(2)).
+// [sqrt(1/2), sqrt(2)). NaN and infinity give themselves.
 inline float log(float x) {
+  if (!(x <= 3.40282347e+38f)) return x;  // their bits would pass for a number near 2^128
   uint32_t bits;
   __builtin_memcpy(&bits, &x, 4);
   int exponent = static_cast<int>(bits >> 23) - 126;

@@ -183,6 +183,38 @@ TEST(AttentionForward, BitsDoNotDependOnChunksNeighboursThreadsOrInstructionSet)
   set_isa(has_avx512() ? Isa::kAvx512 : Isa::kAvx2);
 }
 
+// A NaN must come out wherever it went in: in the query, in a key or in a value that the row sees.
+TEST(AttentionForward, NanReachesEveryRowThatSeesIt) {
+  const float nan = std::nanf("");
+  for (const Isa set : {Isa::kAvx2, Isa::kAvx512}) {
+    if (set == Isa::kAvx512 && !has_avx512()) continue;
+    set_isa(set);
+    for (const int64_t place : {0, 5, 64, 130, 515}) {
+      const Pack clean = sequence(600, 2, 1, 20, 31);
+      Pack bad_query = clean, bad_key = clean, bad_value = clean;
+      bad_query.q[static_cast<size_t>(place * clean.q_width() + 3)] = nan;  // head 0
+      bad_key.k[static_cast<size_t>(place * clean.kv_width() + 7)] = nan;
+      bad_value.v[static_cast<size_t>(place * clean.kv_width() + 7)] = nan;
+      std::vector<float> store = new_store(clean, 10), lse_of_key;
+      const std::vector<float> of_query = forward(bad_query, store, nullptr);
+      const std::vector<float> of_key = forward(bad_key, store, &lse_of_key);
+      const std::vector<float> of_value = forward(bad_value, store, nullptr);
+      for (int64_t row = 0; row < 600; ++row) {
+        SCOPED_TRACE(::testing::Message() << "NaN at " << place << ", row " << row);
+        const size_t first = static_cast<size_t>(row * clean.q_width());
+        for (size_t i = 0; i < 40; ++i) {
+          ASSERT_EQ(std::isnan(of_query[first + i]), row == place && i < 20) << i;
+          if (row < place) continue;
+          ASSERT_TRUE(std::isnan(of_key[first + i])) << i;
+          ASSERT_TRUE(i % 20 != 7 || std::isnan(of_value[first + i])) << i;
+        }
+        ASSERT_TRUE(row < place || std::isnan(lse_of_key[static_cast<size_t>(row * 2)]));
+      }
+    }
+  }
+  set_isa(has_avx512() ? Isa::kAvx512 : Isa::kAvx2);
+}
+
 // A pack of one prompt and two responses that share it.
 TEST(AttentionBackward, MatchesFiniteDifferencesThroughASharedPrompt) {
   const int64_t prompt = 70, first = 5, second = 68, heads = 4, kv_heads = 2, width = 6;

@@ -105,6 +105,31 @@ TEST(LogitStats, LogitsOfMinusInfinityWeighNothing) {
   EXPECT_EQ(entropy(logit_stats(lone, 3, 1.0f)), 0);
 }
 
+// A NaN logit is outside the contract, but must never give a log-prob or a gradient that looks
+// like one. It once weighed nothing, like -inf.
+TEST(LogitStats, NanGivesNan) {
+  for (const Isa set : {Isa::kAvx2, Isa::kAvx512}) {
+    if (set == Isa::kAvx512 && !has_avx512()) continue;
+    set_isa(set);
+    for (const size_t place : {0u, 7u, 499u, 1024u, 2999u}) {
+      std::vector<float> z = random_logits(3000, 4);
+      z[place] = std::nanf("");
+      const LogitStats stats = logit_stats(z.data(), 3000, 1.0f);
+      EXPECT_TRUE(std::isnan(token_logprob(stats, z[5], 1.0f))) << place;
+      EXPECT_TRUE(std::isnan(entropy(stats))) << place;
+      logprob_backward({.logits_V = z.data(),
+                        .v = 3000,
+                        .padded_v = 3000,
+                        .stats = logit_stats(random_logits(3000, 4).data(), 3000, 1.0f),
+                        .temperature = 1.0f,
+                        .token = 5,
+                        .dlogprob = 1});
+      EXPECT_TRUE(std::isnan(z[place])) << place;
+    }
+  }
+  set_isa(has_avx512() ? Isa::kAvx512 : Isa::kAvx2);
+}
+
 // Elements get the same operations wherever the vectors end: a row and the same row with impossible
 // tokens behind it agree in all bits.
 bool tail_is_computed_like_the_body(

@@ -17,6 +17,26 @@ inline double reduction_tolerance(int64_t length, double scale = 1.0) {
          1e-7;
 }
 
+// A strict bound for `count` roundings one after the other, each off by at most eps / 2 of
+// `magnitude`, the sum of the absolute values that meet in the formula. Sums over 16 lanes of a row
+// of D round D / 16 + 5 times. Cannot fail by chance.
+inline double rounding_bound(double count, double magnitude) {
+  return count * 0.5 * std::numeric_limits<float>::epsilon() * magnitude;
+}
+
+// exp and log of kernels/internal/vec.h promise 2 ulp: four roundings of eps / 2, one more where
+// the result is just above a power of two.
+inline constexpr double kExpRoundings = 4;
+inline constexpr double kVecUlps = 2;
+
+// Weights of about 1 after ten steps of AdamW with rate 0.01: two roundings of eps / 2 at magnitude
+// up to 4 in each step, and the steps themselves, off by some eps of 0.01.
+inline constexpr double kAdamWTenSteps = 20 * 2.4e-7;
+
+// Central differences with step 1e-4 of a formula in double (truncation step^2 / 6 = 2e-9 times a
+// third derivative of order 10) against an fp32 gradient of about 20 roundings at magnitude 10.
+inline constexpr double kRowGradient = 1.5e-5;
+
 // Attention of unit normal q, k, v: scores carry an error of eps * sqrt(K) relative to 1, seen
 // through the softmax, so 4 eps sqrt(K) with K up to 128. The shapes of the test pass at half of it
 // and fail at 1e-6.
