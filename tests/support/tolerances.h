@@ -33,6 +33,10 @@ inline constexpr double kVecUlps = 2;
 // up to 4 in each step, and the steps themselves, off by some eps of 0.01.
 inline constexpr double kAdamWTenSteps = 20 * 2.4e-7;
 
+// One step of AdamW in parts of the learning rate: 1 - 0.999f is off by 1.3e-5, seen through a root
+// at the first step; the rest is a dozen roundings and clipping by a norm good to 1e-6.
+inline constexpr double kAdamWStep = 2e-5;
+
 // Central differences with step 1e-4 of a formula in double (truncation step^2 / 6 = 2e-9 times a
 // third derivative of order 10) against an fp32 gradient of about 20 roundings at magnitude 10.
 inline constexpr double kRowGradient = 1.5e-5;

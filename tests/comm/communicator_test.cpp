@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// The reductions over ranks in threads; mpi_communicator_test.cpp runs them over MPI.
+#include "comm/communicator.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "common/rng.h"
+#include "tests/support/in_process_communicator.h"
+
+namespace gradus::comm {
+namespace {
+
+using testing::run_ranks;
+
+constexpr size_t kSize = 1003;
+
+// Eight blocks of values whose sum depends on the order of additions.
+std::vector<std::vector<float>> blocks() {
+  std::vector<std::vector<float>> all;
+  for (uint64_t b = 0; b < 8; ++b) {
+    RngSequence rng(b, RngStream::kTask);
+    std::vector<float> values(kSize);
+    for (float& value : values) value = static_cast<float>(rng.normal() * std::exp(rng.normal()));
+    all.push_back(values);
+  }
+  return all;
+}
+
+std::vector<float> sum(const std::vector<float>& left, const std::vector<float>& right) {
+  std::vector<float> values(left.size());
+  for (size_t i = 0; i < values.size(); ++i) values[i] = left[i] + right[i];
+  return values;
+}
+
+// The binary tree over blocks [begin, end), a power of two of them.
+std::vector<float> tree(const std::vector<std::vector<float>>& all, size_t begin, size_t end) {
+  if (end - begin == 1) return all[begin];
+  const size_t middle = (begin + end) / 2;
+  return sum(tree(all, begin, middle), tree(all, middle, end));
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+TEST(AllReduceTree, HasTheBitsOfOneTreeForOneTwoFourAndEightRanks) {
+  const auto all = blocks();
+  const std::vector<float> expected = tree(all, 0, 8);
+  for (const size_t num_ranks : {1u, 2u, 4u, 8u}) {
+    run_ranks(static_cast<int>(num_ranks), [&](Communicator& communicator) {
+      const size_t rank = static_cast<size_t>(communicator.rank()), share = 8 / num_ranks;
+      std::vector<float> values = tree(all, rank * share, (rank + 1) * share), scratch(kSize);
+      all_reduce_tree(communicator, values, scratch);
+      EXPECT_TRUE(same_bits(values, expected)) << "rank " << rank << " of " << num_ranks;
+    });
+  }
+  // Block after block gives other bits, so the comparison can fail.
+  std::vector<float> chain = all[0];
+  for (size_t b = 1; b < 8; ++b) chain = sum(chain, all[b]);
+  EXPECT_FALSE(same_bits(chain, expected));
+}
+
+// Three ranks: (0 + 1) + 2.
+TEST(AllReduceTree, TakesRanksThatAreNoPowerOfTwo) {
+  const auto all = blocks();
+  const std::vector<float> expected = sum(sum(all[0], all[1]), all[2]);
+  run_ranks(3, [&](Communicator& communicator) {
+    std::vector<float> values = all[static_cast<size_t>(communicator.rank())], scratch(kSize);
+    all_reduce_tree(communicator, values, scratch);
+    EXPECT_TRUE(same_bits(values, expected));
+  });
+}
+
+TEST(AllReduceTree, NanOfOneRankReachesAll) {
+  run_ranks(4, [](Communicator& communicator) {
+    std::vector<float> values = {1, communicator.rank() == 2 ? std::nanf("") : 1.0f}, scratch(2);
+    all_reduce_tree(communicator, values, scratch);
+    EXPECT_EQ(values[0], 4);
+    EXPECT_TRUE(std::isnan(values[1]));
+  });
+}
+
+TEST(AllReduceTree, TooLittleScratchIsABug) {
+  EXPECT_THROW(run_ranks(2,
+                         [](Communicator& communicator) {
+                           std::vector<float> values(4), scratch(3);
+                           all_reduce_tree(communicator, values, scratch);
+                         }),
+               InternalError);
+}
+
+TEST(AllReduceSum, AddsInRankOrder) {
+  run_ranks(3, [](Communicator& communicator) {
+    // (1e17 + 1) + -1e17 is 0 in this order: the 1 is lost first.
+    const double values[] = {std::vector<double>{1e17, 1, -1e17}[communicator.rank()], 1};
+    EXPECT_EQ(all_reduce_sum(communicator, values), (std::vector<double>{0, 3}));
+  });
+}
+
+TEST(Agree, GivesTheFirstFailureByRankToAll) {
+  run_ranks(4, [](Communicator& communicator) {
+    EXPECT_TRUE(agree(communicator, {}).ok());
+    Status mine;
+    if (communicator.rank() == 1) mine = data_loss("row 7: not a number");
+    if (communicator.rank() == 3) mine = invalid_argument("something else");
+    const Status agreed = agree(communicator, mine);
+    EXPECT_EQ(agreed.code(), StatusCode::kDataLoss);
+    EXPECT_EQ(agreed.message(), "rank 1: row 7: not a number");
+  });
+  run_ranks(1, [](Communicator& communicator) {
+    EXPECT_EQ(agree(communicator, not_found("no such file")).message(), "no such file");
+  });
+}
+
+// Without mpirun a process is one rank, for which every collective is the identity.
+TEST(MakeCommunicator, GivesOneRankWithoutMpirun) {
+  if (is_launched_by_mpi()) GTEST_SKIP() << "this process was started by mpirun";
+  auto communicator = make_communicator();
+  ASSERT_TRUE(communicator.ok()) << communicator.status().message();
+  EXPECT_EQ((*communicator)->rank(), 0);
+  EXPECT_EQ((*communicator)->size(), 1);
+  EXPECT_EQ((*communicator)->all_gather("text"), std::vector<std::string>{"text"});
+  std::vector<float> values = {1, 2}, scratch(2);
+  (*communicator)->broadcast(values, 0);
+  all_reduce_tree(**communicator, values, scratch);
+  EXPECT_EQ(values, (std::vector<float>{1, 2}));
+  EXPECT_EQ(rank_for_messages(), 0);
+}
+
+}  // namespace
+}  // namespace gradus::comm

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "trainer/learner.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <mutex>
+
+#include "tests/support/files.h"
+#include "tests/support/in_process_communicator.h"
+#include "tests/support/model_rows.h"
+#include "tests/support/tolerances.h"
+
+namespace gradus::trainer {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::random_tokens;
+using testing::run_ranks;
+
+constexpr double kRate = 1e-3;
+
+std::unique_ptr<model::Transformer> tiny() {
+  auto loaded = model::Transformer::load(testing::tiny_model_dir("qwen2"));
+  GRADUS_CHECK(loaded.ok(), loaded.status().message());
+  return std::move(*loaded);
+}
+
+uint64_t hash(const model::Transformer& transformer) {
+  return model::hash_parameters(transformer.parameters(), transformer.layout().size);
+}
+
+// Ten groups, so that eight blocks get one or two each; two responses a group, one of them a single
+// token in some.
+std::vector<data::PackGroup> make_groups(int64_t vocab_size) {
+  std::vector<data::PackGroup> groups;
+  for (uint64_t g = 0; g < 10; ++g) {
+    groups.push_back({random_tokens(static_cast<int64_t>(2 + 9 * g), vocab_size, g),
+                      {random_tokens(static_cast<int64_t>(1 + g), vocab_size, 50 + g),
+                       random_tokens(static_cast<int64_t>(1 + 5 * (g % 3)), vocab_size, 90 + g)}});
+  }
+  return groups;
+}
+
+int64_t num_targets(const data::PackGroup& group) {
+  int64_t count = 0;
+  for (const auto& response : group.responses) count += static_cast<int64_t>(response.size());
+  return count;
+}
+
+// A loss whose gradient depends on group, place and present log-prob: weight(g, t) exp(logprob).
+struct Loss {
+  const std::vector<data::PackGroup>& groups;
+  float scale = 1;
+  float poison = 0;  // added to the first token of group 3
+
+  Status operator()(int64_t first_group, int64_t num_groups, std::span<const float> logprobs,
+                    std::span<const float>, std::span<float> dlogprobs,
+                    std::span<float> dentropies) const {
+    size_t i = 0;
+    for (int64_t g = first_group; g < first_group + num_groups; ++g) {
+      const int64_t count = num_targets(groups[static_cast<size_t>(g)]);
+      for (int64_t t = 0; t < count; ++t, ++i) {
+        const float weight = static_cast<float>((7 * g + 3 * t) % 11 - 5) / 50;
+        dlogprobs[i] = scale * weight * (1 + std::exp(logprobs[i]));
+        dentropies[i] = scale * weight / 100;
+        if (g == 3 && t == 0 && poison != 0) dlogprobs[i] = poison;
+      }
+    }
+    GRADUS_CHECK(i == logprobs.size(), "the loss got other targets than those of its groups");
+    return {};
+  }
+};
+
+struct Settings {
+  int64_t micro_batch_tokens = 4096;
+  bool checkpointing = false;
+  int num_ranks = 1;
+  int64_t reduction_blocks = 8;
+};
+
+// The hash of the weights after three updates, the same on every rank.
+uint64_t train(const Settings& settings) {
+  std::mutex mutex;
+  std::vector<uint64_t> hashes;
+  run_ranks(settings.num_ranks, [&](comm::Communicator& communicator) {
+    const std::unique_ptr<model::Transformer> transformer = tiny();
+    const auto groups = make_groups(transformer->config().vocab_size);
+    Learner learner(*transformer, {},
+                    {.micro_batch_tokens = settings.micro_batch_tokens,
+                     .gradient_checkpointing = settings.checkpointing,
+                     .reduction_blocks = settings.reduction_blocks},
+                    communicator);
+    for (int step = 0; step < 3; ++step) {
+      const auto stats =
+          learner.update(groups, std::vector<bool>(10, true), 0.9f, kRate, Loss{groups});
+      GRADUS_CHECK(stats.ok(), stats.status().message());
+    }
+    const std::lock_guard lock(mutex);
+    hashes.push_back(hash(*transformer));
+  });
+  for (const uint64_t other : hashes) EXPECT_EQ(other, hashes[0]) << "ranks have unequal weights";
+  return hashes[0];
+}
+
+TEST(Learner, WeightsDoNotDependOnMicroBatchesCheckpointingOrRanks) {
+  const uint64_t expected = train({});
+  EXPECT_EQ(train({.micro_batch_tokens = 1}), expected);
+  EXPECT_EQ(train({.micro_batch_tokens = 64}), expected);
+  EXPECT_EQ(train({.micro_batch_tokens = 100000}), expected);
+  EXPECT_EQ(train({.checkpointing = true}), expected);
+  EXPECT_EQ(train({.num_ranks = 2}), expected);
+  EXPECT_EQ(train({.micro_batch_tokens = 64, .checkpointing = true, .num_ranks = 4}), expected);
+  EXPECT_EQ(train({.num_ranks = 8}), expected);
+  // Sums in another tree have other bits, so the comparison can fail.
+  EXPECT_NE(train({.reduction_blocks = 1}), expected);
+}
+
+// The rest runs on one rank.
+struct Training {
+  std::unique_ptr<comm::Communicator> communicator = comm::make_communicator().value();
+  std::unique_ptr<model::Transformer> transformer = tiny();
+  std::vector<data::PackGroup> groups = make_groups(transformer->config().vocab_size);
+  Learner learner;
+
+  explicit Training(const OptimizerConfig& optimizer = {}, const BackwardConfig& backward = {})
+      : learner(*transformer, optimizer, backward, *communicator) {}
+  Result<UpdateStats> update(const Learner::LossFunction& loss,
+                             const std::vector<bool>& needs_gradient = std::vector<bool>(10,
+                                                                                         true)) {
+    return learner.update(groups, needs_gradient, 1.0f, kRate, loss);
+  }
+  Result<UpdateStats> update() { return update(Loss{groups}); }
+  std::vector<float> weights() const {
+    return {transformer->parameters(), transformer->parameters() + transformer->layout().size};
+  }
+  // First moments, from what save() writes.
+  std::vector<float> first_moments() const {
+    const test::TemporaryFolder folder;
+    auto writer = records::StateWriter::create(folder.path() + "/state").value();
+    std::vector<float> m(static_cast<size_t>(transformer->layout().size));
+    EXPECT_TRUE(learner.save(writer).ok() && writer.finish().ok());
+    EXPECT_TRUE(records::StateReader::open(folder.path() + "/state")
+                    .value()
+                    .read("adam/m", std::span<float>(m))
+                    .ok());
+    return m;
+  }
+};
+
+// The first update against the pass's own gradient and torch's formula in double: clip the whole
+// gradient to max_grad_norm, decay matrices alone, then lr m^ / (sqrt(v^) + eps).
+TEST(Learner, FirstUpdateIsThePublishedFormula) {
+  const OptimizerConfig optimizer{.weight_decay = 0.1, .max_grad_norm = 0.5};
+  Training run(optimizer, {.reduction_blocks = 1});
+  const std::vector<float> before = run.weights();
+  const model::ParameterLayout& layout = run.transformer->layout();
+  model::TrainingPass pass(*run.transformer, false);
+  const data::Pack pack = data::make_pack(run.groups);
+  pass.forward(pack, 1.0f, true);
+  std::vector<float> dlogprobs(pack.targets.size()), dentropies(pack.targets.size());
+  ASSERT_TRUE(
+      Loss{run.groups}(0, 10, pass.logprobs(), pass.entropies(), dlogprobs, dentropies).ok());
+  model::Gradients gradients(layout);
+  gradients.clear();
+  pass.backward(dlogprobs, dentropies, gradients);
+  gradients.finish(layout, run.transformer->config().hidden_size);
+  double squares = 0;
+  for (int64_t i = 0; i < layout.size; ++i) {
+    squares += double{gradients.buffer.data()[i]} * gradients.buffer.data()[i];
+  }
+  const auto stats = run.update();
+  ASSERT_TRUE(stats.ok()) << stats.status().message();
+  ASSERT_GT(std::sqrt(squares), 0.5) << "the test means to clip";
+  EXPECT_NEAR(stats->grad_norm, std::sqrt(squares), testing::rounding_bound(260, stats->grad_norm));
+  EXPECT_EQ(stats->num_rows, pack.num_rows());
+  const double scale = 0.5 / std::sqrt(squares);
+  const std::vector<float> after = run.weights();
+  int64_t num_changed = 0;
+  double without_decay = 0;
+  for (const model::ParameterPlace& place : layout.places) {
+    for (int64_t i = place.offset; i < place.offset + place.size; ++i) {
+      const size_t at = static_cast<size_t>(i);
+      const double g = scale * gradients.buffer.data()[i], w = before[at];
+      const double m = 0.1 * g, v = 0.001 * g * g;
+      const double moved = kRate * (m / 0.1) / (std::sqrt(v / 0.001) + 1e-8);
+      const double decay = place.columns > 0 ? kRate * 0.1 : 0;
+      const double bound = testing::rounding_bound(4, std::abs(w)) + testing::kAdamWStep * kRate;
+      ASSERT_NEAR(after[at], w - decay * w - moved, bound) << place.hf_name << " " << i;
+      num_changed += after[at] != before[at] ? 1 : 0;
+      without_decay = std::max(without_decay, std::abs(after[at] - (w - moved)) - bound);
+    }
+  }
+  EXPECT_GT(num_changed, layout.size / 10);
+  EXPECT_GT(without_decay, 0) << "the bound lets a forgotten decay pass";
+}
+
+// m after one step is (1 - beta1) times the clipped gradient, whose norm is max_grad_norm.
+TEST(Learner, ClipsTheNormOfTheWholeGradient) {
+  const auto moment_norm = [](double max_grad_norm, float scale, double& grad_norm) {
+    Training run({.max_grad_norm = max_grad_norm});
+    grad_norm = run.update(Loss{run.groups, scale}).value().grad_norm;
+    double squares = 0;
+    for (const float m : run.first_moments()) squares += double{m} * m;
+    return std::sqrt(squares) / 0.1;
+  };
+  double plain, clipped, doubled;
+  const double whole = moment_norm(0, 1, plain);
+  EXPECT_NEAR(whole, plain, 1e-5 * plain);
+  EXPECT_NEAR(moment_norm(0.25, 1, clipped), 0.25, 1e-5);
+  EXPECT_EQ(clipped, plain) << "the reported norm is that before clipping";
+  EXPECT_NEAR(moment_norm(1000, 2, doubled), 2 * whole, 1e-5 * whole) << "below the bound";
+  EXPECT_NEAR(doubled, 2 * plain, 1e-5 * plain);
+}
+
+TEST(Learner, AGradientThatIsNotFiniteIsAnErrorAndChangesNothing) {
+  Training clean, run;
+  for (const float poison : {std::nanf(""), INFINITY, 1e30f}) {
+    const uint64_t before = hash(*run.transformer);
+    const auto stats = run.update(Loss{run.groups, 1, poison});
+    ASSERT_FALSE(stats.ok()) << poison;
+    EXPECT_EQ(stats.status().code(), StatusCode::kDataLoss);
+    EXPECT_THAT(stats.status().message(), HasSubstr("update 1: the gradient's norm is "));
+    EXPECT_THAT(stats.status().message(), HasSubstr("the weights were not changed"));
+    EXPECT_EQ(hash(*run.transformer), before);
+    EXPECT_EQ(run.learner.num_updates(), 0);
+  }
+  // Nothing of it is left behind: what follows is what a run without it does.
+  ASSERT_TRUE(clean.update().ok());
+  ASSERT_TRUE(run.update().ok());
+  EXPECT_EQ(hash(*run.transformer), hash(*clean.transformer));
+}
+
+TEST(Learner, AnErrorOfTheLossOnOneRankEndsTheUpdateOnAll) {
+  run_ranks(4, [](comm::Communicator& communicator) {
+    const std::unique_ptr<model::Transformer> transformer = tiny();
+    const auto groups = make_groups(transformer->config().vocab_size);
+    Learner learner(*transformer, {}, {}, communicator);
+    const uint64_t before = hash(*transformer);
+    const Loss loss{groups};
+    const auto failing = [&](int64_t first, int64_t count, std::span<const float> logprobs,
+                             std::span<const float> entropies, std::span<float> dlogprobs,
+                             std::span<float> dentropies) -> Status {
+      if (first <= 4 && first + count > 4) return invalid_argument("group 4 is broken");
+      return loss(first, count, logprobs, entropies, dlogprobs, dentropies);
+    };
+    const auto stats = learner.update(groups, std::vector<bool>(10, true), 1.0f, kRate, failing);
+    ASSERT_FALSE(stats.ok());
+    // Group 4 of 10 is in block 3 of 8 ([3, 5)), which rank 1 of 4 has.
+    EXPECT_EQ(stats.status().message(), "rank 1: group 4 is broken");
+    EXPECT_EQ(hash(*transformer), before);
+    EXPECT_EQ(learner.num_updates(), 0);
+  });
+}
+
+// Groups that promise to have no gradient are only run forward, and give the bits of a gradient of
+// zeros.
+TEST(Learner, GroupsWithoutGradientGiveTheBitsOfZeroGradients) {
+  const std::vector<bool> needs = {true, false, false, true, true, false, true, true, false, true};
+  Training zeros, skipped;
+  const auto masked = [&](const Training& run) {
+    return [&needs, &run](int64_t first, int64_t count, std::span<const float> logprobs,
+                          std::span<const float> entropies, std::span<float> dlogprobs,
+                          std::span<float> dentropies) -> Status {
+      GRADUS_RETURN_IF_ERROR(
+          Loss{run.groups}(first, count, logprobs, entropies, dlogprobs, dentropies));
+      size_t i = 0;
+      for (int64_t g = first; g < first + count; ++g) {
+        for (int64_t t = 0; t < num_targets(run.groups[static_cast<size_t>(g)]); ++t, ++i) {
+          if (!needs[static_cast<size_t>(g)]) dlogprobs[i] = dentropies[i] = 0;
+        }
+      }
+      return {};
+    };
+  };
+  ASSERT_TRUE(zeros.update(masked(zeros)).ok());
+  ASSERT_TRUE(skipped.update(masked(skipped), needs).ok());
+  EXPECT_EQ(hash(*skipped.transformer), hash(*zeros.transformer));
+}
+
+TEST(Learner, WithoutAnyGradientOnlyMatricesDecay) {
+  Training run({.weight_decay = 0.5});
+  const std::vector<float> before = run.weights();
+  const auto stats = run.update(Loss{run.groups}, std::vector<bool>(10, false));
+  ASSERT_TRUE(stats.ok()) << stats.status().message();
+  EXPECT_EQ(stats->grad_norm, 0);
+  const std::vector<float> after = run.weights();
+  for (const model::ParameterPlace& place : run.transformer->layout().places) {
+    const float kept = place.columns > 0 ? 1.0f - 0.5f * static_cast<float>(kRate) : 1.0f;
+    for (int64_t i = place.offset; i < place.offset + place.size; ++i) {
+      const size_t at = static_cast<size_t>(i);
+      ASSERT_NEAR(after[at], kept * before[at], testing::rounding_bound(3, std::abs(before[at])))
+          << place.hf_name;
+    }
+  }
+}
+
+TEST(Learner, SavedAndLoadedItGoesOnAsIfNeverStopped) {
+  Training whole;
+  for (int step = 0; step < 6; ++step) ASSERT_TRUE(whole.update().ok());
+  const test::TemporaryFolder folder;
+  const std::string path = folder.path() + "/optimizer";
+  Training first, second, without_state;
+  for (int step = 0; step < 3; ++step) ASSERT_TRUE(first.update().ok());
+  auto writer = records::StateWriter::create(path);
+  ASSERT_TRUE(writer.ok());
+  ASSERT_TRUE(first.learner.save(*writer).ok());
+  ASSERT_TRUE(writer->finish().ok());
+  for (Training* run : {&second, &without_state}) {
+    const std::vector<float> weights = first.weights();
+    std::copy(weights.begin(), weights.end(), run->transformer->parameters());
+  }
+  const auto reader = records::StateReader::open(path);
+  ASSERT_TRUE(reader.ok()) << reader.status().message();
+  ASSERT_TRUE(second.learner.load(*reader).ok());
+  EXPECT_EQ(second.learner.num_updates(), 3);
+  for (int step = 0; step < 3; ++step) {
+    ASSERT_TRUE(second.update().ok());
+    ASSERT_TRUE(without_state.update().ok());
+  }
+  EXPECT_EQ(hash(*second.transformer), hash(*whole.transformer));
+  EXPECT_NE(hash(*without_state.transformer), hash(*whole.transformer));
+}
+
+// forward() visits this rank's groups in order with the log-probs that update() sees.
+TEST(Learner, ForwardGivesTheLogprobsOfTheUpdateBitForBit) {
+  Training run;
+  std::vector<float> seen, forward;
+  int64_t next = 0;
+  run.learner.forward(
+      run.groups, 1.0f,
+      [&](int64_t first, int64_t count, std::span<const float> logprobs, std::span<const float>) {
+        EXPECT_EQ(first, next);
+        next += count;
+        forward.insert(forward.end(), logprobs.begin(), logprobs.end());
+      });
+  EXPECT_EQ(next, 10);
+  const Loss loss{run.groups};
+  ASSERT_TRUE(run.update([&](int64_t first, int64_t count, std::span<const float> logprobs,
+                             std::span<const float> entropies, std::span<float> dlogprobs,
+                             std::span<float> dentropies) {
+                   seen.insert(seen.end(), logprobs.begin(), logprobs.end());
+                   return loss(first, count, logprobs, entropies, dlogprobs, dentropies);
+                 })
+                  .ok());
+  ASSERT_EQ(seen.size(), forward.size());
+  EXPECT_EQ(std::memcmp(seen.data(), forward.data(), seen.size() * sizeof(float)), 0);
+}
+
+}  // namespace
+}  // namespace gradus::trainer
