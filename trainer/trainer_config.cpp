@@ -121,6 +121,13 @@ void check_blocks(const std::string& section, const BackwardConfig& backward, in
   rules.require(backward.reduction_blocks % world_size == 0,
                 "{}.reduction_blocks ({}) must be a multiple of the number of ranks ({})", section,
                 backward.reduction_blocks, world_size);
+  // Only whole subtrees of a power of two of blocks meet over ranks as they do on one rank.
+  const int64_t share = backward.reduction_blocks / world_size;
+  rules.require(
+      backward.reduction_blocks % world_size != 0 || world_size == 1 || (share & (share - 1)) == 0,
+      "{}.reduction_blocks ({}) must be the number of ranks ({}) times a power of two, or "
+      "the weights would depend on the number of ranks",
+      section, backward.reduction_blocks, world_size);
 }
 
 }  // namespace

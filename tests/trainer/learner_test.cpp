@@ -113,8 +113,27 @@ TEST(Learner, WeightsDoNotDependOnMicroBatchesCheckpointingOrRanks) {
   EXPECT_EQ(train({.num_ranks = 2}), expected);
   EXPECT_EQ(train({.micro_batch_tokens = 64, .checkpointing = true, .num_ranks = 4}), expected);
   EXPECT_EQ(train({.num_ranks = 8}), expected);
+  EXPECT_EQ(train({.num_ranks = 3, .reduction_blocks = 6}), train({.reduction_blocks = 6}));
   // Sums in another tree have other bits, so the comparison can fail.
   EXPECT_NE(train({.reduction_blocks = 1}), expected);
+}
+
+// Regression: 6 blocks on 2 ranks were taken, though 3 blocks a rank are no subtree of the tree
+// of 6.
+TEST(Learner, BlocksThatRanksWouldSumInAnotherOrderAreRefused) {
+  EXPECT_NE(train({.num_ranks = 2, .reduction_blocks = 6}), train({.reduction_blocks = 6}));
+  TrainerConfig config;
+  const auto message = [&](int64_t num_blocks, int64_t num_ranks) {
+    config.backward.reduction_blocks = num_blocks;
+    config.prompts_per_step = 24;
+    return validate(config, num_ranks).message();
+  };
+  EXPECT_EQ(message(6, 2),
+            "trainer.reduction_blocks (6) must be the number of ranks (2) times a power of two, or "
+            "the weights would depend on the number of ranks");
+  EXPECT_THAT(message(6, 4), HasSubstr("trainer.reduction_blocks (6) must be a multiple of"));
+  for (const int64_t num_ranks : {1, 3, 6}) EXPECT_EQ(message(6, num_ranks), "");
+  for (const int64_t num_ranks : {1, 2, 4, 8}) EXPECT_EQ(message(8, num_ranks), "");
 }
 
 // The rest runs on one rank.
