@@ -60,6 +60,7 @@ Status eval(const EvalArguments& arguments) {
   std::vector<std::string> overrides = arguments.config->overrides;
   if (!arguments.model.empty()) {
     // A YAML string: quotes keep any path one value.
+    overrides.push_back("model.init=null");
     overrides.push_back("model.path=" + nlohmann::json(arguments.model).dump());
   }
   Result<LoadedConfig<RunConfig>> loaded =

@@ -182,31 +182,42 @@ Result<OpenedRun> open_run(const LoadedConfig<RunConfig>& loaded, bool resume,
   return run;
 }
 
-std::vector<MemoryPart> plan_memory(const model::ModelConfig& model,
-                                    const rollout::RolloutConfig* rollout,
-                                    const trainer::BackwardConfig& backward, int64_t longest_prompt,
-                                    int64_t num_ranks, bool has_reference) {
+std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const PlannedWork& work,
+                                    const trainer::BackwardConfig& backward,
+                                    const rollout::RolloutConfig* rollout) {
   constexpr int64_t kFloat = sizeof(float);
   const int64_t weights = model::parameter_layout(model).size * kFloat;
-  const int64_t own_blocks = std::max<int64_t>(1, backward.reduction_blocks / num_ranks);
-  const int64_t levels =
-      static_cast<int64_t>(std::ceil(std::log2(static_cast<double>(own_blocks)))) + 1;
-  const int64_t gradients = levels + (num_ranks > 1 && levels == 1 ? 1 : 0);
+  const int64_t own_blocks = std::max<int64_t>(1, backward.reduction_blocks / work.num_ranks);
+  // Sums of 1, 2, 4, ... blocks that wait for their neighbours, and the one in the making.
+  int64_t gradients = 1;
+  while ((int64_t{1} << gradients) <= own_blocks) ++gradients;
+  if (work.num_ranks > 1) gradients = std::max<int64_t>(gradients, 2);
+  const int64_t block_groups =
+      (work.groups_per_update + backward.reduction_blocks - 1) / backward.reduction_blocks;
+  const int64_t pack_rows = std::min(block_groups * work.rows_per_group,
+                                     std::max(backward.micro_batch_tokens, work.rows_per_group));
   std::vector<MemoryPart> parts = {{"program and data", kProcessBytes},
                                    {"weights", weights},
                                    {"AdamW moments", 2 * weights},
-                                   {"gradients", gradients * weights}};
-  if (has_reference) parts.push_back({"initial model", weights});
-  parts.push_back({"activations of a micro-batch",
-                   model::TrainingPass::planned_bytes(model, backward.micro_batch_tokens,
-                                                      backward.gradient_checkpointing, true)});
+                                   {"gradients", gradients * weights},
+                                   {fmt::format("activations of {} tokens", pack_rows),
+                                    model::TrainingPass::planned_bytes(
+                                        model, pack_rows, backward.gradient_checkpointing, true)}};
+  if (work.has_reference) parts.push_back({"initial model", weights});
   if (rollout != nullptr) {
-    const int64_t page_bytes = model::KvCache::bytes_per_page(model);
-    const int64_t page_tokens = kernels::kPageTokens;
-    const int64_t longest = longest_prompt + rollout->max_new_tokens;
-    const int64_t wanted = rollout->max_batch * ((longest + page_tokens - 1) / page_tokens);
+    const auto pages = [](int64_t tokens) {
+      return (tokens + kernels::kPageTokens - 1) / kernels::kPageTokens;
+    };
+    // Each sequence has its own last pages; prompts are shared by a group in training, not in
+    // evaluation.
+    const int64_t own_pages = pages(rollout->max_new_tokens) + 1;
+    const int64_t prompt_pages = pages(work.longest_prompt);
+    const int64_t group_size = work.has_evaluation ? 1 : rollout->num_samples;
+    const int64_t num_prompts = (rollout->max_batch + group_size - 1) / group_size;
+    const int64_t wanted = rollout->max_batch * own_pages + num_prompts * prompt_pages;
     const int64_t held = rollout::num_cache_pages(model, rollout->kv_cache_mib << 20);
-    parts.push_back({"key-value cache in use", std::min(wanted, held) * page_bytes});
+    parts.push_back(
+        {"key-value cache in use", std::min(wanted, held) * model::KvCache::bytes_per_page(model)});
     parts.push_back({"logits of a decoding step",
                      rollout->max_batch * kernels::padded(model.vocab_size) * kFloat});
   }

@@ -52,10 +52,19 @@ struct MemoryPart {
   std::string name;
   int64_t bytes = 0;
 };
-std::vector<MemoryPart> plan_memory(const model::ModelConfig& model,
-                                    const rollout::RolloutConfig* rollout,
-                                    const trainer::BackwardConfig& backward, int64_t longest_prompt,
-                                    int64_t num_ranks, bool has_reference);
+// What a run computes at most.
+struct PlannedWork {
+  int64_t num_ranks = 1;
+  int64_t longest_prompt = 0;     // tokens
+  int64_t groups_per_update = 0;  // over all ranks
+  int64_t rows_per_group = 0;     // packed tokens of a prompt with its responses
+  bool has_reference = false;
+  bool has_evaluation = false;
+};
+// `rollout` null: no sampling.
+std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const PlannedWork& work,
+                                    const trainer::BackwardConfig& backward,
+                                    const rollout::RolloutConfig* rollout);
 
 std::string run_folder_of(const RunConfig& config);
 

@@ -45,6 +45,16 @@ int64_t longest_of(const std::vector<data::Prompt>& prompts) {
   return static_cast<int64_t>(longest);
 }
 
+PlannedWork planned_work(const RunConfig& config, int64_t longest_prompt, int num_ranks) {
+  return {.num_ranks = num_ranks,
+          .longest_prompt = longest_prompt,
+          .groups_per_update = config.trainer.prompts_per_step / config.trainer.mini_batches,
+          .rows_per_group =
+              longest_prompt + config.rollout.num_samples * (config.rollout.max_new_tokens - 1),
+          .has_reference = config.trainer.kl_coef != 0,
+          .has_evaluation = config.eval.is_asked_for()};
+}
+
 // The tokenizer and template of a policy without its weights.
 Result<trainer::Policy> policy_without_weights(const RunConfig& config) {
   trainer::Policy policy;
@@ -65,7 +75,7 @@ Result<trainer::Policy> policy_without_weights(const RunConfig& config) {
 }
 
 // Checks config, the first rows, shapes and divisibility, and prints what a run would do.
-Status dry_run(const LoadedConfig<RunConfig>& loaded, int64_t num_ranks) {
+Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
   const RunConfig& config = loaded.value;
   const Result<model::ModelConfig> model = trainer::policy_config(config.model);
   if (!model.ok()) return model.status();
@@ -98,8 +108,8 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int64_t num_ranks) {
              config.trainer.mini_batches, config.trainer.mini_batches == 1 ? "" : "s");
   fmt::print("run        {} steps of {} into {}\nmemory\n", config.trainer.num_steps,
              config.trainer.algorithm, run_folder_of(config));
-  print_memory(plan_memory(*model, &config.rollout, config.trainer.backward, longest, num_ranks,
-                           config.trainer.kl_coef != 0));
+  print_memory(plan_memory(*model, planned_work(config, longest, num_ranks),
+                           config.trainer.backward, &config.rollout));
   fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
   return {};
 }
@@ -164,8 +174,8 @@ Status train(const TrainArguments& arguments) {
   const model::ModelConfig& model = policy->transformer->config();
   int64_t planned = 0;
   for (const MemoryPart& part :
-       plan_memory(model, &config.rollout, config.trainer.backward, longest_of(setup.train_prompts),
-                   ranks.size(), config.trainer.kl_coef != 0)) {
+       plan_memory(model, planned_work(config, longest_of(setup.train_prompts), ranks.size()),
+                   config.trainer.backward, &config.rollout)) {
     planned += part.bytes;
   }
   display.print(fmt::format(
@@ -210,8 +220,16 @@ Status fine_tune(const TrainArguments& arguments) {
     fmt::print("data       {} examples looked at\n", examples->size());
     fmt::print("run        {} steps of {} rows into {}\nmemory\n", config.sft.num_steps,
                config.sft.batch_rows, run_folder_of(config));
-    print_memory(plan_memory(policy->transformer->config(), nullptr, config.sft.backward, 0,
-                             ranks.size(), false));
+    int64_t longest = 0;
+    for (const trainer::SftExample& example : *examples) {
+      longest = std::max(longest,
+                         static_cast<int64_t>(example.prompt.size() + example.response.size()) - 1);
+    }
+    print_memory(plan_memory(policy->transformer->config(),
+                             {.num_ranks = ranks.size(),
+                              .groups_per_update = config.sft.batch_rows,
+                              .rows_per_group = longest},
+                             config.sft.backward, nullptr));
     fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
     return {};
   }
