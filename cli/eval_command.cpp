@@ -59,6 +59,7 @@ Status eval(const EvalArguments& arguments) {
   comm::Communicator& ranks = **communicator;
   std::vector<std::string> overrides = arguments.config->overrides;
   if (!arguments.model.empty()) {
+    overrides.push_back("model.init=null");
     // A YAML string: quotes keep any path one value.
     overrides.push_back("model.init=null");
     overrides.push_back("model.path=" + nlohmann::json(arguments.model).dump());

@@ -82,6 +82,22 @@ Status for_each_json_line(
   return {};
 }
 
+Status check_messages(const nlohmann::ordered_json& row) {
+  const auto messages = row.find("messages");
+  if (messages == row.end() || !messages->is_array()) {
+    return invalid_argument(
+        "no 'messages'; expected {{\"messages\": [{{\"role\": \"...\", \"content\": \"...\"}}], "
+        "...}}");
+  }
+  for (const auto& message : *messages) {
+    if (!message.is_object()) {
+      return invalid_argument("a message must be an object with 'role' and 'content', got {}",
+                              message.type_name());
+    }
+  }
+  return {};
+}
+
 Result<std::unique_ptr<JsonLinesWriter>> JsonLinesWriter::open(const std::string& path) {
   if (path == "-")
     return std::unique_ptr<JsonLinesWriter>(new FileWriter(stdout, "standard output"));

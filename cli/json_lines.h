@@ -18,6 +18,9 @@ Status for_each_json_line(
     const std::string& path,
     const std::function<Status(const nlohmann::ordered_json& row, int64_t line_number)>& handle);
 
+// Whether row["messages"] is a list of objects, as chat templates take it; InvalidArgument else.
+Status check_messages(const nlohmann::ordered_json& row);
+
 // Writes JSON lines to a file or to standard output.
 class JsonLinesWriter {
  public:

@@ -3,6 +3,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "cli/json_lines.h"
+
 namespace gradus::cli {
 
 Result<ModelForRows> load_model_for_rows(const std::string& dir) {
@@ -42,9 +44,9 @@ Result<std::vector<int32_t>> row_ids(const nlohmann::ordered_json& row, const Mo
     for (const auto& id : row["ids"]) {
       if (!id.is_number_integer())
         return invalid_argument("'ids' must be a list of token ids, found {}", id.dump());
-      const int64_t value = id.get<int64_t>();
+      const int64_t value = id.get<int64_t>();  // negative for what only an unsigned number holds
       if (value < 0 || value >= model.transformer->config().vocab_size) {
-        return invalid_argument("token id {} is not in the model's vocabulary [0, {})", value,
+        return invalid_argument("token id {} is not in the model's vocabulary [0, {})", id.dump(),
                                 model.transformer->config().vocab_size);
       }
       ids.push_back(static_cast<int32_t>(value));
@@ -65,6 +67,7 @@ Result<std::vector<int32_t>> row_ids(const nlohmann::ordered_json& row, const Mo
             "tokenizer_config.json); give 'text' instead",
             model.dir);
       }
+      GRADUS_RETURN_IF_ERROR(check_messages(row));
       Result<std::string> rendered = model.chat_template->render_chat(row["messages"], true);
       if (!rendered.ok()) return rendered.status();
       text = std::move(*rendered);

@@ -5,6 +5,7 @@
 
 #include "common/config/rules.h"
 #include "rewards/reward.h"
+#include "trainer/algorithm.h"
 
 namespace gradus::cli {
 
@@ -37,6 +38,11 @@ void check_rewards(const rewards::RewardConfig& config, ConfigRules& rules) {
 
 void check_training(const RunConfig& config, int64_t world_size, ConfigRules& rules) {
   rules.add(trainer::validate(config.trainer, world_size));
+  trainer::AlgorithmRegistry algorithms("algorithm");
+  trainer::register_builtin_algorithms(algorithms);
+  rules.add(algorithms.create(config.trainer.algorithm, config.trainer)
+                .status()
+                .with_prefix("trainer.algorithm"));
   rules.require(!config.reward.parts.empty(),
                 "reward.parts is empty; name at least one reward, e.g. {{name: exact}}");
   rules.require(config.trainer.algorithm != "grpo" || config.rollout.num_samples >= 2,

@@ -111,6 +111,7 @@ Result<std::vector<data::Prompt>> load_prompts(const data::DataConfig& config,
 
 Result<std::vector<trainer::SftExample>> load_examples(const data::DataConfig& config,
                                                        const trainer::Policy& policy,
+                                                       const model::ModelConfig& model,
                                                        int64_t max_rows) {
   data::DatasetOptions options;
   options.require_ground_truth = false;
@@ -120,7 +121,6 @@ Result<std::vector<trainer::SftExample>> load_examples(const data::DataConfig& c
   Result<std::vector<std::pair<int64_t, data::Prompt>>> built =
       build_prompts(*rows, config, policy, nullptr);
   if (!built.ok()) return built.status();
-  const model::ModelConfig& model = policy.transformer->config();
   std::vector<trainer::SftExample> examples;
   for (auto& [row_index, prompt] : *built) {
     const data::Row& row = (*rows)[static_cast<size_t>(row_index)];
@@ -161,10 +161,10 @@ Result<OpenedRun> open_run(const LoadedConfig<RunConfig>& loaded, bool resume,
     std::optional<int64_t> last_step;
     if (resume) {
       const std::optional<records::Checkpoint> latest = run.checkpoints->latest();
-      last_step = latest ? latest->step : 0;
       if (latest) run.resume_from = latest->folder;
-      GRADUS_RETURN_IF_ERROR(run.folder->cut_after(*last_step));
-      run.resume_step = *last_step;
+      run.resume_step = latest ? latest->step : 0;
+      GRADUS_RETURN_IF_ERROR(run.folder->cut_after(run.resume_step));
+      last_step = latest ? latest->step : -1;  // without one, step 0 is evaluated again as well
     }
     Result<records::MetricsLog> metrics = records::MetricsLog::open(paths, last_step);
     if (!metrics.ok()) return metrics.status();

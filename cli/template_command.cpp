@@ -44,19 +44,9 @@ Result<data::ChatTemplate> load(const TemplateOptions& options) {
 // defaults.
 Result<nlohmann::ordered_json> render_row(const data::ChatTemplate& chat_template,
                                           const nlohmann::ordered_json& row) {
-  const auto messages = row.find("messages");
-  if (messages == row.end() || !messages->is_array()) {
-    return invalid_argument(
-        "no 'messages'; expected {{\"messages\": [{{\"role\": \"...\", \"content\": \"...\"}}], "
-        "...}}");
-  }
-  for (const auto& message : *messages) {
-    if (!message.is_object()) {
-      return invalid_argument("a message must be an object with 'role' and 'content', got {}",
-                              message.type_name());
-    }
-  }
-  Result<std::string> text = chat_template.render_chat(*messages, false, nullptr, nullptr, &row);
+  GRADUS_RETURN_IF_ERROR(check_messages(row));
+  Result<std::string> text =
+      chat_template.render_chat(row["messages"], false, nullptr, nullptr, &row);
   GRADUS_RETURN_IF_ERROR(text.status());
   return nlohmann::ordered_json{{"text", std::move(*text)}};
 }

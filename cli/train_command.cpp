@@ -23,13 +23,22 @@ std::string mebibytes(int64_t bytes) {
   return fmt::format("{:.0f} MiB", static_cast<double>(bytes) / 1048576.0);
 }
 
-void print_memory(const std::vector<MemoryPart>& parts) {
+int64_t total_bytes(const std::vector<MemoryPart>& parts) {
   int64_t total = 0;
+  for (const MemoryPart& part : parts) total += part.bytes;
+  return total;
+}
+
+void print_memory(const std::vector<MemoryPart>& parts) {
   for (const MemoryPart& part : parts) {
     fmt::print("  {:<30}{:>10}\n", part.name, mebibytes(part.bytes));
-    total += part.bytes;
   }
-  fmt::print("  {:<30}{:>10} at the peak, per rank\n", "all", mebibytes(total));
+  fmt::print("  {:<30}{:>10} at the peak, per rank\n", "all", mebibytes(total_bytes(parts)));
+}
+
+std::string peak_text(int64_t planned) {
+  return fmt::format("peak memory {} (planned {})", mebibytes(trainer::memory_use().peak),
+                     mebibytes(planned));
 }
 
 void print_model(const RunConfig& config, const model::ModelConfig& model) {
@@ -45,14 +54,39 @@ int64_t longest_of(const std::vector<data::Prompt>& prompts) {
   return static_cast<int64_t>(longest);
 }
 
-PlannedWork planned_work(const RunConfig& config, int64_t longest_prompt, int num_ranks) {
-  return {.num_ranks = num_ranks,
-          .longest_prompt = longest_prompt,
-          .groups_per_update = config.trainer.prompts_per_step / config.trainer.mini_batches,
-          .rows_per_group =
-              longest_prompt + config.rollout.num_samples * (config.rollout.max_new_tokens - 1),
-          .has_reference = config.trainer.kl_coef != 0,
-          .has_evaluation = config.eval.is_asked_for()};
+Status check_context(int64_t longest_prompt, const rollout::RolloutConfig& rollout,
+                     const model::ModelConfig& model) {
+  if (longest_prompt + rollout.max_new_tokens <= model.max_position_embeddings) return {};
+  return invalid_argument(
+      "the longest prompt has {} tokens; with rollout.max_new_tokens ({}) that is beyond the "
+      "model's context of {}; lower data.max_prompt_tokens or rollout.max_new_tokens",
+      longest_prompt, rollout.max_new_tokens, model.max_position_embeddings);
+}
+
+std::vector<MemoryPart> plan_training(const RunConfig& config, const model::ModelConfig& model,
+                                      int64_t longest_prompt, int num_ranks) {
+  const PlannedWork work = {
+      .num_ranks = num_ranks,
+      .longest_prompt = longest_prompt,
+      .groups_per_update = config.trainer.prompts_per_step / config.trainer.mini_batches,
+      .rows_per_group =
+          longest_prompt + config.rollout.num_samples * (config.rollout.max_new_tokens - 1),
+      .has_reference = config.trainer.kl_coef != 0,
+      .has_evaluation = config.eval.is_asked_for()};
+  return plan_memory(model, work, config.trainer.backward, &config.rollout);
+}
+
+std::vector<MemoryPart> plan_fine_tuning(const RunConfig& config, const model::ModelConfig& model,
+                                         const std::vector<trainer::SftExample>& examples,
+                                         int num_ranks) {
+  size_t longest = 0;
+  for (const trainer::SftExample& example : examples) {
+    longest = std::max(longest, example.prompt.size() + example.response.size() - 1);
+  }
+  const PlannedWork work = {.num_ranks = num_ranks,
+                            .groups_per_update = config.sft.batch_rows,
+                            .rows_per_group = static_cast<int64_t>(longest)};
+  return plan_memory(model, work, config.sft.backward, nullptr);
 }
 
 // The tokenizer and template of a policy without its weights.
@@ -93,12 +127,7 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
     if (!eval.ok()) return eval.status();
   }
   const int64_t longest = longest_of(*prompts);
-  if (longest + config.rollout.max_new_tokens > model->max_position_embeddings) {
-    return invalid_argument(
-        "the longest prompt has {} tokens; with rollout.max_new_tokens ({}) that is beyond the "
-        "model's context of {}; lower data.max_prompt_tokens or rollout.max_new_tokens",
-        longest, config.rollout.max_new_tokens, model->max_position_embeddings);
-  }
+  GRADUS_RETURN_IF_ERROR(check_context(longest, config.rollout, *model));
   print_model(config, *model);
   fmt::print("data       {} rows looked at, {} too long, longest prompt {} tokens\n",
              static_cast<int64_t>(prompts->size()) + num_dropped, num_dropped, longest);
@@ -108,8 +137,25 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
              config.trainer.mini_batches, config.trainer.mini_batches == 1 ? "" : "s");
   fmt::print("run        {} steps of {} into {}\nmemory\n", config.trainer.num_steps,
              config.trainer.algorithm, run_folder_of(config));
-  print_memory(plan_memory(*model, planned_work(config, longest, num_ranks),
-                           config.trainer.backward, &config.rollout));
+  print_memory(plan_training(config, *model, longest, num_ranks));
+  fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
+  return {};
+}
+
+// The same for `gradus sft`.
+Status sft_dry_run(const RunConfig& config, int num_ranks) {
+  const Result<model::ModelConfig> model = trainer::policy_config(config.model);
+  if (!model.ok()) return model.status();
+  Result<trainer::Policy> policy = policy_without_weights(config);
+  if (!policy.ok()) return policy.status();
+  const Result<std::vector<trainer::SftExample>> examples =
+      load_examples(config.data, *policy, *model, kDryRunRows);
+  if (!examples.ok()) return examples.status();
+  print_model(config, *model);
+  fmt::print("data       {} examples looked at\n", examples->size());
+  fmt::print("run        {} steps of {} rows into {}\nmemory\n", config.sft.num_steps,
+             config.sft.batch_rows, run_folder_of(config));
+  print_memory(plan_fine_tuning(config, *model, *examples, num_ranks));
   fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
   return {};
 }
@@ -159,6 +205,8 @@ Status train(const TrainArguments& arguments) {
   Result<std::vector<data::Prompt>> prompts =
       load_prompts(config.data, config.data.train, *policy, *rewards, 0, &num_dropped);
   if (!prompts.ok()) return prompts.status();
+  GRADUS_RETURN_IF_ERROR(
+      check_context(longest_of(*prompts), config.rollout, policy->transformer->config()));
   setup.train_prompts = std::move(*prompts);
   if (config.data.eval.is_given() && config.eval.is_asked_for()) {
     Result<std::vector<data::Prompt>> eval =
@@ -172,12 +220,8 @@ Status train(const TrainArguments& arguments) {
                                .first_step = run->resume_step + 1,
                                .is_quiet = ranks.rank() != 0});
   const model::ModelConfig& model = policy->transformer->config();
-  int64_t planned = 0;
-  for (const MemoryPart& part :
-       plan_memory(model, planned_work(config, longest_of(setup.train_prompts), ranks.size()),
-                   config.trainer.backward, &config.rollout)) {
-    planned += part.bytes;
-  }
+  const int64_t longest = longest_of(setup.train_prompts);
+  const int64_t planned = total_bytes(plan_training(config, model, longest, ranks.size()));
   display.print(fmt::format(
       "{}: {:.2f}M weights, {} prompts ({} too long were left out), {} rank{} of {} thread{}, "
       "planned peak memory {} per rank",
@@ -193,8 +237,7 @@ Status train(const TrainArguments& arguments) {
   }
   GRADUS_RETURN_IF_ERROR(trainer.run());
   print_evaluations(trainer.evaluations(), display);
-  display.print(fmt::format("peak memory {} (planned {})", mebibytes(trainer::memory_use().peak),
-                            mebibytes(planned)));
+  display.print(peak_text(planned));
   display.print(fmt::format("the run is in {0}; gradus report {0} makes a page of it",
                             run_folder_of(config)));
   return {};
@@ -208,42 +251,37 @@ Status fine_tune(const TrainArguments& arguments) {
       arguments.config->path, arguments.config->overrides, RunKind::kSft, ranks.size());
   if (!loaded.ok()) return loaded.status();
   const RunConfig& config = loaded->value;
+  if (arguments.dry_run) return ranks.rank() == 0 ? sft_dry_run(config, ranks.size()) : Status();
+
   Result<trainer::Policy> policy =
       trainer::load_policy(config.model, static_cast<uint64_t>(config.run.seed));
   if (!policy.ok()) return policy.status();
   Result<std::vector<trainer::SftExample>> examples =
-      load_examples(config.data, *policy, arguments.dry_run ? kDryRunRows : 0);
+      load_examples(config.data, *policy, policy->transformer->config(), 0);
   if (!examples.ok()) return examples.status();
-  if (arguments.dry_run) {
-    if (ranks.rank() != 0) return {};
-    print_model(config, policy->transformer->config());
-    fmt::print("data       {} examples looked at\n", examples->size());
-    fmt::print("run        {} steps of {} rows into {}\nmemory\n", config.sft.num_steps,
-               config.sft.batch_rows, run_folder_of(config));
-    int64_t longest = 0;
-    for (const trainer::SftExample& example : *examples) {
-      longest = std::max(longest,
-                         static_cast<int64_t>(example.prompt.size() + example.response.size()) - 1);
-    }
-    print_memory(plan_memory(policy->transformer->config(),
-                             {.num_ranks = ranks.size(),
-                              .groups_per_update = config.sft.batch_rows,
-                              .rows_per_group = longest},
-                             config.sft.backward, nullptr));
-    fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
-    return {};
-  }
   Result<OpenedRun> run = open_run(*loaded, arguments.resume, ranks);
   if (!run.ok()) return run.status();
   records::RunDisplay display({.num_steps = config.sft.num_steps,
                                .first_step = run->resume_step + 1,
                                .columns = records::sft_columns(),
                                .is_quiet = ranks.rank() != 0});
+  const model::ModelConfig& model = policy->transformer->config();
+  const int64_t planned = total_bytes(plan_fine_tuning(config, model, *examples, ranks.size()));
+  display.print(fmt::format(
+      "{}: {:.2f}M weights, {} examples, {} rank{} of {} thread{}, planned peak memory {} per rank",
+      config.run.name, static_cast<double>(model::num_parameters(model)) / 1e6, examples->size(),
+      ranks.size(), ranks.size() == 1 ? "" : "s", num_threads(), num_threads() == 1 ? "" : "s",
+      mebibytes(planned)));
   trainer::SftTrainer trainer({config.sft, config.run, config.data.shuffle,
                                static_cast<uint64_t>(config.data.seed), std::move(*examples)},
                               *policy, ranks, run->records(), display);
-  if (!run->resume_from.empty()) GRADUS_RETURN_IF_ERROR(trainer.resume(run->resume_from));
+  if (!run->resume_from.empty()) {
+    GRADUS_RETURN_IF_ERROR(trainer.resume(run->resume_from));
+    display.print(
+        fmt::format("resumed from {} after step {}", run->resume_from, trainer.position().step));
+  }
   GRADUS_RETURN_IF_ERROR(trainer.run());
+  display.print(peak_text(planned));
   display.print(
       fmt::format("the run is in {0}, its model in {0}/checkpoints/latest", run_folder_of(config)));
   return {};

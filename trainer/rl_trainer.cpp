@@ -75,6 +75,11 @@ Status RlTrainer::resume(const std::string& checkpoint_folder) {
 Status RlTrainer::run() {
   const auto is_last = [&] { return position_.step >= setup_.trainer.num_steps; };
   bool is_saved = true;
+  if (is_last()) {
+    display_.print(fmt::format(
+        "the run has made all of its {} steps; raise trainer.num_steps to train on",
+        setup_.trainer.num_steps));
+  }
   if (setup_.eval.before_training && position_.step == 0 && !setup_.eval_prompts.empty()) {
     Metrics metrics;
     GRADUS_RETURN_IF_ERROR(evaluate_now(metrics));
@@ -108,6 +113,7 @@ Status RlTrainer::step() {
   const Clock::time_point start = Clock::now();
   weights_hash_ =
       model::hash_parameters(policy_.transformer->parameters(), policy_.transformer->layout().size);
+  const uint64_t rollout_version = position_.policy_version;
   Result<std::vector<Group>> groups = collect(metrics);
   if (!groups.ok()) return groups.status();
   {
@@ -117,8 +123,10 @@ Status RlTrainer::step() {
     for (size_t i = 0; i < num_mini_batches; ++i) {
       const size_t first = groups->size() * i / num_mini_batches;
       const size_t end = groups->size() * (i + 1) / num_mini_batches;
+      // A mini-batch without signal leaves the policy as it was.
+      const bool is_on_policy = position_.policy_version == rollout_version;
       GRADUS_RETURN_IF_ERROR(
-          update(std::span(*groups).subspan(first, end - first), i == 0, metrics));
+          update(std::span(*groups).subspan(first, end - first), is_on_policy, metrics));
     }
     display_.end_phase();
   }

@@ -23,6 +23,11 @@ Status SftTrainer::resume(const std::string& checkpoint_folder) {
 }
 
 Status SftTrainer::run() {
+  if (position_.step >= setup_.sft.num_steps) {
+    display_.print(
+        fmt::format("the run has made all of its {} steps; raise sft.num_steps to train on",
+                    setup_.sft.num_steps));
+  }
   while (position_.step < setup_.sft.num_steps) {
     GRADUS_RETURN_IF_ERROR(step());
     const bool is_last = position_.step == setup_.sft.num_steps;

@@ -1,31 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <sys/wait.h>
-
-#include <array>
-#include <cstdio>
 #include <string>
+
+#include "tests/support/command.h"
 
 namespace gradus::test {
 
-struct Outcome {
-  int exit_code = -1;  // -1: ended by a signal
-  std::string output;
-};
+using Outcome = CommandOutcome;
 
 // Runs the built binary; `arguments` go through the shell, so standard error is in the output only
-// with "2>&1", and input comes by "<<<" or "< FILE".
+// with "2>&1", and input comes by "< FILE".
 inline Outcome run_gradus(const std::string& arguments) {
-  std::FILE* pipe = popen((std::string(GRADUS_BINARY) + " " + arguments).c_str(), "r");
-  Outcome outcome;
-  std::array<char, 4096> buffer;
-  while (const size_t size = std::fread(buffer.data(), 1, buffer.size(), pipe)) {
-    outcome.output.append(buffer.data(), size);
-  }
-  const int status = pclose(pipe);
-  if (WIFEXITED(status)) outcome.exit_code = WEXITSTATUS(status);
-  return outcome;
+  return run_command(std::string(GRADUS_BINARY) + " " + arguments);
 }
 
 }  // namespace gradus::test

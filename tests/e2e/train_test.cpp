@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: Apache-2.0
+// `gradus train` and `gradus sft` as their users run them: repeated, stopped, killed, resumed, on
+// several ranks, with broken input.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <regex>
+
+#include "tests/support/tiny_run.h"
+
+namespace gradus {
+namespace {
+
+using nlohmann::json;
+using ::testing::HasSubstr;
+using ::testing::Not;
+namespace fs = std::filesystem;
+
+class Train : public test::TinyRun {};
+
+const std::vector<std::string> kCommands = {"train", "sft"};
+// Long enough to be caught in the middle: some 10 ms a step, with its checkpoint.
+const std::string kLong =
+    "--set trainer.num_steps=60 --set sft.num_steps=60 --set eval.every_steps=0 "
+    "--set run.checkpoint_every=6 ";
+
+TEST_F(Train, RepeatsWeightsAndMetricsBitForBit) {
+  for (const std::string& command : kCommands) {
+    const std::string messages = train(command, command + "_a");
+    EXPECT_THAT(messages, HasSubstr("step 6/6"));
+    EXPECT_THAT(messages, HasSubstr("the run is in " + path("runs/" + command + "_a")));
+    EXPECT_EQ(test::read_file(path("output")), "") << "nothing on standard output";
+    train(command, command + "_b");
+    EXPECT_EQ(state(command + "_a"), state(command + "_b"));
+    EXPECT_EQ(metrics(command + "_a"), metrics(command + "_b"));
+    train(command, command + "_c", "--set run.seed=4");
+    EXPECT_NE(state(command + "_a"), state(command + "_c"));
+  }
+  const std::vector<json> rows = metrics("train_a");
+  ASSERT_EQ(rows.size(), 7u) << "the evaluation before training and six steps";
+  EXPECT_EQ(rows[0]["val-aux/chain_sum/num_problems"], 12);
+  for (size_t step = 1; step < rows.size(); ++step) {
+    EXPECT_EQ(rows[step]["step"], step);
+    EXPECT_EQ(rows[step]["mismatch/max_abs_logprob"], 0.0) << rows[step];
+    EXPECT_EQ(rows[step].contains("val-core/chain_sum/acc/mean@2"), step % 3 == 0) << step;
+  }
+  // The loss of supervised training falls.
+  const std::vector<json> sft = metrics("sft_a");
+  ASSERT_EQ(sft.size(), 6u);
+  EXPECT_LT(sft.back()["train/loss"].get<double>(), sft.front()["train/loss"].get<double>());
+}
+
+TEST_F(Train, ResourcesChangeNeitherWeightsNorMetrics) {
+  train("train", "a");
+  train("train", "b",
+        "--set rollout.max_batch=3 --set rollout.kv_cache_mib=1 "
+        "--set rollout.prefill_chunk_tokens=2 --set trainer.micro_batch_tokens=2000 "
+        "--set trainer.gradient_checkpointing=true");
+  EXPECT_EQ(state("a"), state("b"));
+  EXPECT_EQ(metrics("a"), metrics("b"));
+}
+
+TEST_F(Train, RanksChangeNeitherWeightsNorMetrics) {
+  for (const std::string& command : kCommands) {
+    train(command, command + "1");
+    for (const int ranks : {2, 4}) {
+      const std::string name = command + std::to_string(ranks);
+      const std::string messages = train(command, name, "", test::mpirun(ranks));
+      EXPECT_EQ(state(name), state(command + "1")) << name;
+      // Sums over ranks are added in another order than over one rank's tokens.
+      const std::vector<json> rows = metrics(name), expected = metrics(command + "1");
+      ASSERT_EQ(rows.size(), expected.size());
+      for (size_t i = 0; i < rows.size(); ++i) {
+        ASSERT_EQ(rows[i].size(), expected[i].size());
+        for (const auto& [key, value] : expected[i].items()) {
+          const double want = value, got = rows[i][key];
+          EXPECT_NEAR(got, want, 1e-12 * (1 + std::fabs(want))) << name << ", " << i << ", " << key;
+        }
+      }
+    }
+  }
+  for (const json& row : metrics("train2")) {
+    if (row["step"] != 0) {
+      EXPECT_EQ(row["mismatch/max_abs_logprob"], 0.0);
+    }
+  }
+}
+
+TEST_F(Train, AKilledRunResumesToTheSameWeights) {
+  for (const std::string& command : kCommands) {
+    train(command, command, kLong);
+    const std::string name = command + "_killed";
+    const test::RunOutcome killed = interrupt(arguments(command, name, kLong), name, "KILL", 14);
+    EXPECT_EQ(killed.exit_code, 128 + 9) << killed.messages;
+    EXPECT_LT(metrics(name).size(), metrics(command).size()) << "killed too late";
+    const std::string messages = train(command, name, kLong + "--resume");
+    EXPECT_THAT(messages, HasSubstr("resumed from " + path("runs/" + name + "/checkpoints/step_")));
+    EXPECT_EQ(state(name), state(command));
+    EXPECT_EQ(metrics(name), metrics(command)) << "each step stands there once";
+  }
+}
+
+TEST_F(Train, ARunKilledBeforeItsFirstCheckpointStartsAgain) {
+  train("train", "whole", kLong);
+  const std::string options = kLong + "--set run.checkpoint_every=100 ";
+  interrupt(arguments("train", "killed", options), "killed", "KILL", 3);
+  EXPECT_FALSE(fs::exists(path("runs/killed/checkpoints/latest")));
+  train("train", "killed", options + "--resume");
+  EXPECT_EQ(state("killed"), state("whole"));
+  EXPECT_EQ(metrics("killed"), metrics("whole"));
+}
+
+TEST_F(Train, AStopSignalEndsAfterTheStepWithACheckpoint) {
+  train("train", "whole", kLong);
+  train("sft", "sft_whole", kLong);
+  const std::vector<std::vector<std::string>> cases = {
+      {"train", "TERM", "whole"}, {"train", "INT", "whole"}, {"sft", "TERM", "sft_whole"}};
+  for (const std::vector<std::string>& c : cases) {
+    const std::string name = c[0] + "_" + c[1];
+    const test::RunOutcome stopped = interrupt(arguments(c[0], name, kLong), name, c[1], 10);
+    EXPECT_EQ(stopped.exit_code, 0) << stopped.messages;
+    std::smatch match;
+    ASSERT_TRUE(std::regex_search(
+        stopped.messages, match,
+        std::regex("stopped after step (\\d+) of 60; a checkpoint was written: continue with "
+                   "--resume\n")))
+        << stopped.messages;
+    EXPECT_EQ(metrics(name).back()["step"], std::stoi(match[1])) << "the step is whole";
+    EXPECT_TRUE(fs::exists(path("runs/" + name + "/checkpoints/step_" + match[1].str())));
+    train(c[0], name, kLong + "--resume");
+    EXPECT_EQ(state(name), state(c[2]));
+    EXPECT_EQ(metrics(name), metrics(c[2]));
+  }
+}
+
+TEST_F(Train, RanksStopTogether) {
+  const std::string options = "--set trainer.num_steps=2000 --set eval.every_steps=0 ";
+  const test::RunOutcome stopped =
+      interrupt(arguments("train", "two", options), "two", "USR1", 5, test::mpirun(2));
+  EXPECT_EQ(stopped.exit_code, 0) << stopped.messages;
+  EXPECT_THAT(stopped.messages, HasSubstr(" of 2000; a checkpoint was written"));
+  const int step = metrics("two").back()["step"];
+  EXPECT_TRUE(fs::exists(path("runs/two/checkpoints/step_" + std::to_string(step))));
+  // One rank continues what two began.
+  const std::string more =
+      "--set trainer.num_steps=" + std::to_string(step + 2) + " --set eval.every_steps=0 ";
+  train("train", "two", more + "--resume");
+  train("train", "one", more);
+  EXPECT_EQ(state("two"), state("one"));
+}
+
+TEST_F(Train, AFinishedRunResumesToNothingOrToMoreSteps) {
+  for (const std::string& command : kCommands) {
+    train(command, command);
+    const std::string before = state(command);
+    const std::vector<json> rows = metrics(command);
+    const std::string section = command == "train" ? "trainer" : "sft";
+    EXPECT_THAT(train(command, command, "--resume"),
+                HasSubstr("the run has made all of its 6 steps; raise " + section +
+                          ".num_steps to train on\n"));
+    EXPECT_EQ(state(command), before);
+    EXPECT_EQ(metrics(command), rows);
+    const std::string more = "--set " + section + ".num_steps=8 ";
+    train(command, command, more + "--resume");
+    EXPECT_EQ(metrics(command).back()["step"], 8);
+    train(command, command + "8", more);
+    EXPECT_EQ(state(command), state(command + "8"));
+  }
+}
+
+TEST_F(Train, NeverOverwritesARunAndNeedsOneToResume) {
+  for (const std::string& command : kCommands) {
+    train(command, command);
+    const std::string before = state(command);
+    const std::string folder = path("runs/" + command);
+    test::RunOutcome outcome = call(arguments(command, command));
+    EXPECT_EQ(outcome.exit_code, 2);
+    EXPECT_EQ(outcome.messages, "gradus: error: " + folder +
+                                    ": a run is already here (metrics up to step 6, checkpoint "
+                                    "step_6); continue it with --resume or set another run.name\n");
+    EXPECT_EQ(state(command), before);
+    outcome = call(arguments(command, "none", "--resume"));
+    EXPECT_EQ(outcome.exit_code, 2);
+    EXPECT_EQ(outcome.messages, "gradus: error: " + path("runs/none") +
+                                    ": no run to resume (no such folder); start it without "
+                                    "--resume or check the path\n");
+    outcome =
+        call(arguments(command, command, "--resume --set model.init.architecture.num_layers=3"));
+    EXPECT_EQ(outcome.exit_code, 2);
+    EXPECT_THAT(outcome.messages, HasSubstr("differs from the model of this run; resume with the "
+                                            "configuration that the run was started with"));
+  }
+}
+
+TEST_F(Train, ATruncatedCheckpointIsPassedOver) {
+  train("train", "whole");
+  const std::string broken = path("runs/whole/checkpoints/step_6/model.safetensors");
+  const std::string before = state("whole");
+  fs::resize_file(broken, fs::file_size(broken) - 10);
+  const std::string messages = train("train", "whole", "--resume");
+  EXPECT_THAT(messages, HasSubstr(path("runs/whole/checkpoints/step_6")));
+  EXPECT_THAT(messages,
+              HasSubstr("resumed from " + path("runs/whole/checkpoints/step_4") + " after step 4"));
+  EXPECT_EQ(state("whole"), before);
+  // The same for a flipped bit.
+  std::string bytes = test::read_file(broken);
+  bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
+  test::write_file(broken, bytes);
+  EXPECT_THAT(train("train", "whole", "--resume"), HasSubstr("after step 4"));
+  EXPECT_EQ(state("whole"), before);
+}
+
+TEST_F(Train, AFullDiskKeepsThePreviousCheckpoint) {
+  for (const std::string& command : kCommands) {
+    const std::string two = "--set trainer.num_steps=2 --set sft.num_steps=2 ";
+    train(command, command, two);
+    const std::string before = state(command);
+    // No file may grow beyond 64 KiB: smaller than the weights, larger than everything else.
+    const test::RunOutcome full =
+        call(arguments(command, command, "--resume"), "trap '' XFSZ; ulimit -f 128; ");
+    EXPECT_EQ(full.exit_code, 2) << full.messages;
+    EXPECT_THAT(full.messages, HasSubstr("/checkpoints/.tmp_step_"));
+    EXPECT_THAT(full.messages, HasSubstr("File too large"));
+    EXPECT_EQ(state(command), before);
+    for (const fs::directory_entry& entry :
+         fs::directory_iterator(path("runs/" + command + "/checkpoints"))) {
+      EXPECT_TRUE(entry.path().filename() == "step_2" || entry.path().filename() == "latest")
+          << entry.path();
+    }
+    train(command, command, "--resume");
+    train(command, command + "_whole");
+    EXPECT_EQ(state(command), state(command + "_whole"));
+  }
+}
+
+TEST_F(Train, WeightsThatBlowUpEndTheRunAndKeepTheCheckpoint) {
+  const test::RunOutcome outcome =
+      call(arguments("train", "run",
+                     "--set trainer.learning_rate=1e30 --set run.checkpoint_every=1 "
+                     "--set eval.before_training=false --set eval.every_steps=0"));
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_THAT(outcome.messages, HasSubstr("gradus: error: step "));
+  EXPECT_THAT(outcome.messages, HasSubstr("learning rate"));
+}
+
+TEST_F(Train, BrokenWeightsAreNamed) {
+  fs::copy("tests/golden/tiny_models/qwen3", path("model"));
+  std::string bytes = test::read_file(path("model/model.safetensors"));
+  std::fill(bytes.end() - 1024, bytes.end(), '\xFF');
+  test::write_file(path("model/model.safetensors"), bytes);
+  for (const std::string& command : kCommands) {
+    const test::RunOutcome outcome =
+        call(arguments(command, "run", "--set model.init=null --set model.path=" + path("model")));
+    EXPECT_EQ(outcome.exit_code, 2);
+    EXPECT_THAT(outcome.messages, HasSubstr("values are NaN or infinite; the weights are broken"));
+    EXPECT_FALSE(fs::exists(path("runs/run"))) << "nothing is left behind";
+  }
+}
+
+TEST_F(Train, BadDataIsNamedByFileAndLine) {
+  const std::string rows = path("rows.jsonl");
+  const auto message = [&](const std::string& text, const std::string& more = "",
+                           const std::string& command = "train") {
+    test::write_file(rows, text);
+    std::string all;
+    for (const std::string dry_run : {"", " --dry-run"}) {
+      const test::RunOutcome outcome =
+          call(arguments(command, "run",
+                         "--set 'data.train.task=\"\"' --set data.train.task_options={} --set "
+                         "data.train.num_rows=0 "
+                         "--set 'data.train.files=[" +
+                             rows + "]' " + more + dry_run));
+      EXPECT_EQ(outcome.exit_code, 2) << text;
+      if (dry_run.empty()) {
+        all = outcome.messages;
+      } else {
+        EXPECT_EQ(outcome.messages, all);
+      }
+    }
+    EXPECT_FALSE(fs::exists(path("runs/run")));
+    return all;
+  };
+  const std::string good =
+      R"({"data_source": "sum", "prompt": "1+1=", "reward_model": {"ground_truth": "2"}})"
+      "\n";
+  EXPECT_EQ(message(""), "gradus: error: " + rows + ": no rows; a data set needs at least one\n");
+  EXPECT_THAT(message(good + "{\"prompt\": \n"), HasSubstr("gradus: error: " + rows + ":2: "));
+  EXPECT_THAT(message(good + good, "--set data.max_prompt_tokens=3"),
+              HasSubstr("all 2 prompts have more than 3 tokens (the longest 4); allow longer "
+                        "prompts"));
+  EXPECT_THAT(message(good, "--set data.max_prompt_tokens=3 --set data.overlong_prompts=error"),
+              HasSubstr(rows + ":1: the prompt has 4 tokens, at most 3 are allowed"));
+  EXPECT_THAT(message(good, "", "sft"), HasSubstr(rows + ":1: "));
+}
+
+TEST_F(Train, APromptThatLeavesNoRoomInTheContextIsAnError) {
+  for (const std::string dry_run : {"", " --dry-run"}) {
+    const test::RunOutcome outcome =
+        call(arguments("train", "run",
+                       "--set model.init=null --set model.path=tests/golden/tiny_models/qwen3 "
+                       "--set rollout.max_new_tokens=4000" +
+                           dry_run));
+    EXPECT_EQ(outcome.exit_code, 2);
+    EXPECT_THAT(outcome.messages, HasSubstr("with rollout.max_new_tokens (4000) that is beyond "
+                                            "the model's context of 512; lower"));
+  }
+}
+
+TEST_F(Train, AnUnknownAlgorithmIsPlacedAndTheNearestNamed) {
+  const test::RunOutcome outcome =
+      call(arguments("train", "run", "--set trainer.algorithm=grpoo --dry-run"));
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_EQ(outcome.messages,
+            "gradus: error: --set trainer.algorithm=grpoo: trainer.algorithm: unknown algorithm "
+            "'grpoo'; did you mean 'grpo'?; known: grpo, reinforce\n");
+}
+
+TEST_F(Train, UnderMpirunRanksSpeakOnceAndEndTogether) {
+  // What all ranks find is said once.
+  test::RunOutcome outcome =
+      call(arguments("train", "run", "--set trainer.num_stepss=3"), test::mpirun(2));
+  EXPECT_EQ(outcome.exit_code, 2);
+  const std::string error =
+      "gradus: error (rank 0): --set trainer.num_stepss=3: unknown key "
+      "'num_stepss' in 'trainer'; did you mean 'num_steps'?\n";
+  EXPECT_THAT(outcome.messages, HasSubstr(error));
+  EXPECT_THAT(outcome.messages, Not(HasSubstr("error (rank 1)")));
+  outcome = call(arguments("train", "run", "--set trainer.prompts_per_step=9"), test::mpirun(2));
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_THAT(outcome.messages, HasSubstr("trainer.prompts_per_step (9) must be a multiple of the "
+                                          "number of ranks (2)"));
+  // What only one rank finds ends all of them.
+  outcome =
+      shell(test::mpirun(1) + GRADUS_BINARY + " " + arguments("train", "run") + " : -np 1 " +
+            GRADUS_BINARY + " " + arguments("train", "run", "--set model.init.tokenizer=nowhere"));
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_THAT(outcome.messages, HasSubstr("gradus: error (rank 1): nowhere"));
+}
+
+TEST_F(Train, TheMemoryPlanHolds) {
+  // 13M weights, so that arrays dominate.
+  const std::string big =
+      "--set model.init.architecture.hidden_size=512 "
+      "--set model.init.architecture.intermediate_size=1024 "
+      "--set model.init.architecture.num_layers=6 --set model.init.architecture.num_heads=8 "
+      "--set eval.before_training=false --set eval.every_steps=0 "
+      "--set trainer.num_steps=1 --set sft.num_steps=1 --set trainer.mini_batches=1 ";
+  for (const auto& [command, ranks] : {std::pair("train", 1), std::pair("sft", 2)}) {
+    const std::string messages =
+        train(command, command, big, ranks == 1 ? "" : test::mpirun(ranks));
+    std::smatch match;
+    ASSERT_TRUE(std::regex_search(messages, match,
+                                  std::regex("peak memory (\\d+) MiB \\(planned (\\d+) MiB\\)")))
+        << messages;
+    const double peak = std::stod(match[1]), planned = std::stod(match[2]);
+    EXPECT_GT(peak, 0.9 * planned) << command << ", " << match[0];
+    EXPECT_LT(peak, 1.1 * planned) << command << ", " << match[0];
+    // The dry run says the same.
+    const test::RunOutcome plan =
+        call(arguments(command, "plan", big + "--dry-run"), ranks == 1 ? "" : test::mpirun(ranks));
+    EXPECT_EQ(plan.exit_code, 0) << plan.messages;
+    EXPECT_THAT(test::read_file(path("output")),
+                HasSubstr(" " + match[2].str() + " MiB at the peak, per rank\n"));
+  }
+}
+
+}  // namespace
+}  // namespace gradus
