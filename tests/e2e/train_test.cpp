@@ -6,7 +6,9 @@
 
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <regex>
+#include <set>
 
 #include "tests/support/tiny_run.h"
 
@@ -88,6 +90,29 @@ TEST_F(Train, RanksChangeNeitherWeightsNorMetrics) {
   }
 }
 
+TEST_F(Train, EveryAlgorithmAndTermIsTheSameOnRanksAndAfterAResume) {
+  const std::map<std::string, std::string> options = {
+      {"kl", "--set trainer.kl_coef=0.2 --set trainer.kl_kind=k3 "},
+      {"entropy", "--set trainer.entropy_coef=0.02 --set trainer.overlong_buffer_tokens=6 "},
+      {"dynamic", "--set trainer.dynamic_sampling=true "},
+      {"reinforce",
+       "--set trainer.algorithm=reinforce --set trainer.lr_schedule=cosine "
+       "--set trainer.warmup_steps=3 "}};
+  std::set<std::string> states;
+  for (const auto& [name, option] : options) {
+    train("train", name, option);
+    states.insert(state(name));
+    train("train", name + "2", option, test::mpirun(2));
+    EXPECT_EQ(state(name + "2"), state(name)) << name;
+    // Back to step 4, by taking the checkpoint of step 6 away.
+    fs::remove_all(path("runs/" + name + "2/checkpoints/step_6"));
+    EXPECT_THAT(train("train", name + "2", option + "--resume"), HasSubstr("after step 4"));
+    EXPECT_EQ(state(name + "2"), state(name)) << name;
+    EXPECT_EQ(metrics(name + "2").size(), metrics(name).size());
+  }
+  EXPECT_EQ(states.size(), options.size()) << "each option changes what is learned";
+}
+
 TEST_F(Train, AKilledRunResumesToTheSameWeights) {
   for (const std::string& command : kCommands) {
     train(command, command, kLong);
@@ -135,6 +160,22 @@ TEST_F(Train, AStopSignalEndsAfterTheStepWithACheckpoint) {
   }
 }
 
+TEST_F(Train, ASecondStopSignalEndsAtOnceAndLeavesAWholeCheckpoint) {
+  // One step takes seconds, so that the second signal finds the first one waiting.
+  const std::string slow =
+      "--set trainer.num_steps=60 --set eval.before_training=false --set eval.every_steps=0 "
+      "--set run.checkpoint_every=1 ";
+  train("train", "run", slow + "--set trainer.num_steps=1");
+  const std::string before = state("run");
+  const std::string big = "--set rollout.num_samples=16000 --set rollout.max_batch=64 --resume";
+  const test::RunOutcome outcome =
+      shell(std::string(GRADUS_BINARY) + " " + arguments("train", "run", slow + big) +
+            " & pid=$!\nwhile kill -0 $pid 2>/dev/null && ! grep -q resumed " + path("messages") +
+            "; do sleep 0.01; done\nkill -INT $pid; sleep 0.3; kill -INT $pid; wait $pid");
+  EXPECT_EQ(outcome.exit_code, 130) << outcome.messages;
+  EXPECT_EQ(state("run"), before);
+}
+
 TEST_F(Train, RanksStopTogether) {
   const std::string options = "--set trainer.num_steps=2000 --set eval.every_steps=0 ";
   const test::RunOutcome stopped =
@@ -168,6 +209,28 @@ TEST_F(Train, AFinishedRunResumesToNothingOrToMoreSteps) {
     train(command, command + "8", more);
     EXPECT_EQ(state(command), state(command + "8"));
   }
+}
+
+TEST_F(Train, KeepsTheBestCheckpointAndMakesAReport) {
+  train("train", "run",
+        "--set run.keep_checkpoints=1 --set run.checkpoint_every=1 --set trainer.num_steps=8 "
+        "--set run.save_best_metric=critic/rewards/mean");
+  int best_step = 0;
+  double best = -1;
+  for (const json& row : metrics("run")) {
+    if (row.contains("critic/rewards/mean") && row["critic/rewards/mean"] > best) {
+      best = row["critic/rewards/mean"];
+      best_step = row["step"];
+    }
+  }
+  const std::string checkpoints = path("runs/run/checkpoints");
+  EXPECT_EQ(fs::read_symlink(checkpoints + "/best"), "step_" + std::to_string(best_step));
+  EXPECT_EQ(fs::read_symlink(checkpoints + "/latest"), "step_8");
+  const test::RunOutcome report = call("report " + path("runs/run"));
+  EXPECT_EQ(report.exit_code, 0) << report.messages;
+  EXPECT_THAT(test::read_file(path("runs/run/report.html")), HasSubstr("chain_sum"));
+  // Every response of a step is in the dump.
+  EXPECT_EQ(test::json_rows(test::read_file(path("runs/run/rollouts/step_1.jsonl"))).size(), 32u);
 }
 
 TEST_F(Train, NeverOverwritesARunAndNeedsOneToResume) {
