@@ -104,7 +104,11 @@ Result<trainer::Policy> policy_without_weights(const RunConfig& config) {
   if (!tokenizer.ok()) return tokenizer.status();
   policy.tokenizer = std::move(*tokenizer);
   Result<data::ChatTemplate> chat_template = data::load_chat_template(dir);
-  if (chat_template.ok()) policy.chat_template = std::move(*chat_template);
+  if (chat_template.ok()) {
+    policy.chat_template = std::move(*chat_template);
+  } else if (chat_template.status().code() != StatusCode::kNotFound) {
+    return chat_template.status();
+  }
   return policy;
 }
 

@@ -76,9 +76,9 @@ Status RlTrainer::run() {
   const auto is_last = [&] { return position_.step >= setup_.trainer.num_steps; };
   bool is_saved = true;
   if (is_last()) {
-    display_.print(fmt::format(
-        "the run has made all of its {} steps; raise trainer.num_steps to train on",
-        setup_.trainer.num_steps));
+    display_.print(
+        fmt::format("the run has made all of its {} steps; raise trainer.num_steps to train on",
+                    setup_.trainer.num_steps));
   }
   if (setup_.eval.before_training && position_.step == 0 && !setup_.eval_prompts.empty()) {
     Metrics metrics;

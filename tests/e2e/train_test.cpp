@@ -358,6 +358,27 @@ TEST_F(Train, BadDataIsNamedByFileAndLine) {
   EXPECT_THAT(message(good, "", "sft"), HasSubstr(rows + ":1: "));
 }
 
+TEST_F(Train, ATemplateThatFailsIsNamedByFileAndLine) {
+  fs::copy("tests/golden/tiny_models/qwen3", path("model"));
+  const std::string file = path("model/chat_template.jinja");
+  const std::string options =
+      "--set model.init=null --set model.path=" + path("model") + " --set data.prompt_format=chat ";
+  for (const std::string& command : kCommands) {
+    for (const std::string dry_run : {"", "--dry-run"}) {
+      test::write_file(file, "\n{{ raise_exception('no such role') }}");
+      test::RunOutcome outcome = call(arguments(command, "run", options + dry_run));
+      EXPECT_EQ(outcome.exit_code, 2);
+      EXPECT_THAT(outcome.messages,
+                  HasSubstr("template " + file + ":2: raise_exception: no such role\n"));
+      test::write_file(file, "{% unknown %}");
+      outcome = call(arguments(command, "run", options + dry_run));
+      EXPECT_EQ(outcome.exit_code, 2);
+      EXPECT_EQ(outcome.messages,
+                "gradus: error: template " + file + ":1: unknown tag 'unknown'\n");
+    }
+  }
+}
+
 TEST_F(Train, APromptThatLeavesNoRoomInTheContextIsAnError) {
   for (const std::string dry_run : {"", " --dry-run"}) {
     const test::RunOutcome outcome =
