@@ -39,7 +39,8 @@ std::vector<TaskOption> options_of(const Generator& generator) {
   options.push_back({"style", "natural", "natural | compact",
                      "a question in words as a chat, or a bare text for a character model"});
   options.push_back(
-      {"solution", "steps", "steps | answer", "whether the reference response shows worked steps"});
+      {"solution", "steps", "steps | answer | mixed",
+       "whether the reference response shows worked steps; mixed: in a third of the rows"});
   options.push_back({"examples", "0", fmt::format("0..{}", kMaxExamples),
                      "solved turns before the question, with style natural"});
   options.push_back({"split", "all", "all | train | heldout",
@@ -131,9 +132,9 @@ Result<Task> Task::create(std::string_view name, const TaskOptions& options) {
       if (!choice.ok()) return choice.status();
       task.is_compact_ = *choice == 1;
     } else if (key == "solution") {
-      const auto choice = read_choice(where, text, {"steps", "answer"});
+      const auto choice = read_choice(where, text, {"steps", "answer", "mixed"});
       if (!choice.ok()) return choice.status();
-      task.with_steps_ = *choice == 0;
+      task.solution_ = static_cast<Solution>(*choice);
     } else if (key == "examples") {
       const auto value = read_integer(where, text, 0, kMaxExamples);
       if (!value.ok()) return value.status();
@@ -183,6 +184,10 @@ Result<Row> Task::row(uint64_t seed, uint64_t index) const {
   auto drawn = draw(seed, index, 0, {});
   if (!drawn.ok()) return drawn.status();
   const Problem& problem = *drawn;
+  const bool wants_steps =
+      solution_ == Solution::kSteps ||
+      (solution_ == Solution::kMixed &&
+       hash64({seed, index, static_cast<uint64_t>(Solution::kMixed)}) % 3 == 0);
   Row row;
   row.data_source = generator_->name;
   row.ability = generator_->ability;
@@ -190,7 +195,7 @@ Result<Row> Task::row(uint64_t seed, uint64_t index) const {
   row.ground_truth = problem.ground_truth.empty() ? problem.answer : problem.ground_truth;
   if (is_compact_) {
     row.text = problem.compact;
-    row.response = with_steps_ ? problem.compact_steps : problem.answer;
+    row.response = wants_steps ? problem.compact_steps : problem.answer;
   } else {
     std::vector<std::string> taken = {key_of(problem)};
     for (int64_t i = 1; i <= num_examples_; ++i) {
@@ -201,7 +206,7 @@ Result<Row> Task::row(uint64_t seed, uint64_t index) const {
       row.messages.push_back({"assistant", "Answer: " + example->answer});
     }
     row.messages.push_back({"user", request(*generator_, problem)});
-    const bool with_steps = with_steps_ && !problem.steps.empty();
+    const bool with_steps = wants_steps && !problem.steps.empty();
     row.response = (with_steps ? problem.steps + "\n" : "") + "Answer: " + problem.answer;
   }
   nlohmann::ordered_json extra = {{"index", index}, {"seed", seed}};

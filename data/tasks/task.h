@@ -62,6 +62,7 @@ class Task {
 
  private:
   enum class Split { kAll, kTrain, kHeldOut };
+  enum class Solution { kSteps, kAnswer, kMixed };
 
   Task() = default;
   // Problem of the question (turn 0) or of an example; its key is none of `taken`.
@@ -71,7 +72,7 @@ class Task {
   const Generator* generator_ = nullptr;
   std::vector<int64_t> dials_;  // in the order of the generator's
   bool is_compact_ = false;
-  bool with_steps_ = true;
+  Solution solution_ = Solution::kSteps;
   int64_t num_examples_ = 0;
   Split split_ = Split::kAll;
 };

@@ -339,5 +339,24 @@ TEST(Task, SaysWhenTheDialsLeaveNoProblem) {
       "problems for this split and number of examples: widen them");
 }
 
+// A third of the rows show their steps, the others the answer alone; which is a function of the
+// row.
+TEST(MixedSolutions, ShowStepsInAThirdOfTheRows) {
+  const auto response = [](const char* solution, uint64_t index) {
+    const auto row =
+        make_row("number_sorting", {{"style", "compact"}, {"solution", solution}}, 3, index);
+    GRADUS_CHECK(row.ok(), row.status().message());
+    return row->response;
+  };
+  int num_steps = 0;
+  for (uint64_t i = 0; i < 300; ++i) {
+    const std::string mixed = response("mixed", i);
+    const bool has_steps = mixed.find(';') != std::string::npos;
+    EXPECT_EQ(mixed, response(has_steps ? "steps" : "answer", i)) << "row " << i;
+    num_steps += has_steps ? 1 : 0;
+  }
+  EXPECT_NEAR(num_steps, 100, 25) << "three standard deviations of 300 draws at a third";
+}
+
 }  // namespace
 }  // namespace gradus::data
