@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <exception>
 #include <sstream>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "cli/command.h"
 #include "comm/communicator.h"
 #include "common/log.h"
+#include "common/strings.h"
 
 namespace {
 
@@ -39,11 +42,22 @@ int report(const gradus::Status& status) {
   return code;
 }
 
+// CLI11 says of a mistyped command only that one is required.
+gradus::Status check_command(const CLI::App& app, int argc, char** argv) {
+  if (argc < 2 || argv[1][0] == '-') return {};
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
+  if (std::find(names.begin(), names.end(), argv[1]) != names.end()) return {};
+  return gradus::invalid_argument("unknown command '{}'{}; known: {}", argv[1],
+                                  gradus::did_you_mean(argv[1], names), gradus::join(names, ", "));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app{"Gradus: reinforcement learning of language models with verifiable rewards"};
   app.require_subcommand(1);
+  app.set_version_flag("--version", "gradus " GRADUS_VERSION);
   gradus::cli::Action action;
   // Commands are added here, in the order in which `gradus --help` lists them.
   gradus::cli::add_train_command(app, action);
@@ -58,6 +72,9 @@ int main(int argc, char** argv) {
   gradus::cli::add_tokenize_command(app, action);
   gradus::cli::add_report_command(app, action);
   gradus::cli::add_convert_command(app, action);
+  if (const gradus::Status known = check_command(app, argc, argv); !known.ok()) {
+    return report(known);
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
