@@ -85,12 +85,8 @@ Status eval(const EvalArguments& arguments) {
   if (!prompts.ok()) return prompts.status();
   rollout::Engine engine(*policy->transformer, policy->tokenizer.get(),
                          trainer::engine_options(config.rollout));
-  trainer::EvaluationSettings settings;
-  settings.num_samples = config.eval.num_samples;
-  settings.sampling = trainer::sampling_params(config.rollout, policy->transformer->config());
-  settings.sampling.greedy = config.eval.temperature == 0;
-  if (!settings.sampling.greedy) settings.sampling.temperature = config.eval.temperature;
-  settings.seed = static_cast<uint64_t>(config.run.seed) + 1;
+  const trainer::EvaluationSettings settings = trainer::evaluation_settings(
+      config.eval, config.rollout, policy->transformer->config(), config.run.seed);
   records::RunDisplay display({.is_quiet = ranks.rank() != 0});
   display.begin_phase("evaluate", static_cast<int64_t>(prompts->size()) * settings.num_samples,
                       "responses");

@@ -7,7 +7,6 @@
 #include <cstring>
 
 #include "common/log.h"
-#include "records/signals.h"
 
 namespace gradus::trainer {
 namespace {
@@ -73,9 +72,7 @@ Status RlTrainer::resume(const std::string& checkpoint_folder) {
 }
 
 Status RlTrainer::run() {
-  const auto is_last = [&] { return position_.step >= setup_.trainer.num_steps; };
-  bool is_saved = true;
-  if (is_last()) {
+  if (position_.step >= setup_.trainer.num_steps) {
     display_.print(
         fmt::format("the run has made all of its {} steps; raise trainer.num_steps to train on",
                     setup_.trainer.num_steps));
@@ -87,25 +84,9 @@ Status RlTrainer::run() {
       GRADUS_RETURN_IF_ERROR(records_.metrics->write(0, metrics.values()));
     }
   }
-  while (!is_last()) {
-    GRADUS_RETURN_IF_ERROR(step());
-    is_saved = false;
-    const double wants_stop = records::stop_requested() ? 1.0 : 0.0;
-    const bool is_stopping = comm::all_reduce_sum(communicator_, {&wants_stop, 1})[0] > 0;
-    const int64_t every = setup_.run.checkpoint_every;
-    if (is_last() || is_stopping || (every > 0 && position_.step % every == 0)) {
-      GRADUS_RETURN_IF_ERROR(save());
-      is_saved = true;
-    }
-    if (is_stopping && !is_last()) {
-      display_.print(fmt::format(
-          "stopped after step {} of {}; a checkpoint was written: continue with --resume",
-          position_.step, setup_.trainer.num_steps));
-      return {};
-    }
-  }
-  GRADUS_CHECK(is_saved, "the last step is saved");
-  return {};
+  return run_steps(
+      setup_.trainer.num_steps, setup_.run.checkpoint_every, position_, communicator_, display_,
+      [this] { return step(); }, [this] { return save(); });
 }
 
 Status RlTrainer::step() {
@@ -464,12 +445,8 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
 
 Status RlTrainer::evaluate_now(Metrics& metrics) {
   PhaseTimer timer(metrics, "timing_s/testing");
-  EvaluationSettings settings;
-  settings.num_samples = setup_.eval.num_samples;
-  settings.sampling = sampling_params(setup_.rollout, policy_.transformer->config());
-  settings.sampling.greedy = setup_.eval.temperature == 0;
-  if (!settings.sampling.greedy) settings.sampling.temperature = setup_.eval.temperature;
-  settings.seed = static_cast<uint64_t>(setup_.run.seed) + 1;
+  const EvaluationSettings settings = evaluation_settings(
+      setup_.eval, setup_.rollout, policy_.transformer->config(), setup_.run.seed);
   std::span<const data::Prompt> prompts = setup_.eval_prompts;
   if (setup_.eval.max_rows) {
     prompts = prompts.first(std::min(prompts.size(), static_cast<size_t>(*setup_.eval.max_rows)));

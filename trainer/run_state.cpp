@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/atomic_file.h"
+#include "records/signals.h"
 
 namespace gradus::trainer {
 namespace {
@@ -151,6 +152,38 @@ Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learn
   if (!policy_version.ok()) return policy_version.status();
   position = {*step, *data_position, *policy_version};
   return {};
+}
+
+Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition& position,
+                 comm::Communicator& communicator, records::RunDisplay& display,
+                 const std::function<Status()>& step, const std::function<Status()>& save) {
+  while (position.step < num_steps) {
+    GRADUS_RETURN_IF_ERROR(step());
+    const bool is_last = position.step >= num_steps;
+    const double wants_stop = records::stop_requested() ? 1.0 : 0.0;
+    const bool is_stopping = comm::all_reduce_sum(communicator, {&wants_stop, 1})[0] > 0;
+    const bool is_due = checkpoint_every > 0 && position.step % checkpoint_every == 0;
+    if (is_last || is_stopping || is_due) GRADUS_RETURN_IF_ERROR(save());
+    if (is_stopping && !is_last) {
+      display.print(fmt::format(
+          "stopped after step {} of {}; a checkpoint was written: continue with --resume",
+          position.step, num_steps));
+      return {};
+    }
+  }
+  return {};
+}
+
+EvaluationSettings evaluation_settings(const EvalConfig& eval,
+                                       const rollout::RolloutConfig& rollout,
+                                       const model::ModelConfig& model, int64_t run_seed) {
+  EvaluationSettings settings;
+  settings.num_samples = eval.num_samples;
+  settings.sampling = sampling_params(rollout, model);
+  settings.sampling.greedy = eval.temperature == 0;
+  if (!settings.sampling.greedy) settings.sampling.temperature = eval.temperature;
+  settings.seed = static_cast<uint64_t>(run_seed) + 1;
+  return settings;
 }
 
 rollout::EngineOptions engine_options(const rollout::RolloutConfig& config) {

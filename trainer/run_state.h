@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,6 +18,7 @@
 #include "model/model_source_config.h"
 #include "model/transformer.h"
 #include "records/checkpoint_store.h"
+#include "records/terminal.h"
 #include "rewards/reward_sum.h"
 #include "rollout/engine.h"
 #include "rollout/rollout_config.h"
@@ -60,6 +62,13 @@ Status save_checkpoint(records::CheckpointStore& store, const Policy& policy,
 Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learner,
                        RunPosition& position);
 
+// Makes steps until `position.step` (which `step` advances) is `num_steps`, or until a stop is
+// asked of any rank: then the step is finished. Saves every `checkpoint_every` steps (0: never), at
+// the last step and before it stops early, which it says on the display.
+Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition& position,
+                 comm::Communicator& communicator, records::RunDisplay& display,
+                 const std::function<Status()>& step, const std::function<Status()>& save);
+
 rollout::EngineOptions engine_options(const rollout::RolloutConfig& config);
 data::SamplingParams sampling_params(const rollout::RolloutConfig& config,
                                      const model::ModelConfig& model);
@@ -75,6 +84,11 @@ struct EvaluationSettings {
   data::SamplingParams sampling;
   uint64_t seed = 0;
 };
+
+// How the `eval` section asks for responses; the seed differs from that of training.
+EvaluationSettings evaluation_settings(const EvalConfig& eval,
+                                       const rollout::RolloutConfig& rollout,
+                                       const model::ModelConfig& model, int64_t run_seed);
 
 // What became of each prompt: right is a first reward part of 1. Prompts are shared out over the
 // ranks; every rank gets all outcomes, in order, with the mean response length and truncated

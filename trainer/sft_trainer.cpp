@@ -3,8 +3,6 @@
 
 #include <chrono>
 
-#include "records/signals.h"
-
 namespace gradus::trainer {
 
 SftTrainer::SftTrainer(SftSetup setup, Policy& policy, comm::Communicator& communicator,
@@ -28,23 +26,9 @@ Status SftTrainer::run() {
         fmt::format("the run has made all of its {} steps; raise sft.num_steps to train on",
                     setup_.sft.num_steps));
   }
-  while (position_.step < setup_.sft.num_steps) {
-    GRADUS_RETURN_IF_ERROR(step());
-    const bool is_last = position_.step == setup_.sft.num_steps;
-    const double wants_stop = records::stop_requested() ? 1.0 : 0.0;
-    const bool is_stopping = comm::all_reduce_sum(communicator_, {&wants_stop, 1})[0] > 0;
-    const int64_t every = setup_.run.checkpoint_every;
-    if (is_last || is_stopping || (every > 0 && position_.step % every == 0)) {
-      GRADUS_RETURN_IF_ERROR(save());
-    }
-    if (is_stopping && !is_last) {
-      display_.print(fmt::format(
-          "stopped after step {} of {}; a checkpoint was written: continue with --resume",
-          position_.step, setup_.sft.num_steps));
-      return {};
-    }
-  }
-  return {};
+  return run_steps(
+      setup_.sft.num_steps, setup_.run.checkpoint_every, position_, communicator_, display_,
+      [this] { return step(); }, [this] { return save(); });
 }
 
 Status SftTrainer::step() {
