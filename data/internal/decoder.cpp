@@ -79,23 +79,9 @@ Result<Decoder> Decoder::parse(const nlohmann::json& json, const std::string& wh
           step.kind = Kind::kFuse;
           is_fused = true;
         } else if (component.type() == "Replace") {
-          const auto pattern = component.pattern();
-          step.kind = pattern.is_regex ? Kind::kReplacePattern : Kind::kReplaceText;
-          step.text = pattern.text;
-          step.content = component.text("content");
-          GRADUS_RETURN_IF_ERROR(component.status());
-          if (step.text.empty())
-            return invalid_argument("{}: the pattern to replace is empty", part_where);
-          if (pattern.is_regex) {
-            if (step.content.find('$') != std::string::npos) {
-              return invalid_argument(
-                  "{}: unsupported '$' in the content '{}' of a Replace with a regular expression",
-                  part_where, step.content);
-            }
-            auto compiled = Pattern::compile(step.text);
-            GRADUS_RETURN_IF_ERROR(compiled.status().with_prefix(part_where));
-            step.pattern = std::move(*compiled);
-          }
+          GRADUS_RETURN_IF_ERROR(
+              read_replace(component, part_where, step.text, step.content, step.pattern));
+          step.kind = step.pattern ? Kind::kReplacePattern : Kind::kReplaceText;
         } else if (component.type() == "Strip") {
           step.kind = Kind::kStrip;
           step.text = component.text("content");

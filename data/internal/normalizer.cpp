@@ -32,6 +32,25 @@ Status append_replaced(std::string& out, std::string_view text, const Pattern& p
   return {};
 }
 
+Status read_replace(ComponentReader& component, const std::string& where, std::string& text,
+                    std::string& content, std::shared_ptr<const Pattern>& pattern) {
+  const auto replaced = component.pattern();
+  text = replaced.text;
+  content = component.text("content");
+  GRADUS_RETURN_IF_ERROR(component.status());
+  if (text.empty()) return invalid_argument("{}: the pattern to replace is empty", where);
+  if (!replaced.is_regex) return {};
+  if (content.find('$') != std::string::npos) {
+    return invalid_argument(
+        "{}: unsupported '$' in the content '{}' of a Replace with a regular expression", where,
+        content);
+  }
+  auto compiled = Pattern::compile(text);
+  GRADUS_RETURN_IF_ERROR(compiled.status().with_prefix(where));
+  pattern = std::move(*compiled);
+  return {};
+}
+
 Result<Normalizer> Normalizer::parse(const nlohmann::json& json, const std::string& where) {
   Normalizer normalizer;
   const Status status = for_each_component(
@@ -45,23 +64,9 @@ Result<Normalizer> Normalizer::parse(const nlohmann::json& json, const std::stri
           step.kind = Step::Kind::kPrepend;
           step.text = component.text("prepend");
         } else if (component.type() == "Replace") {
-          const auto pattern = component.pattern();
-          step.kind = pattern.is_regex ? Step::Kind::kReplacePattern : Step::Kind::kReplaceText;
-          step.text = pattern.text;
-          step.content = component.text("content");
-          GRADUS_RETURN_IF_ERROR(component.status());
-          if (step.text.empty())
-            return invalid_argument("{}: the pattern to replace is empty", part_where);
-          if (pattern.is_regex) {
-            if (step.content.find('$') != std::string::npos) {
-              return invalid_argument(
-                  "{}: unsupported '$' in the content '{}' of a Replace with a regular expression",
-                  part_where, step.content);
-            }
-            auto compiled = Pattern::compile(step.text);
-            GRADUS_RETURN_IF_ERROR(compiled.status().with_prefix(part_where));
-            step.pattern = std::move(*compiled);
-          }
+          GRADUS_RETURN_IF_ERROR(
+              read_replace(component, part_where, step.text, step.content, step.pattern));
+          step.kind = step.pattern ? Step::Kind::kReplacePattern : Step::Kind::kReplaceText;
         } else {
           return component.unsupported("NFC, Prepend, Replace, Sequence");
         }

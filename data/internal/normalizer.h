@@ -8,9 +8,15 @@
 #include <vector>
 
 #include "common/status.h"
+#include "data/internal/component.h"
 #include "data/internal/pattern.h"
 
 namespace gradus::data::internal {
+
+// Reads the keys of a `Replace` component. `pattern` is set for a regular expression and null for a
+// plain text. InvalidArgument for an empty text, or a '$' in what replaces a regular expression.
+Status read_replace(ComponentReader& component, const std::string& where, std::string& text,
+                    std::string& content, std::shared_ptr<const Pattern>& pattern);
 
 // Appends `text` with every `pattern` in it exchanged for `content`.
 void append_replaced(std::string& out, std::string_view text, std::string_view pattern,
