@@ -20,8 +20,7 @@ Status print_text(const std::string& text) {
 Status print_config(const ConfigArguments& arguments) {
   // The rules between fields are left to the dry run, so that a `base:` of other files prints as
   // well.
-  Result<LoadedConfig<RunConfig>> loaded =
-      load_config<RunConfig>(arguments.path, arguments.overrides);
+  Result<LoadedConfig<RunConfig>> loaded = read_run_config(arguments.path, arguments.overrides);
   if (!loaded.ok()) return loaded.status();
   return print_text(resolved_yaml(*loaded));
 }

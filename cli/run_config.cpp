@@ -38,16 +38,11 @@ void check_rewards(const rewards::RewardConfig& config, ConfigRules& rules) {
 
 void check_training(const RunConfig& config, int64_t world_size, ConfigRules& rules) {
   rules.add(trainer::validate(config.trainer, world_size));
-  trainer::AlgorithmRegistry algorithms("algorithm");
-  trainer::register_builtin_algorithms(algorithms);
-  rules.add(algorithms.create(config.trainer.algorithm, config.trainer)
-                .status()
-                .with_prefix("trainer.algorithm"));
   rules.require(!config.reward.parts.empty(),
                 "reward.parts is empty; name at least one reward, e.g. {{name: exact}}");
-  rules.require(config.trainer.algorithm != "grpo" || config.rollout.num_samples >= 2,
-                "rollout.num_samples is {} but trainer.algorithm is grpo, which compares the "
-                "responses of a group; use at least 2",
+  rules.require(config.trainer.algorithm.advantage != "grpo" || config.rollout.num_samples >= 2,
+                "rollout.num_samples is {} but trainer.algorithm.advantage is grpo, which compares "
+                "the responses of a group; use at least 2",
                 config.rollout.num_samples);
   rules.require(
       !config.trainer.dynamic_sampling || config.rollout.num_samples >= 2,
@@ -99,10 +94,20 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
   return rules.status();
 }
 
+Result<LoadedConfig<RunConfig>> read_run_config(const std::string& path,
+                                                std::span<const std::string> overrides) {
+  Result<LoadedConfig<RunConfig>> loaded = load_config<RunConfig>(path, overrides);
+  if (!loaded.ok()) return loaded;
+  // Whatever source names the preset, written keys hold against it: read again on top of it.
+  RunConfig defaults;
+  defaults.trainer.algorithm = trainer::preset(loaded->value.trainer.algorithm.name);
+  return load_config<RunConfig>(path, overrides, std::move(defaults));
+}
+
 Result<LoadedConfig<RunConfig>> load_run_config(const std::string& path,
                                                 std::span<const std::string> overrides,
                                                 RunKind kind, int64_t world_size) {
-  Result<LoadedConfig<RunConfig>> loaded = load_config<RunConfig>(path, overrides);
+  Result<LoadedConfig<RunConfig>> loaded = read_run_config(path, overrides);
   if (!loaded.ok()) return loaded;
   const Status status = validate(loaded->value, kind, world_size);
   if (!status.ok()) return with_places(status, path, loaded->origins);
@@ -111,7 +116,14 @@ Result<LoadedConfig<RunConfig>> load_run_config(const std::string& path,
 
 std::string resolved_yaml(const LoadedConfig<RunConfig>& config) {
   RunConfig copy = config.value;
-  return config_yaml([&](FieldVisitor& v) { copy.visit(v); }, config.origins);
+  const VisitFields visit = [&](FieldVisitor& v) { copy.visit(v); };
+  ConfigOrigins origins = config.origins;
+  for (const std::string& path : config_paths(visit)) {
+    if (path.starts_with("trainer.algorithm.")) {
+      origins.emplace(path, "preset " + copy.trainer.algorithm.name);
+    }
+  }
+  return config_yaml(visit, origins);
 }
 
 std::string run_config_markdown() {

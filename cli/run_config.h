@@ -36,7 +36,12 @@ enum class RunKind { kTrain, kSft, kEval };
 // line, each naming its keys.
 Status validate(const RunConfig& config, RunKind kind, int64_t world_size = 1);
 
-// Reads the file with the overrides of `--set` and validates the result. The error has every
+// Reads the file with the overrides of `--set`; the preset of trainer.algorithm.name holds wherever
+// no key is written. The rules between fields are not checked.
+Result<LoadedConfig<RunConfig>> read_run_config(const std::string& path,
+                                                std::span<const std::string> overrides);
+
+// The same, validated. The error has every
 // problem, one a line, with its place.
 Result<LoadedConfig<RunConfig>> load_run_config(const std::string& path,
                                                 std::span<const std::string> overrides,

@@ -71,7 +71,7 @@ std::vector<MemoryPart> plan_training(const RunConfig& config, const model::Mode
       .groups_per_update = config.trainer.prompts_per_step / config.trainer.mini_batches,
       .rows_per_group =
           longest_prompt + config.rollout.num_samples * (config.rollout.max_new_tokens - 1),
-      .has_reference = config.trainer.kl_coef != 0,
+      .has_reference = config.trainer.algorithm.kl.coef != 0,
       .has_evaluation = config.eval.is_asked_for()};
   return plan_memory(model, work, config.trainer.backward, &config.rollout);
 }
@@ -140,7 +140,7 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
              config.rollout.max_new_tokens, num_ranks, num_ranks == 1 ? "" : "s",
              config.trainer.mini_batches, config.trainer.mini_batches == 1 ? "" : "s");
   fmt::print("run        {} steps of {} into {}\nmemory\n", config.trainer.num_steps,
-             config.trainer.algorithm, run_folder_of(config));
+             config.trainer.algorithm.name, run_folder_of(config));
   print_memory(plan_training(config, *model, longest, num_ranks));
   fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
   return {};
@@ -190,10 +190,7 @@ Status train(const TrainArguments& arguments) {
 
   const Result<rewards::RewardSum> rewards = make_rewards(config);
   if (!rewards.ok()) return rewards.status();
-  trainer::AlgorithmRegistry registry("algorithm");
-  trainer::register_builtin_algorithms(registry);
-  Result<std::unique_ptr<trainer::Algorithm>> algorithm =
-      registry.create(config.trainer.algorithm, config.trainer);
+  const Result<trainer::Algorithm> algorithm = trainer::make_algorithm(config.trainer.algorithm);
   if (!algorithm.ok()) return algorithm.status();
   Result<trainer::Policy> policy =
       trainer::load_policy(config.model, static_cast<uint64_t>(config.run.seed));
@@ -232,8 +229,8 @@ Status train(const TrainArguments& arguments) {
       config.run.name, static_cast<double>(model::num_parameters(model)) / 1e6,
       setup.train_prompts.size(), num_dropped, ranks.size(), ranks.size() == 1 ? "" : "s",
       num_threads(), num_threads() == 1 ? "" : "s", mebibytes(planned)));
-  trainer::RlTrainer trainer(std::move(setup), *policy, *rewards, **algorithm, ranks,
-                             run->records(), display);
+  trainer::RlTrainer trainer(std::move(setup), *policy, *rewards, *algorithm, ranks, run->records(),
+                             display);
   if (!run->resume_from.empty()) {
     GRADUS_RETURN_IF_ERROR(trainer.resume(run->resume_from));
     display.print(

@@ -37,25 +37,39 @@ struct LossTerms {
   double clipped_tokens = 0, dual_clipped_tokens = 0, policy_kl = 0;  // sums over tokens
 };
 
-class Algorithm {
+// How the rewards of a group become advantages.
+class AdvantageEstimator {
  public:
-  virtual ~Algorithm() = default;
+  virtual ~AdvantageEstimator() = default;
 
   // Advantages of the scored responses of one group; finite. Equal rewards give zeros.
   virtual std::vector<double> advantages(std::span<const double> rewards) const = 0;
+};
+
+// The loss of tokens whose advantages are known.
+class PolicyLoss {
+ public:
+  virtual ~PolicyLoss() = default;
 
   // Adds the policy term: loss and dlogprobs (arrays are sized and zeroed).
   virtual void add_policy_loss(const LossBatch& batch, LossTerms& terms) const = 0;
 };
 
-using AlgorithmRegistry = Registry<Algorithm, const TrainerConfig&>;
+using LossRegistry = Registry<PolicyLoss, const AlgorithmConfig&>;
+using AdvantageRegistry = Registry<AdvantageEstimator, const AlgorithmConfig&>;
 
-// grpo, reinforce.
-void register_builtin_algorithms(AlgorithmRegistry& registry);
+void register_builtin_losses(LossRegistry& registry);
+void register_builtin_advantages(AdvantageRegistry& registry);
 
-// The whole loss: policy term, + kl_coef KL to the initial model, - entropy_coef entropy, each a
+// The parts that a configuration names.
+struct Algorithm {
+  std::unique_ptr<AdvantageEstimator> advantage;
+  std::unique_ptr<PolicyLoss> loss;
+};
+Result<Algorithm> make_algorithm(const AlgorithmConfig& config);
+
+// The whole loss: policy term, + kl.coef KL to the initial model, - entropy_coef entropy, each a
 // mean over the N tokens.
-LossTerms loss_terms(const Algorithm& algorithm, const TrainerConfig& config,
-                     const LossBatch& batch);
+LossTerms loss_terms(const PolicyLoss& loss, const TrainerConfig& config, const LossBatch& batch);
 
 }  // namespace gradus::trainer

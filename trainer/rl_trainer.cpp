@@ -56,7 +56,7 @@ RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& re
       engine_(*policy.transformer, policy.tokenizer.get(), engine_options(setup_.rollout)),
       order_(static_cast<int64_t>(setup_.train_prompts.size()), setup_.data_seed, setup_.shuffle),
       num_planned_updates_(setup_.trainer.num_steps * setup_.trainer.mini_batches) {
-  if (setup_.trainer.kl_coef != 0) {
+  if (setup_.trainer.algorithm.kl.coef != 0) {
     reference_ = std::make_unique<model::Transformer>(policy.transformer->config());
     std::copy_n(policy.transformer->parameters(), policy.transformer->layout().size,
                 reference_->parameters());
@@ -198,7 +198,7 @@ Result<std::vector<RlTrainer::Group>> RlTrainer::sample_round(uint64_t first_pos
         record.trajectory = std::move(samples[i]);
         group.records.push_back(std::move(record));
       }
-      const std::vector<double> advantages = algorithm_.advantages(totals);
+      const std::vector<double> advantages = algorithm_.advantage->advantages(totals);
       size_t next = 0;
       for (records::RolloutRecord& record : group.records) {
         if (std::isnan(record.reward)) continue;  // not scored: no advantage either
@@ -327,7 +327,8 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
   std::vector<std::vector<const records::RolloutRecord*>> sequences;
   std::vector<bool> needs_gradient;
   double num_tokens = 0, num_sequences = 0;
-  const bool has_other_terms = setup_.trainer.kl_coef != 0 || setup_.trainer.entropy_coef != 0;
+  const bool has_other_terms =
+      setup_.trainer.algorithm.kl.coef != 0 || setup_.trainer.entropy_coef != 0;
   for (const Group& group : groups) {
     data::PackGroup pack;
     std::vector<const records::RolloutRecord*> included;
@@ -400,7 +401,7 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
       reference_logprobs.assign(reference_pass_->logprobs().begin(),
                                 reference_pass_->logprobs().end());
     }
-    const LossTerms terms = loss_terms(algorithm_, setup_.trainer,
+    const LossTerms terms = loss_terms(*algorithm_.loss, setup_.trainer,
                                        {sequence_begin, advantages, logprobs, old_logprobs,
                                         reference_logprobs, entropies, num_tokens, num_sequences});
     for (size_t i = 0; i < dlogprobs.size(); ++i) {
@@ -432,12 +433,12 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
   metrics.add("actor/pg_clipfrac", sums[3]);
   metrics.add("actor/pg_clipfrac_lower", sums[4]);
   metrics.add("actor/ppo_kl", sums[5]);
-  metrics.add("actor/loss",
-              sums[0] + setup_.trainer.kl_coef * sums[1] - setup_.trainer.entropy_coef * sums[2]);
+  metrics.add("actor/loss", sums[0] + setup_.trainer.algorithm.kl.coef * sums[1] -
+                                setup_.trainer.entropy_coef * sums[2]);
   metrics.add("actor/grad_norm", stats->grad_norm);
-  if (setup_.trainer.kl_coef != 0) {
+  if (setup_.trainer.algorithm.kl.coef != 0) {
     metrics.add("actor/kl_loss", sums[1]);
-    metrics.set("actor/kl_coef", setup_.trainer.kl_coef);
+    metrics.set("actor/kl_coef", setup_.trainer.algorithm.kl.coef);
   }
   if (is_on_policy) metrics.add("mismatch/max_abs_logprob", max_mismatch);
   return {};

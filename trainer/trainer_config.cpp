@@ -35,25 +35,13 @@ void BackwardConfig::visit(FieldVisitor& v) {
 }
 
 void TrainerConfig::visit(FieldVisitor& v) {
-  v.field("algorithm", algorithm, "How rewards become a loss, e.g. grpo, reinforce.", non_empty());
+  v.field("algorithm", algorithm, "How rewards become a loss.", shorthand_for("name"));
   v.field("num_steps", num_steps, "Rollout batches to train on.", at_least(1));
   v.field("prompts_per_step", prompts_per_step, "Prompts in a rollout batch, over all ranks.",
           at_least(1));
   v.field("mini_batches", mini_batches, "Updates made from each rollout batch.", at_least(1));
   optimizer.visit(v);
   backward.visit(v);
-  v.field("clip_low", clip_low, "The ratio is clipped below at 1 - clip_low (PPO, DAPO).",
-          greater_than(0));
-  v.field("clip_high", clip_high, "The ratio is clipped above at 1 + clip_high (DAPO).",
-          greater_than(0));
-  v.field("clip_dual", clip_dual,
-          "With a negative advantage the loss is at most this many times its size (dual-clip PPO); "
-          "0 is off.",
-          at_least(0));
-  v.field("kl_coef", kl_coef, "Weight of the KL term against the initial model; 0 is off.",
-          at_least(0));
-  v.field("kl_kind", kl_kind, "Estimator of the KL term (Schulman 2020).",
-          one_of({"k1", "k2", "k3"}));
   v.field("entropy_coef", entropy_coef, "Weight of the entropy bonus; 0 is off.", at_least(0));
   v.field("dynamic_sampling", dynamic_sampling,
           "Whether groups with equal rewards are replaced by further prompts (DAPO).");
@@ -143,10 +131,7 @@ Status validate(const TrainerConfig& config, int64_t world_size) {
                 "trainer.prompts_per_step ({}) must be a multiple of trainer.mini_batches ({}); a "
                 "group is never split between updates",
                 config.prompts_per_step, config.mini_batches);
-  rules.require(config.clip_dual == 0 || config.clip_dual > 1 + config.clip_high,
-                "trainer.clip_dual ({}) must be greater than 1 + trainer.clip_high ({}); use 0 to "
-                "disable",
-                config.clip_dual, 1 + config.clip_high);
+  rules.add(validate(config.algorithm));
   return rules.status();
 }
 

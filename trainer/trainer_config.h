@@ -8,6 +8,7 @@
 #include "common/config/field_visitor.h"
 #include "common/log.h"
 #include "common/status.h"
+#include "trainer/algorithm_config.h"
 
 // How weights are updated: the `trainer` (reinforcement learning), `sft`, `eval` and `run` sections
 // of a run's YAML.
@@ -40,20 +41,13 @@ struct BackwardConfig {
   void visit(FieldVisitor& v);
 };
 
-enum class KlKind { kK1, kK2, kK3 };
-
 struct TrainerConfig {
-  std::string algorithm = "grpo";  // name in the algorithm registry
+  AlgorithmConfig algorithm;
   int64_t num_steps = 100;
   int64_t prompts_per_step = 32;  // over all ranks
   int64_t mini_batches = 1;       // updates per rollout batch
   OptimizerConfig optimizer;
   BackwardConfig backward;
-  double clip_low = 0.2;
-  double clip_high = 0.28;
-  double clip_dual = 3.0;  // 0: off
-  double kl_coef = 0.0;
-  KlKind kl_kind = KlKind::kK3;
   double entropy_coef = 0.0;
   bool dynamic_sampling = false;
   int64_t max_sampling_rounds = 4;

@@ -199,6 +199,13 @@ class Binder final : public FieldVisitor {
     const Target target = take(field);
     if (target.node == nullptr) return;
     if (target.node->kind == YamlNode::Kind::kNull) return;  // all of its keys are commented out
+    const std::string& shorthand = field.constraint.shorthand_key;
+    if (target.node->kind == YamlNode::Kind::kScalar && !shorthand.empty()) {
+      record_origin(target);
+      const YamlNode map = internal::map_of(shorthand, *target.node);
+      bind_section({target.path, &map}, visit_fields);
+      return;
+    }
     if (target.node->kind != YamlNode::Kind::kMap) {
       report(target, "must be a map of keys", {});
       return;
@@ -445,13 +452,8 @@ class LayerReader {
   // {a: {b: value}} for "a.b".
   static YamlNode nest(const std::string& key, YamlNode value) {
     const size_t dot = key.find('.');
-    YamlEntry entry{key.substr(0, dot), 1, 1, {}};
-    entry.value =
-        dot == std::string::npos ? std::move(value) : nest(key.substr(dot + 1), std::move(value));
-    YamlNode map;
-    map.kind = YamlNode::Kind::kMap;
-    map.entries.push_back(std::move(entry));
-    return map;
+    if (dot != std::string::npos) value = nest(key.substr(dot + 1), std::move(value));
+    return internal::map_of(key.substr(0, dot), std::move(value));
   }
 
   std::vector<Layer> layers_;
@@ -483,7 +485,7 @@ Status bind_config(const std::string& path, std::span<const std::string> overrid
   LayerReader reader;
   if (!path.empty()) GRADUS_RETURN_IF_ERROR(reader.read_file(path));
   for (const std::string& override_text : overrides) reader.read_override(override_text);
-  const std::vector<std::string> known_paths = internal::config_paths(visit);
+  const std::vector<std::string> known_paths = config_paths(visit);
   std::vector<ConfigProblem> problems;
   for (const Layer& layer : reader.layers()) {
     problems.insert(problems.end(), layer.problems.begin(), layer.problems.end());

@@ -5,6 +5,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "common/config/field_visitor.h"
 #include "common/status.h"
@@ -28,7 +29,10 @@ using ConfigOrigins = std::map<std::string, std::string>;
 // Visits the fields of the struct at hand.
 using VisitFields = std::function<void(FieldVisitor&)>;
 
-// The type-erased form of load_config. `path` may be empty: then the defaults are the base.
+// Full names of all keys and sections; entries of lists and maps as "reward.parts[].name".
+std::vector<std::string> config_paths(const VisitFields& visit);
+
+// The type-erased form of load_config. `path` may be empty: then what the struct holds is the base.
 // NotFound if the file is missing, InvalidArgument with all problems otherwise; the struct is then
 // half-filled.
 Status bind_config(const std::string& path, std::span<const std::string> overrides,
@@ -40,11 +44,12 @@ struct LoadedConfig {
   ConfigOrigins origins;
 };
 
-// `overrides` are the texts after `--set`.
+// `overrides` are the texts after `--set`; `defaults` is what no source mentions.
 template <class Config>
 Result<LoadedConfig<Config>> load_config(const std::string& path,
-                                         std::span<const std::string> overrides = {}) {
-  LoadedConfig<Config> loaded;
+                                         std::span<const std::string> overrides = {},
+                                         Config defaults = {}) {
+  LoadedConfig<Config> loaded{std::move(defaults), {}};
   GRADUS_RETURN_IF_ERROR(bind_config(
       path, overrides, [&](FieldVisitor& v) { loaded.value.visit(v); }, loaded.origins));
   return loaded;

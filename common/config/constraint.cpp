@@ -62,5 +62,6 @@ Constraint at_most(double high) { return {.high = high}; }
 Constraint greater_than(double low) { return {.low = low, .allows_low = false}; }
 Constraint one_of(std::vector<std::string> choices) { return {.choices = std::move(choices)}; }
 Constraint non_empty() { return {.must_be_given = true}; }
+Constraint shorthand_for(std::string key) { return {.shorthand_key = std::move(key)}; }
 
 }  // namespace gradus

@@ -16,9 +16,10 @@ struct Constraint {
   bool allows_low = true;  // whether `low` itself is in the range
   bool allows_high = true;
   std::vector<std::string> choices =
-      {};                      // names, in the order of the enum's values when there is one
-  bool must_be_given = false;  // an empty text, list or map is refused
-  std::string remedy = "";     // ends the message, e.g. "use 1 to disable"
+      {};                          // names, in the order of the enum's values when there is one
+  bool must_be_given = false;      // an empty text, list or map is refused
+  std::string shorthand_key = "";  // of a section: the key that a bare text stands for
+  std::string remedy = "";         // ends the message, e.g. "use 1 to disable"
 
   // The same constraint whose message ends with `; text`.
   Constraint with_remedy(std::string text) &&;
@@ -44,5 +45,7 @@ Constraint at_most(double high);
 Constraint greater_than(double low);
 Constraint one_of(std::vector<std::string> choices);
 Constraint non_empty();
+// For a section: `section: text` is read as `section: {key: text}`.
+Constraint shorthand_for(std::string key);
 
 }  // namespace gradus

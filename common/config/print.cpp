@@ -285,7 +285,9 @@ class MarkdownPrinter final : public FieldVisitor {
         is_element
             ? element_path_
             : internal::child_path(open_.empty() ? "" : tables_[open_.back()].path, field.name);
-    if (!is_element) row(field, "section", "", "");
+    const std::string& shorthand = field.constraint.shorthand_key;
+    const std::string type = shorthand.empty() ? "section" : "section, or its `" + shorthand + "`";
+    if (!is_element) row(field, type, "", "");
     tables_.push_back({path, field.help, ""});
     open_.push_back(tables_.size() - 1);
     visit_fields();

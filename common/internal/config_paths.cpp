@@ -124,12 +124,6 @@ std::string child_path(const std::string& section, const std::string& name) {
   return section.empty() ? name : section + "." + name;
 }
 
-std::vector<std::string> config_paths(const VisitFields& visit) {
-  PathCollector collector;
-  visit(collector);
-  return collector.paths;
-}
-
 void report_missing(const VisitFields& visit, const std::string& path, const ConfigOrigins& origins,
                     std::vector<ConfigProblem>& problems) {
   MissingFinder finder(path, origins, problems);
@@ -137,3 +131,13 @@ void report_missing(const VisitFields& visit, const std::string& path, const Con
 }
 
 }  // namespace gradus::internal
+
+namespace gradus {
+
+std::vector<std::string> config_paths(const VisitFields& visit) {
+  internal::PathCollector collector;
+  visit(collector);
+  return collector.paths;
+}
+
+}  // namespace gradus

@@ -13,9 +13,6 @@ namespace gradus::internal {
 // "section.name", or "name" at the top level.
 std::string child_path(const std::string& section, const std::string& name);
 
-// Full names of all keys; entries of lists and maps as "reward.parts[].name".
-std::vector<std::string> config_paths(const VisitFields& visit);
-
 // Reports the fields that must not be empty but are, at the place of the section that lacks them
 // (of the file `path` itself if it does not mention the section).
 void report_missing(const VisitFields& visit, const std::string& path, const ConfigOrigins& origins,

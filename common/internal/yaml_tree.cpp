@@ -222,6 +222,15 @@ const YamlEntry* YamlNode::find(std::string_view key) const {
   return nullptr;
 }
 
+YamlNode map_of(std::string key, YamlNode value) {
+  YamlNode map;
+  map.kind = YamlNode::Kind::kMap;
+  map.line = value.line;
+  map.column = value.column;
+  map.entries.push_back({std::move(key), value.line, value.column, std::move(value)});
+  return map;
+}
+
 std::optional<YamlNode> parse_yaml(const std::string& text, const ConfigSource& source,
                                    std::vector<ConfigProblem>& problems) {
   TreeBuilder builder(source, problems);

@@ -51,6 +51,9 @@ struct YamlEntry {
   YamlNode value;
 };
 
+// {key: value}, at the place of the value.
+YamlNode map_of(std::string key, YamlNode value);
+
 // Parses one document. Problems are added to `problems`: syntax, a second document, duplicate keys
 // (the later one is dropped), anchors, aliases, merge keys, tags, keys that are not text, control
 // characters, invalid UTF-8, more than 1 MiB. Nothing is returned if there is no tree at all.

@@ -141,8 +141,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{"reward.parts.0.weight=0"},
              "every reward.parts entry has weight 0, so nothing can be learned; give one a weight"},
         Case{{"rollout.num_samples=1"},
-             "rollout.num_samples is 1 but trainer.algorithm is grpo, which compares the responses "
-             "of a group; use at least 2"},
+             "rollout.num_samples is 1 but trainer.algorithm.advantage is grpo, which compares the "
+             "responses of a group; use at least 2"},
         Case{{"rollout.num_samples=1", "trainer.algorithm=reinforce",
               "trainer.dynamic_sampling=true"},
              "rollout.num_samples is 1 but trainer.dynamic_sampling is on: a group of one never "
@@ -161,9 +161,16 @@ INSTANTIATE_TEST_SUITE_P(
              "trainer.reduction_blocks (6) must be a multiple of the number of ranks (4)",
              RunKind::kTrain,
              4},
-        Case{{"trainer.clip_dual=1.28"},
-             "trainer.clip_dual (1.28) must be greater than 1 + trainer.clip_high (1.28); use 0 to "
-             "disable"},
+        Case{{"trainer.algorithm.clip_dual=1.28"},
+             "trainer.algorithm.clip_dual (1.28) must be greater than 1 + "
+             "trainer.algorithm.clip_high (1.28); use 0 to disable"},
+        Case{{"trainer.algorithm=grpoo"},
+             "'trainer.algorithm.name' must be one of grpo, reinforce, got 'grpoo'; did you mean "
+             "'grpo'?"},
+        Case{{"trainer.algorithm={name: grpo, los: ppo}"},
+             "unknown key 'los' in 'trainer.algorithm'; did you mean 'loss'?"},
+        Case{{"trainer.clip_low=0.1"},
+             "unknown key 'clip_low' in 'trainer'; did you mean 'trainer.algorithm.clip_low'?"},
         Case{{"trainer.warmup_steps=20", "trainer.mini_batches=2"},
              "trainer.warmup_steps (20) must be less than the 20 updates of the run "
              "(trainer.num_steps times trainer.mini_batches), or the peak is never reached"},
@@ -201,8 +208,25 @@ TEST(RunConfig, AllBrokenRulesAreReported) {
       "number of ranks (5)\n"
       "tests/golden/config/chain_sum.yaml:28:21: trainer.prompts_per_step (32) must be a multiple "
       "of the number of ranks (5)\n"
-      "--set rollout.num_samples=1: rollout.num_samples is 1 but trainer.algorithm is grpo, "
-      "which compares the responses of a group; use at least 2");
+      "--set rollout.num_samples=1: rollout.num_samples is 1 but trainer.algorithm.advantage is "
+      "grpo, which compares the responses of a group; use at least 2");
+}
+
+TEST(RunConfig, WrittenKeysHoldAgainstThePresetWhicheverSourceNamesIt) {
+  // The fixture's own line is `algorithm: grpo`.
+  const auto loaded = load_run_config(
+      kFixture,
+      std::vector<std::string>{"trainer.algorithm.clip_low=0.1", "trainer.algorithm=reinforce"},
+      RunKind::kTrain);
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  const trainer::AlgorithmConfig& algorithm = loaded->value.trainer.algorithm;
+  EXPECT_EQ(algorithm.name, "reinforce");
+  EXPECT_EQ(algorithm.loss, "reinforce");
+  EXPECT_EQ(algorithm.clip_low, 0.1);
+  const std::string yaml = resolved_yaml(*loaded);
+  EXPECT_THAT(yaml, HasSubstr("    name: reinforce  # --set trainer.algorithm=reinforce\n"));
+  EXPECT_THAT(yaml, HasSubstr("    loss: reinforce  # preset reinforce\n"));
+  EXPECT_THAT(yaml, HasSubstr("    clip_low: 0.1  # --set trainer.algorithm.clip_low=0.1\n"));
 }
 
 TEST(Documents, ConfigReferenceIsUpToDate) {

@@ -88,7 +88,9 @@ TEST_F(DryRun, PrintsThePlanAndLeavesNothing) {
 }
 
 TEST_F(DryRun, CountsTheInitialModelOfAKlTerm) {
-  EXPECT_EQ(call(arguments("train", "run", "--dry-run --set trainer.kl_coef=0.1")).exit_code, 0);
+  EXPECT_EQ(
+      call(arguments("train", "run", "--dry-run --set trainer.algorithm.kl.coef=0.1")).exit_code,
+      0);
   EXPECT_THAT(test::read_file(path("output")), HasSubstr("\n  initial model "));
 }
 

@@ -92,7 +92,7 @@ TEST_F(Train, RanksChangeNeitherWeightsNorMetrics) {
 
 TEST_F(Train, EveryAlgorithmAndTermIsTheSameOnRanksAndAfterAResume) {
   const std::map<std::string, std::string> options = {
-      {"kl", "--set trainer.kl_coef=0.2 --set trainer.kl_kind=k3 "},
+      {"kl", "--set trainer.algorithm.kl.coef=0.2 --set trainer.algorithm.kl.kind=k3 "},
       {"entropy", "--set trainer.entropy_coef=0.02 --set trainer.overlong_buffer_tokens=6 "},
       {"dynamic", "--set trainer.dynamic_sampling=true "},
       {"reinforce",
@@ -397,8 +397,8 @@ TEST_F(Train, AnUnknownAlgorithmIsPlacedAndTheNearestNamed) {
       call(arguments("train", "run", "--set trainer.algorithm=grpoo --dry-run"));
   EXPECT_EQ(outcome.exit_code, 2);
   EXPECT_EQ(outcome.messages,
-            "gradus: error: --set trainer.algorithm=grpoo: trainer.algorithm: unknown algorithm "
-            "'grpoo'; did you mean 'grpo'?; known: grpo, reinforce\n");
+            "gradus: error: --set trainer.algorithm=grpoo: 'trainer.algorithm.name' must be one of "
+            "grpo, reinforce, got 'grpoo'; did you mean 'grpo'?\n");
 }
 
 TEST_F(Train, UnderMpirunRanksSpeakOnceAndEndTogether) {

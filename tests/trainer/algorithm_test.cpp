@@ -12,11 +12,7 @@
 namespace gradus::trainer {
 namespace {
 
-std::unique_ptr<Algorithm> make(const TrainerConfig& config) {
-  AlgorithmRegistry registry("algorithm");
-  register_builtin_algorithms(registry);
-  return std::move(registry.create(config.algorithm, config).value());
-}
+Algorithm make(const TrainerConfig& config) { return make_algorithm(config.algorithm).value(); }
 
 // Token log-probs of one batch; views of it go into a LossBatch.
 struct Tokens {
@@ -62,13 +58,14 @@ Tokens random_tokens(uint64_t seed) {
 }
 
 double whole_loss(const LossTerms& terms, const TrainerConfig& config) {
-  return terms.policy_loss + config.kl_coef * terms.kl_loss - config.entropy_coef * terms.entropy;
+  return terms.policy_loss + config.algorithm.kl.coef * terms.kl_loss -
+         config.entropy_coef * terms.entropy;
 }
 
 TEST(GrpoAlgorithm, DividesByTheUnbiasedDeviationOfTheGroup) {
   // Rewards 1 0 0 1: mean 0.5, deviation sqrt(4 * 0.25 / 3) = 0.577350; 0.5 / 0.577351 = 0.866024.
   const double rewards[] = {1, 0, 0, 1};
-  const std::vector<double> advantages = make({})->advantages(rewards);
+  const std::vector<double> advantages = make({}).advantage->advantages(rewards);
   const double expected[] = {0.866024, -0.866024, -0.866024, 0.866024};
   ASSERT_EQ(advantages.size(), 4u);
   for (size_t i = 0; i < 4; ++i) EXPECT_NEAR(advantages[i], expected[i], 1e-6);
@@ -77,7 +74,7 @@ TEST(GrpoAlgorithm, DividesByTheUnbiasedDeviationOfTheGroup) {
 TEST(GrpoAlgorithm, EqualRewardsGiveExactZeros) {
   // The mean of three 0.1 is not 0.1 in binary; divided by 1e-6 the difference would show.
   const double rewards[] = {0.1, 0.1, 0.1};
-  EXPECT_EQ(make({})->advantages(rewards), (std::vector<double>{0, 0, 0}));
+  EXPECT_EQ(make({}).advantage->advantages(rewards), (std::vector<double>{0, 0, 0}));
 }
 
 TEST(GrpoAlgorithm, ClipsAsTheHandComputedCases) {
@@ -88,7 +85,7 @@ TEST(GrpoAlgorithm, ClipsAsTheHandComputedCases) {
   //   A = -1, r = 1.5:  1.5,  1.28 ->  1.5, slope 1.5
   //   A = -1, r = 4:    4 -> dual clip 3, no slope
   const Tokens tokens = with_ratios({1, 1, -1, -1, -1}, {1.5, 0.5, 0.5, 1.5, 4});
-  const LossTerms terms = loss_terms(*make({}), {}, tokens.batch(10));
+  const LossTerms terms = loss_terms(*make({}).loss, {}, tokens.batch(10));
   EXPECT_NEAR(terms.policy_loss, (-1.28 - 0.5 + 0.8 + 1.5 + 3) / 10, 1e-6);
   const double slopes[] = {0, -0.5, 0, 1.5, 0};
   for (size_t i = 0; i < 5; ++i) EXPECT_NEAR(terms.dlogprobs[i], slopes[i] / 10, 1e-7) << i;
@@ -98,12 +95,12 @@ TEST(GrpoAlgorithm, ClipsAsTheHandComputedCases) {
 
 TEST(ReinforceAlgorithm, WeighsLogprobsByTheRewardAboveTheMean) {
   TrainerConfig config;
-  config.algorithm = "reinforce";
+  config.algorithm = preset("reinforce");
   const double rewards[] = {1, 0, 0.5};
-  EXPECT_EQ(make(config)->advantages(rewards), (std::vector<double>{0.5, -0.5, 0}));
+  EXPECT_EQ(make(config).advantage->advantages(rewards), (std::vector<double>{0.5, -0.5, 0}));
   // -A lp / N = -(0.5)(-2) / 4 and -(-0.5)(-2) / 4; slopes -A / N.
   const Tokens tokens = with_ratios({0.5, -0.5}, {1, 1});
-  const LossTerms terms = loss_terms(*make(config), config, tokens.batch(4));
+  const LossTerms terms = loss_terms(*make(config).loss, config, tokens.batch(4));
   EXPECT_NEAR(terms.policy_loss, 0.25 - 0.25, 1e-12);
   EXPECT_EQ(terms.dlogprobs, (std::vector<double>{-0.125, 0.125}));
 }
@@ -118,19 +115,19 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
 class EveryLoss : public ::testing::TestWithParam<Case> {
  protected:
   EveryLoss() {
-    config_.algorithm = GetParam().algorithm;
-    config_.kl_coef = 0.3;
-    config_.kl_kind = GetParam().kl_kind;
+    config_.algorithm = preset(GetParam().algorithm);
+    config_.algorithm.kl.coef = 0.3;
+    config_.algorithm.kl.kind = GetParam().kl_kind;
     config_.entropy_coef = 0.01;
-    algorithm_ = make(config_);
+    loss_ = std::move(make(config_).loss);
   }
   TrainerConfig config_;
-  std::unique_ptr<Algorithm> algorithm_;
+  std::unique_ptr<PolicyLoss> loss_;
 };
 
 TEST_P(EveryLoss, GradientIsTheSlopeOfTheLoss) {
   const Tokens tokens = random_tokens(5);
-  const LossTerms terms = loss_terms(*algorithm_, config_, tokens.batch(20));
+  const LossTerms terms = loss_terms(*loss_, config_, tokens.batch(20));
   // A power of two far above the rounding of a float near 2; truncation is step^2 / 6 times the
   // third derivative, at most 3.
   const float step = 1.0f / 1024;
@@ -138,8 +135,8 @@ TEST_P(EveryLoss, GradientIsTheSlopeOfTheLoss) {
     Tokens above = tokens, below = tokens;
     above.now[i] += step;
     below.now[i] -= step;
-    const double slope = (whole_loss(loss_terms(*algorithm_, config_, above.batch(20)), config_) -
-                          whole_loss(loss_terms(*algorithm_, config_, below.batch(20)), config_)) /
+    const double slope = (whole_loss(loss_terms(*loss_, config_, above.batch(20)), config_) -
+                          whole_loss(loss_terms(*loss_, config_, below.batch(20)), config_)) /
                          (double{above.now[i]} - double{below.now[i]});
     EXPECT_NEAR(terms.dlogprobs[i], slope, testing::kLossDifference) << "token " << i;
     EXPECT_EQ(terms.dentropies[i], -0.01 / 20);
@@ -148,7 +145,7 @@ TEST_P(EveryLoss, GradientIsTheSlopeOfTheLoss) {
 
 TEST_P(EveryLoss, DoesNotDependOnHowTheBatchIsCut) {
   const Tokens tokens = random_tokens(6);
-  const LossTerms whole = loss_terms(*algorithm_, config_, tokens.batch(11));
+  const LossTerms whole = loss_terms(*loss_, config_, tokens.batch(11));
   const auto cut = [](const auto& values, int64_t begin, int64_t end) {
     return std::remove_cvref_t<decltype(values)>(values.begin() + begin, values.begin() + end);
   };
@@ -162,7 +159,7 @@ TEST_P(EveryLoss, DoesNotDependOnHowTheBatchIsCut) {
                       .old = cut(tokens.old, begin, end),
                       .reference = cut(tokens.reference, begin, end),
                       .entropies = cut(tokens.entropies, begin, end)};
-    const LossTerms terms = loss_terms(*algorithm_, config_, part.batch(11));
+    const LossTerms terms = loss_terms(*loss_, config_, part.batch(11));
     loss += whole_loss(terms, config_);
     dlogprobs.insert(dlogprobs.end(), terms.dlogprobs.begin(), terms.dlogprobs.end());
   }
@@ -174,8 +171,8 @@ TEST_P(EveryLoss, ZeroAdvantageGivesZeroGradient) {
   Tokens tokens = random_tokens(7);
   tokens.advantages = {0, 0, 0};
   TrainerConfig plain = config_;
-  plain.kl_coef = plain.entropy_coef = 0;
-  const LossTerms terms = loss_terms(*algorithm_, plain, tokens.batch(11));
+  plain.algorithm.kl.coef = plain.entropy_coef = 0;
+  const LossTerms terms = loss_terms(*loss_, plain, tokens.batch(11));
   EXPECT_EQ(terms.policy_loss, 0);
   for (const double slope : terms.dlogprobs) EXPECT_EQ(slope, 0);
 }
@@ -184,13 +181,6 @@ INSTANTIATE_TEST_SUITE_P(Builtin, EveryLoss,
                          ::testing::Values(Case{"grpo", KlKind::kK1}, Case{"grpo", KlKind::kK2},
                                            Case{"grpo", KlKind::kK3},
                                            Case{"reinforce", KlKind::kK3}));
-
-TEST(AlgorithmRegistry, AnswersAnUnknownNameWithTheNearest) {
-  AlgorithmRegistry registry("algorithm");
-  register_builtin_algorithms(registry);
-  EXPECT_EQ(registry.create("grop", {}).status().message(),
-            "unknown algorithm 'grop'; did you mean 'grpo'?; known: grpo, reinforce");
-}
 
 TEST(LearningRate, FollowsWarmUpAndSchedule) {
   OptimizerConfig config{.learning_rate = 1.0, .warmup_steps = 4, .min_lr_ratio = 0.1};

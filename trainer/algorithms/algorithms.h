@@ -5,13 +5,13 @@
 
 #include "trainer/algorithm.h"
 
-// Makers of the built-in algorithms, one file each.
+// Makers of the built-in losses and advantages.
 namespace gradus::trainer {
 
-Result<std::unique_ptr<Algorithm>> make_grpo(const TrainerConfig& config);
-Result<std::unique_ptr<Algorithm>> make_reinforce(const TrainerConfig& config);
+Result<std::unique_ptr<PolicyLoss>> make_ppo_loss(const AlgorithmConfig& config);
+Result<std::unique_ptr<PolicyLoss>> make_reinforce_loss(const AlgorithmConfig& config);
 
-// Mean of values; 0 for none.
-double mean_of(std::span<const double> values);
+Result<std::unique_ptr<AdvantageEstimator>> make_dr_grpo_advantage(const AlgorithmConfig& config);
+Result<std::unique_ptr<AdvantageEstimator>> make_grpo_advantage(const AlgorithmConfig& config);
 
 }  // namespace gradus::trainer

@@ -7,38 +7,15 @@
 namespace gradus::trainer {
 namespace {
 
-// Added to the group's standard deviation, as verl does.
-constexpr double kStdEpsilon = 1e-6;
 // Log-ratios are held in this range before exp, as verl does, so that a stray one cannot overflow.
 constexpr double kMaxLogRatio = 20.0;
 
-// Group relative policy optimisation (Shao et al. 2024, DeepSeekMath, arXiv:2402.03300, Eq. 3
-// and 4.1.2) with the defaults of DAPO (Yu et al. 2025, arXiv:2503.14476): a higher upper clip and
-// a mean over the tokens of the whole mini-batch; the dual clip is Ye et al. 2020,
-// arXiv:1912.09729, Eq. 8.
-class Grpo : public Algorithm {
+// PPO (Schulman et al. 2017, arXiv:1707.06347, Eq. 7) with an upper clip of its own (Yu et al.
+// 2025, DAPO, arXiv:2503.14476) and the dual clip (Ye et al. 2020, arXiv:1912.09729, Eq. 8).
+class PpoLoss : public PolicyLoss {
  public:
-  explicit Grpo(const TrainerConfig& config)
+  explicit PpoLoss(const AlgorithmConfig& config)
       : clip_low_(config.clip_low), clip_high_(config.clip_high), clip_dual_(config.clip_dual) {}
-
-  // (R - mean) / (std + eps) with the unbiased standard deviation; one response alone keeps its
-  // reward.
-  std::vector<double> advantages(std::span<const double> rewards) const override {
-    if (rewards.size() == 1) return {rewards[0]};
-    const double mean = mean_of(rewards);
-    double squares = 0;
-    for (const double reward : rewards) squares += (reward - mean) * (reward - mean);
-    const double deviation = std::sqrt(squares / static_cast<double>(rewards.size() - 1));
-    // Equal rewards carry no signal; their mean may be off by a rounding, which must not become
-    // one.
-    const bool is_flat = std::all_of(rewards.begin(), rewards.end(),
-                                     [&](double reward) { return reward == rewards[0]; });
-    std::vector<double> advantages;
-    for (const double reward : rewards) {
-      advantages.push_back(is_flat ? 0.0 : (reward - mean) / (deviation + kStdEpsilon));
-    }
-    return advantages;
-  }
 
   // max(-A r, -A clip(r, 1 - low, 1 + high)), and for A < 0 at most -A dual.
   void add_policy_loss(const LossBatch& batch, LossTerms& terms) const override {
@@ -73,14 +50,8 @@ class Grpo : public Algorithm {
 
 }  // namespace
 
-double mean_of(std::span<const double> values) {
-  double sum = 0;
-  for (const double value : values) sum += value;
-  return values.empty() ? 0.0 : sum / static_cast<double>(values.size());
-}
-
-Result<std::unique_ptr<Algorithm>> make_grpo(const TrainerConfig& config) {
-  return std::unique_ptr<Algorithm>(new Grpo(config));
+Result<std::unique_ptr<PolicyLoss>> make_ppo_loss(const AlgorithmConfig& config) {
+  return std::unique_ptr<PolicyLoss>(new PpoLoss(config));
 }
 
 }  // namespace gradus::trainer
