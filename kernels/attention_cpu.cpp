@@ -111,6 +111,44 @@ void with_count(int count, const Body& body) {
   }
 }
 
+// Keys of a block that each query of a tile sees, at most 64.
+struct Visible {
+  int64_t count[kTileQueries];
+  int64_t all = kBlock;  // that every query sees
+
+  void set(int q, int64_t num_keys) {
+    count[q] = num_keys < 0 ? 0 : num_keys < kBlock ? num_keys : kBlock;
+    all = count[q] < all ? count[q] : all;
+  }
+};
+
+// accumulate() over the keys that each query sees. What is masked is not multiplied by 0 but left
+// out, so that a NaN there stays there; for finite numbers the bits are the same.
+void accumulate_visible(int num_queries, const float* p, const float* b, const Visible& visible,
+                        const float* alpha, int64_t padded, float* const* o) {
+  with_count(num_queries,
+             [&](auto n) { accumulate<decltype(n)::kValue>(p, b, visible.all, alpha, padded, o); });
+  const float one = 1;
+  for (int q = 0; q < num_queries; ++q) {
+    const int64_t left = visible.count[q] - visible.all;
+    if (left == 0) continue;
+    accumulate<1>(p + q * kBlock + visible.all, b + visible.all * padded, left, &one, padded,
+                  o + q);
+  }
+}
+
+// outer_products() likewise: a key gets nothing of queries that do not see it.
+void outer_products_visible(int num_queries, const float* s, const float* const* a,
+                            const Visible& visible, int64_t padded, float* c) {
+  with_count(num_queries,
+             [&](auto n) { outer_products<decltype(n)::kValue>(s, a, visible.all, padded, c); });
+  for (int q = 0; q < num_queries; ++q) {
+    const int64_t left = visible.count[q] - visible.all;
+    if (left == 0) continue;
+    outer_products<1>(s + q * kBlock + visible.all, a + q, left, padded, c + visible.all * padded);
+  }
+}
+
 // One query of one head with the state of its online softmax.
 struct Query {
   int64_t row, head, position;
@@ -149,12 +187,13 @@ void forward_queries(const AttentionForwardParams& params, const PageNumbers& nu
       const float* values = page + numbers.keys_size + g * kBlock * padded;
       with_count(count,
                  [&](auto n) { products<decltype(n)::kValue>(q_rows, keys, width, scores); });
+      Visible visible;
       for (int q = 0; q < count; ++q) {
         Query& query = queries[q];
         float* s = scores + q * kBlock;
         const int64_t valid = query.position + 1 - block;
+        visible.set(q, valid);
         if (valid <= 0) {  // none of this block is visible: the state stays as it is
-          for (int64_t j = 0; j < kBlock; j += kLanes) store(s + j, zeros());
           alpha[q] = 1;
           continue;
         }
@@ -179,11 +218,7 @@ void forward_queries(const AttentionForwardParams& params, const PageNumbers& nu
         query.sum = __builtin_fmaf(query.sum, alpha[q], sum_lanes(sums));
         query.max = new_max;
       }
-      const int64_t visible = last_position + 1 - block;
-      const int64_t num_keys = visible < kBlock ? visible : kBlock;
-      with_count(count, [&](auto n) {
-        accumulate<decltype(n)::kValue>(scores, values, num_keys, alpha, padded, chunk_rows);
-      });
+      accumulate_visible(count, scores, values, visible, alpha, padded, chunk_rows);
     }
     for (int q = 0; q < count; ++q) {
       Query& query = queries[q];
@@ -269,7 +304,7 @@ void backward_tile(const AttentionBackwardParams& params, int64_t padded, const 
   const float *q_rows[kTileQueries], *dout_rows[kTileQueries];
   float* dq_rows[kTileQueries];
   float ones[kTileQueries];
-  int64_t visible = 0;
+  Visible visible;
   for (int q = 0; q < count; ++q) {
     const int64_t head_offset = queries[q].head * width;
     copy_padded(params.q_THK + queries[q].row * params.q_stride + head_offset, width, padded,
@@ -282,10 +317,8 @@ void backward_tile(const AttentionBackwardParams& params, int64_t padded, const 
     dout_rows[q] = scratch.dout[q];
     dq_rows[q] = scratch.dq[q];
     ones[q] = 1;
-    const int64_t valid = queries[q].position + 1 - block;
-    visible = valid > visible ? valid : visible;
+    visible.set(q, queries[q].position + 1 - block);
   }
-  const int64_t num_keys = visible < kBlock ? visible : kBlock;
   with_count(count, [&](auto n) {
     constexpr int kCount = decltype(n)::kValue;
     products<kCount>(q_rows, block_keys, width, scratch.p);
@@ -307,12 +340,9 @@ void backward_tile(const AttentionBackwardParams& params, int64_t padded, const 
       store(ds + v * kLanes, select(first_lanes(n), slope * broadcast(params.scale), zeros()));
     }
   }
-  with_count(count, [&](auto n) {
-    constexpr int kCount = decltype(n)::kValue;
-    outer_products<kCount>(scratch.p, dout_rows, num_keys, padded, scratch.dvalues);
-    outer_products<kCount>(scratch.ds, q_rows, num_keys, padded, scratch.dkeys);
-    accumulate<kCount>(scratch.ds, scratch.keys, num_keys, ones, padded, dq_rows);
-  });
+  outer_products_visible(count, scratch.p, dout_rows, visible, padded, scratch.dvalues);
+  outer_products_visible(count, scratch.ds, q_rows, visible, padded, scratch.dkeys);
+  accumulate_visible(count, scratch.ds, scratch.keys, visible, ones, padded, dq_rows);
   for (int q = 0; q < count; ++q) {
     float* dq = params.dq_THK + queries[q].row * params.dq_stride + queries[q].head * width;
     for (int64_t i = 0; i < width; ++i) dq[i] = scratch.dq[q][i];

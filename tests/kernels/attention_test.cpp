@@ -215,6 +215,86 @@ TEST(AttentionForward, NanReachesEveryRowThatSeesIt) {
   set_isa(has_avx512() ? Isa::kAvx512 : Isa::kAvx2);
 }
 
+// Regression: queries are computed in tiles, and 0 times the NaN of a later key of the tile was
+// NaN.
+TEST(AttentionForward, WhatIsNotANumberDoesNotReachTheRowsBeforeIt) {
+  for (const Isa set : {Isa::kAvx2, Isa::kAvx512}) {
+    if (set == Isa::kAvx512 && !has_avx512()) continue;
+    set_isa(set);
+    const Pack clean = sequence(140, 2, 1, 20, 31);
+    std::vector<float> store = new_store(clean, 3);
+    const std::vector<float> expected = forward(clean, store, nullptr);
+    for (const float bad : {std::nanf(""), INFINITY, -INFINITY}) {
+      for (const int64_t place : {1, 2, 5, 63, 64, 65, 130}) {
+        Pack broken = clean;
+        for (int64_t i = 0; i < clean.kv_width(); ++i) {
+          broken.k[static_cast<size_t>(place * clean.kv_width() + i)] = bad;
+          broken.v[static_cast<size_t>(place * clean.kv_width() + i)] = bad;
+        }
+        const std::vector<float> out = forward(broken, store, nullptr);
+        EXPECT_EQ(std::memcmp(out.data(), expected.data(),
+                              static_cast<size_t>(place * clean.q_width()) * sizeof(float)),
+                  0)
+            << bad << " at " << place;
+        EXPECT_TRUE(std::isnan(out[static_cast<size_t>(place * clean.q_width())]));
+      }
+    }
+  }
+  set_isa(has_avx512() ? Isa::kAvx512 : Isa::kAvx2);
+}
+
+// The gradients of one sequence's queries, its own loss weights as upstream.
+std::vector<float> query_gradients(const Pack& pack) {
+  std::vector<float> store = new_store(pack, (pack.num_rows + 63) / 64), lse;
+  const std::vector<float> out = forward(pack, store, &lse);
+  const std::vector<float> dout = normals(34, pack.num_rows * pack.q_width());
+  std::vector<float> dq(out.size());
+  // The backward writes q, k and v gradients with one stride.
+  const int64_t stride = pack.q_width() + 2 * pack.kv_width();
+  std::vector<float> gradients(static_cast<size_t>(pack.num_rows * stride));
+  const KeyRows keys = {0, 0, pack.num_rows};
+  const AttentionBackwardRun run = {pack.runs[0], &keys, 1};
+  const std::vector<int64_t> groups = {0, 1};
+  attention_backward({.layout = pack.layout,
+                      .pages = store.data(),
+                      .q_THK = pack.q.data(),
+                      .q_stride = pack.q_width(),
+                      .out_THK = out.data(),
+                      .dout_THK = dout.data(),
+                      .out_stride = pack.q_width(),
+                      .lse_TH = lse.data(),
+                      .num_heads = pack.num_heads,
+                      .scale = 1.0f / std::sqrt(static_cast<float>(pack.layout.head_width)),
+                      .dq_THK = gradients.data(),
+                      .dk_TGK = gradients.data() + pack.q_width(),
+                      .dv_TGK = gradients.data() + pack.q_width() + pack.kv_width(),
+                      .dq_stride = stride,
+                      .runs = &run,
+                      .group_begin = groups.data(),
+                      .num_groups = 1});
+  for (int64_t row = 0; row < pack.num_rows; ++row) {
+    std::copy_n(gradients.begin() + row * stride, pack.q_width(),
+                dq.begin() + row * pack.q_width());
+  }
+  return dq;
+}
+
+TEST(AttentionBackward, WhatIsNotANumberDoesNotReachTheQueriesBeforeIt) {
+  const Pack clean = sequence(140, 2, 1, 20, 31);
+  const std::vector<float> expected = query_gradients(clean);
+  for (const int64_t place : {1, 2, 63, 64, 130}) {
+    Pack broken = clean;
+    broken.k[static_cast<size_t>(place * clean.kv_width() + 7)] = std::nanf("");
+    broken.v[static_cast<size_t>(place * clean.kv_width() + 3)] = INFINITY;
+    const std::vector<float> dq = query_gradients(broken);
+    EXPECT_EQ(std::memcmp(dq.data(), expected.data(),
+                          static_cast<size_t>(place * clean.q_width()) * sizeof(float)),
+              0)
+        << place;
+    EXPECT_TRUE(std::isnan(dq[static_cast<size_t>(place * clean.q_width())]));
+  }
+}
+
 // A pack of one prompt and two responses that share it.
 TEST(AttentionBackward, MatchesFiniteDifferencesThroughASharedPrompt) {
   const int64_t prompt = 70, first = 5, second = 68, heads = 4, kv_heads = 2, width = 6;
