@@ -6,9 +6,11 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 
 #include "common/parallel.h"
 #include "common/rng.h"
@@ -154,14 +156,45 @@ Status fill_row(Json object, const DatasetOptions& options, Row& row) {
   return {};
 }
 
+// Finds keys that an object has twice, of which a JSON parser keeps one without a word.
+class DuplicateKeys {
+ public:
+  bool operator()(int, Json::parse_event_t event, const Json& parsed) {
+    switch (event) {
+      case Json::parse_event_t::object_start:
+        open_.emplace_back();
+        break;
+      case Json::parse_event_t::object_end:
+        open_.pop_back();
+        break;
+      case Json::parse_event_t::key: {
+        const std::string& key = parsed.get_ref<const std::string&>();
+        if (!open_.back().insert(key).second && !first_) first_ = key;
+        break;
+      }
+      case Json::parse_event_t::array_start:
+      case Json::parse_event_t::array_end:
+      case Json::parse_event_t::value:
+        break;
+    }
+    return true;
+  }
+  const std::optional<std::string>& first() const { return first_; }
+
+ private:
+  std::vector<std::set<std::string>> open_;
+  std::optional<std::string> first_;
+};
+
 // `line` is one row of `file`; the error has no place yet.
 Status parse_row(const std::string& line, const DatasetOptions& options, Row& row) {
   if (const auto offset = first_invalid_utf8(line)) {
     return invalid_argument("invalid UTF-8 at byte {}; rows are JSON in UTF-8", *offset);
   }
   Json object;
+  DuplicateKeys duplicates;
   try {
-    object = Json::parse(line);
+    object = Json::parse(line, std::ref(duplicates));
   } catch (const nlohmann::json::parse_error& error) {
     constexpr size_t kSnippetBytes = 24;
     const size_t end = std::min(error.byte, line.size());
@@ -175,6 +208,10 @@ Status parse_row(const std::string& line, const DatasetOptions& options, Row& ro
   }
   if (!object.is_object()) {
     return invalid_argument("is {}; expected one JSON object a line", object.type_name());
+  }
+  if (duplicates.first()) {
+    return invalid_argument("key '{}' stands twice in one object; keep one of them",
+                            *duplicates.first());
   }
   return fill_row(std::move(object), options, row);
 }
@@ -254,7 +291,7 @@ Status bad_rows(const std::vector<std::string>& listed, int64_t num_bad, int64_t
 }  // namespace
 
 std::string place_of(const Row& row) {
-  return row.source_file.empty() ? row.data_source + " row"
+  return row.source_file.empty() ? fmt::format("{} row {}", row.data_source, row.line)
                                  : fmt::format("{}:{}", row.source_file, row.line);
 }
 

@@ -41,11 +41,11 @@ struct Row {
   std::string extra_info = "{}";  // JSON text of the object, keys in their order
   std::string other_keys = "{}";  // JSON text: the top-level keys that are none of the above
   std::string source_file;        // where it came from, for messages; empty for procedural rows
-  int64_t line = 0;               // from 1
+  int64_t line = 0;               // from 1; the number of a procedural row
   bool operator==(const Row&) const = default;
 };
 
-// "rows.jsonl:17", or "chain_sum row" for a row that was not read from a file.
+// "rows.jsonl:17", or "chain_sum row 17" for a row that was not read from a file.
 std::string place_of(const Row& row);
 
 // The row's members of `extra_info` and other keys by name, values as JSON text unless strings:

@@ -25,6 +25,7 @@ Result<std::vector<Row>> load_source(const SourceConfig& source, DatasetOptions 
       auto row = task->row(static_cast<uint64_t>(source.seed), static_cast<uint64_t>(i));
       if (row.ok()) {
         rows[i] = std::move(*row);
+        rows[i].line = i + 1;
       } else {
         statuses[i] = row.status();
       }

@@ -59,8 +59,9 @@ double pass_at_k(int64_t num_samples, int64_t num_correct, int64_t k) {
 double majority_at_k(std::span<const AnswerVotes> answers, int64_t num_abstaining, int64_t k) {
   int64_t num_samples = num_abstaining;
   for (const AnswerVotes& answer : answers) num_samples += answer.num_votes;
-  GRADUS_CHECK(num_abstaining >= 0 && 1 <= k && k <= num_samples,
-               fmt::format("maj@k of n {}, k {}", num_samples, k));
+  GRADUS_CHECK(
+      num_abstaining >= 0 && 1 <= k && k <= num_samples && num_samples <= kMaxVotingSamples,
+      fmt::format("maj@k of n {}, k {}", num_samples, k));
   // For each number of votes j that wins: ways[t][s] counts the choices of s samples so far in
   // which no answer has more than j votes and t answers have exactly j, r of them right: an even
   // draw between the t is right with chance r / t, so ways are kept for right winners (weighted by

@@ -17,6 +17,9 @@ namespace gradus::data {
 // arXiv:2107.03374, Eq. 1). 0 <= c <= n, 1 <= k <= n.
 double pass_at_k(int64_t num_samples, int64_t num_correct, int64_t k);
 
+// Samples of one problem beyond which the binomials of majority_at_k leave the range of double.
+inline constexpr int64_t kMaxVotingSamples = 1000;
+
 // One answer that was given, by how many samples.
 struct AnswerVotes {
   int64_t num_votes = 0;
@@ -25,8 +28,9 @@ struct AnswerVotes {
 
 // Chance that the answer most frequent among k samples drawn without replacement is right, ties
 // broken evenly: exact, not simulated. `num_abstaining` samples gave no answer and do not vote; a
-// draw without any vote is wrong. 1 <= k <= all samples. Time grows with answers * k^3: below 1 ms
-// at 64 samples.
+// draw without any vote is wrong. 1 <= k <= all samples <= kMaxVotingSamples. Time grows with
+// answers
+// * k^3: below 1 ms at 64 samples.
 double majority_at_k(std::span<const AnswerVotes> answers, int64_t num_abstaining, int64_t k);
 
 struct Interval {

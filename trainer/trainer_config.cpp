@@ -3,6 +3,7 @@
 
 #include "common/config/rules.h"
 #include "common/metrics.h"
+#include "data/statistics.h"
 
 namespace gradus::trainer {
 
@@ -67,7 +68,8 @@ void SftConfig::visit(FieldVisitor& v) {
 void EvalConfig::visit(FieldVisitor& v) {
   v.field("every_steps", every_steps,
           "Steps between evaluations; 0 never evaluates while training.", at_least(0));
-  v.field("num_samples", num_samples, "Responses per problem.", at_least(1));
+  v.field("num_samples", num_samples, "Responses per problem.",
+          in_closed(1, data::kMaxVotingSamples));
   v.field("temperature", temperature, "Divides the logits; 0 is greedy.", at_least(0));
   v.field("max_rows", max_rows, "Problems of data.eval to use; unset: all.", at_least(1));
   v.field("before_training", before_training, "Whether to evaluate the initial model as well.");

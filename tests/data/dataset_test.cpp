@@ -109,6 +109,30 @@ TEST_F(Dataset, WritesRowsThatReadBackEqual) {
   EXPECT_NE(written.find(R"("rubric":["r"])"), std::string::npos);
 }
 
+// Regression: the last of two equal keys won without a word.
+TEST_F(Dataset, AKeyThatStandsTwiceIsAnErrorAtAnyDepth) {
+  const std::string good = std::string(kGood) + "\n";
+  EXPECT_EQ(error_of(good + R"({"data_source":"a","prompt":"p","ground_truth":"1","prompt":"q"})"),
+            "rows.jsonl:2: key 'prompt' stands twice in one object; keep one of them");
+  EXPECT_EQ(error_of(R"({"data_source":"a","prompt":"p","reward_model":{"ground_truth":"1",)"
+                     R"("ground_truth":"2"}})"),
+            "rows.jsonl:1: key 'ground_truth' stands twice in one object; keep one of them");
+  EXPECT_EQ(error_of(R"({"data_source":"a","prompt":"p","ground_truth":"1","":1,"":2})"),
+            "rows.jsonl:1: key '' stands twice in one object; keep one of them");
+  // The same key in different objects is no repetition.
+  EXPECT_TRUE(
+      load(R"({"data_source":"a","prompt":[{"role":"user","content":"x"},)"
+           R"({"role":"user","content":"y"}],"ground_truth":"1","extra_info":{"prompt":1}})")
+          .ok());
+}
+
+TEST_F(Dataset, ProceduralRowsAreNamedByTheirNumber) {
+  const auto rows = load_source({.task = "chain_sum", .num_rows = 3}, {}, 0);
+  ASSERT_TRUE(rows.ok()) << rows.status().message();
+  EXPECT_EQ(place_of((*rows)[0]), "chain_sum row 1");
+  EXPECT_EQ(place_of((*rows)[2]), "chain_sum row 3");
+}
+
 TEST_F(Dataset, NamesABadRowByFileAndLine) {
   const std::string good = std::string(kGood) + "\n";
   EXPECT_EQ(error_of(good + "\n" + R"({"data_source":"a","prompt":)"),

@@ -99,6 +99,17 @@ TEST(MajorityAtK, IsPassAtOneForOneSample) {
   EXPECT_GT(majority_at_k(answers, 10, 64), 0.9);
 }
 
+// Regression: beyond 1029 samples a binomial overflowed and the result was not a number.
+TEST(MajorityAtK, IsFiniteUpToItsLimitAndRefusesMore) {
+  const std::vector<AnswerVotes> answers = {{kMaxVotingSamples / 2 + 1, true},
+                                            {kMaxVotingSamples / 2 - 1, false}};
+  EXPECT_NEAR(majority_at_k(answers, 0, 1), 0.501, 1e-9);
+  const double chance = majority_at_k(answers, 0, 20);
+  EXPECT_GT(chance, 0.5);
+  EXPECT_LT(chance, 0.52);
+  EXPECT_THROW((void)majority_at_k(answers, 1, 20), InternalError);
+}
+
 TEST(WilsonInterval, EqualsTheFormulaByHand) {
   // 8 of 10, z = 1.959964: centre (0.8 + 0.19207) / 1.38415 = 0.71674,
   // half 1.959964 * sqrt(0.016 + 0.0096036) / 1.38415 = 0.22657.
