@@ -131,6 +131,15 @@ Status write_weights(const std::string& dir, const ModelConfig& config,
   return {};
 }
 
+// Values that a thread works on at once.
+constexpr int64_t kValuesPerTask = 1 << 16;
+
+Status finite_status(std::string_view name, int64_t num_bad, int64_t count) {
+  if (num_bad == 0) return {};
+  return data_loss("tensor '{}': {} of {} values are NaN or infinite; the weights are broken", name,
+                   num_bad, count);
+}
+
 }  // namespace
 
 Result<CheckpointReader> CheckpointReader::open(const std::string& dir) {
@@ -142,29 +151,57 @@ Result<CheckpointReader> CheckpointReader::open(const std::string& dir) {
   return CheckpointReader(dir, std::move(config).value(), std::move(tensors).value());
 }
 
-Status CheckpointReader::read_f32(std::string_view hf_name, std::span<const int64_t> shape,
-                                  float* out) const {
+const SafetensorsTensor& CheckpointReader::find(std::string_view hf_name,
+                                                std::span<const int64_t> shape) const {
   const SafetensorsTensor* tensor = tensors_.find(hf_name);
   GRADUS_CHECK(tensor != nullptr, fmt::format("the config implies no tensor '{}'", hf_name));
   GRADUS_CHECK(std::ranges::equal(tensor->shape, shape),
                fmt::format("tensor '{}' is {}, asked for as {}", hf_name, shape_text(tensor->shape),
                            shape_text(shape)));
-  GRADUS_RETURN_IF_ERROR(convert_to_f32(*tensor, out).with_prefix(tensors_.path()));
-  return check_finite(hf_name, {out, static_cast<size_t>(tensor->num_values())})
+  return *tensor;
+}
+
+Status CheckpointReader::read_f32(std::string_view hf_name, std::span<const int64_t> shape,
+                                  float* out) const {
+  const SafetensorsTensor& tensor = find(hf_name, shape);
+  GRADUS_RETURN_IF_ERROR(convert_to_f32(tensor, out).with_prefix(tensors_.path()));
+  return check_finite(hf_name, {out, static_cast<size_t>(tensor.num_values())})
       .with_prefix(tensors_.path());
 }
 
+Status CheckpointReader::read_f32_parts(
+    std::string_view hf_name, std::span<const int64_t> shape, int64_t part_rows,
+    const std::function<void(int64_t first_row, std::span<const float> values)>& consume) const {
+  const SafetensorsTensor& tensor = find(hf_name, shape);
+  const int64_t rows = shape[0], columns = shape[1];
+  const int64_t num_parts = (rows + part_rows - 1) / part_rows;
+  const int64_t grain = std::max<int64_t>(1, kValuesPerTask / (part_rows * columns));
+  std::atomic<int64_t> num_bad{0};
+  float unused;
+  GRADUS_RETURN_IF_ERROR(convert_to_f32(tensor, 0, 0, &unused).with_prefix(tensors_.path()));
+  parallel_for(num_parts, grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> values(static_cast<size_t>(part_rows * columns));
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = part * part_rows;
+      const int64_t count = std::min(part_rows, rows - first) * columns;
+      const Status status = convert_to_f32(tensor, first * columns, count, values.data());
+      GRADUS_CHECK(status.ok(), status.message());
+      const int64_t bad = count_non_finite(values.data(), count);
+      if (bad != 0) num_bad += bad;
+      consume(first, {values.data(), static_cast<size_t>(count)});
+    }
+  });
+  return finite_status(hf_name, num_bad, rows * columns).with_prefix(tensors_.path());
+}
+
 Status check_finite(std::string_view name, std::span<const float> values) {
-  constexpr int64_t kValuesPerTask = 1 << 16;
   const int64_t count = static_cast<int64_t>(values.size());
   std::atomic<int64_t> num_bad{0};
   parallel_for(count, kValuesPerTask, [&](int64_t begin, int64_t end) {
     const int64_t bad = count_non_finite(values.data() + begin, end - begin);
     if (bad != 0) num_bad += bad;
   });
-  if (num_bad == 0) return {};
-  return data_loss("tensor '{}': {} of {} values are NaN or infinite; the weights are broken", name,
-                   num_bad.load(), count);
+  return finite_status(name, num_bad, count);
 }
 
 Status write_checkpoint(const std::string& dir, const ModelConfig& config,

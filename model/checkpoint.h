@@ -32,9 +32,17 @@ class CheckpointReader {
   // infinite values and counts them.
   Status read_f32(std::string_view hf_name, std::span<const int64_t> shape, float* out) const;
 
+  // The same for a matrix, `part_rows` rows at a time from all threads: consume(first_row, values
+  // [rows, columns]), the last part with what is left. A part is read straight from the file's map,
+  // so that no copy of the matrix is made. After an error some parts may have been consumed.
+  Status read_f32_parts(
+      std::string_view hf_name, std::span<const int64_t> shape, int64_t part_rows,
+      const std::function<void(int64_t first_row, std::span<const float> values)>& consume) const;
+
  private:
   CheckpointReader(std::string dir, ModelConfig config, SafetensorsReader tensors)
       : dir_(std::move(dir)), config_(std::move(config)), tensors_(std::move(tensors)) {}
+  const SafetensorsTensor& find(std::string_view hf_name, std::span<const int64_t> shape) const;
 
   std::string dir_;
   ModelConfig config_;

@@ -99,17 +99,20 @@ ParameterLayout parameter_layout(const ModelConfig& config) {
 
 Status load_parameters(const CheckpointReader& checkpoint, const ParameterLayout& layout,
                        float* buffer) {
-  std::vector<float> matrix;
   for (const ParameterPlace& place : layout.places) {
+    float* out = buffer + place.offset;
     if (place.columns == 0) {
-      GRADUS_RETURN_IF_ERROR(
-          checkpoint.read_f32(place.hf_name, shape_of(place), buffer + place.offset));
+      GRADUS_RETURN_IF_ERROR(checkpoint.read_f32(place.hf_name, shape_of(place), out));
       continue;
     }
-    matrix.resize(static_cast<size_t>(place.rows * place.columns));
-    GRADUS_RETURN_IF_ERROR(checkpoint.read_f32(place.hf_name, shape_of(place), matrix.data()));
-    kernels::pack_weight(matrix.data(), place.columns, place.rows, place.columns,
-                         buffer + place.offset);
+    // A panel at a time, which stays in a core's cache between the file and its place.
+    GRADUS_RETURN_IF_ERROR(checkpoint.read_f32_parts(
+        place.hf_name, shape_of(place), kernels::kPanelWidth,
+        [&](int64_t first_row, std::span<const float> values) {
+          const int64_t rows = static_cast<int64_t>(values.size()) / place.columns;
+          kernels::pack_weight(values.data(), place.columns, rows, place.columns,
+                               out + first_row * place.columns);
+        }));
   }
   return {};
 }

@@ -282,24 +282,26 @@ Status SafetensorsReader::add_shards(const std::string& index_path) {
   return {};
 }
 
-Status convert_to_f32(const SafetensorsTensor& tensor, float* out) {
-  void (*convert)(const std::byte*, int64_t, float*) = nullptr;
-  int64_t width = 2;
+Status convert_to_f32(const SafetensorsTensor& tensor, int64_t first, int64_t count, float* out) {
+  const std::byte* bytes = tensor.bytes.data();
   if (tensor.dtype == "F32") {
-    width = 4;
-    convert = [](const std::byte* in, int64_t n, float* to) {
-      std::memcpy(to, in, static_cast<size_t>(n) * sizeof(float));
-    };
+    std::memcpy(out, bytes + first * 4, static_cast<size_t>(count) * sizeof(float));
   } else if (tensor.dtype == "F16") {
-    convert = f16_to_f32;
+    f16_to_f32(bytes + first * 2, count, out);
   } else if (tensor.dtype == "BF16") {
-    convert = bf16_to_f32;
+    bf16_to_f32(bytes + first * 2, count, out);
   } else {
     return invalid_argument("tensor '{}' is {}; weights must be F32, F16 or BF16", tensor.name,
                             tensor.dtype);
   }
+  return {};
+}
+
+Status convert_to_f32(const SafetensorsTensor& tensor, float* out) {
+  GRADUS_RETURN_IF_ERROR(convert_to_f32(tensor, 0, 0, out));  // of the dtype
   parallel_for(tensor.num_values(), kValuesPerTask, [&](int64_t begin, int64_t end) {
-    convert(tensor.bytes.data() + begin * width, end - begin, out + begin);
+    const Status status = convert_to_f32(tensor, begin, end - begin, out + begin);
+    GRADUS_CHECK(status.ok(), status.message());
   });
   return {};
 }

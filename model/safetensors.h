@@ -67,6 +67,8 @@ class SafetensorsReader {
 // Writes the values of `tensor` (F32, F16 or BF16) as float, exactly, to `out` [num_values()]. Uses
 // the thread pool. InvalidArgument for another dtype.
 Status convert_to_f32(const SafetensorsTensor& tensor, float* out);
+// Values [first, first + count) of it, in the calling thread.
+Status convert_to_f32(const SafetensorsTensor& tensor, int64_t first, int64_t count, float* out);
 
 // What a writer is told of a tensor before its bytes.
 struct SafetensorsSpec {

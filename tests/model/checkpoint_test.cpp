@@ -221,6 +221,29 @@ TEST_F(BrokenCheckpoint, AcceptsAStoredHeadOnlyIfItIsTheTiedEmbedding) {
       "tie_word_embeddings to false");
 }
 
+TEST_F(BrokenCheckpoint, PartsOfAMatrixAreItsRowsWhateverTheirNumber) {
+  ASSERT_TRUE(
+      write_checkpoint(folder_.path(), small_config(), [](const WeightSpec& spec, float* out) {
+        for (int64_t i = 0; i < static_cast<int64_t>(num_values(spec)); ++i) {
+          out[i] = 0.5f + static_cast<float>(i);
+        }
+        return Status();
+      }).ok());
+  const auto reader = CheckpointReader::open(folder_.path());
+  ASSERT_TRUE(reader.ok());
+  for (const int64_t part_rows : {1, 2, 3, 16}) {
+    std::vector<float> seen(6);
+    ASSERT_TRUE(reader
+                    ->read_f32_parts("lm_head.weight", std::vector<int64_t>{3, 2}, part_rows,
+                                     [&](int64_t first_row, std::span<const float> values) {
+                                       std::copy(values.begin(), values.end(),
+                                                 seen.begin() + first_row * 2);
+                                     })
+                    .ok());
+    EXPECT_EQ(seen, (std::vector<float>{0.5f, 1.5f, 2.5f, 3.5f, 4.5f, 5.5f})) << part_rows;
+  }
+}
+
 TEST_F(BrokenCheckpoint, CountsNanAndInfiniteWeightsByTensor) {
   ASSERT_TRUE(
       write_checkpoint(folder_.path(), small_config(), [](const WeightSpec& spec, float* out) {
@@ -234,7 +257,10 @@ TEST_F(BrokenCheckpoint, CountsNanAndInfiniteWeightsByTensor) {
   const auto reader = CheckpointReader::open(folder_.path());
   ASSERT_TRUE(reader.ok());
   float out[6];
-  EXPECT_TRUE(reader->read_f32("model.embed_tokens.weight", std::vector<int64_t>{3, 2}, out).ok());
+  const std::vector<int64_t> shape = {3, 2};
+  EXPECT_TRUE(reader->read_f32("model.embed_tokens.weight", shape, out).ok());
+  EXPECT_EQ(reader->read_f32_parts("lm_head.weight", shape, 2, [](int64_t, auto) {}).message(),
+            reader->read_f32("lm_head.weight", shape, out).message());
   EXPECT_EQ(
       reader->read_f32("lm_head.weight", std::vector<int64_t>{3, 2}, out).message(),
       folder_.path() +
