@@ -10,6 +10,7 @@ endfunction()
 
 gradus_summary_row("compiler" "${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}, ${CMAKE_BUILD_TYPE}")
 gradus_summary_row("MPI" "${MPI_C_VERSION} (${MPI_C_LIBRARIES})")
+gradus_summary_row("protobuf" "${Protobuf_VERSION}")
 gradus_summary_row("yaml-cpp" "${yaml-cpp_VERSION}")
 gradus_summary_row("RE2, PCRE2" "${RE2_VERSION}, ${PCRE2_VERSION}")
 gradus_summary_row("utf8proc" "${UTF8PROC_VERSION}")

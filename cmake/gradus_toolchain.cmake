@@ -54,6 +54,8 @@ find_package(spdlog REQUIRED)
 find_package(yaml-cpp REQUIRED)
 find_library(GRADUS_YAML_CPP NAMES libyaml-cpp.a yaml-cpp REQUIRED)  # the archive, so that a build travels
 gradus_link_statically(yaml-cpp yaml-cpp)
+set(Protobuf_USE_STATIC_LIBS ON)
+find_package(Protobuf REQUIRED)
 find_package(MPI REQUIRED COMPONENTS C)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(RE2 REQUIRED IMPORTED_TARGET re2)

@@ -61,6 +61,8 @@ constexpr MetricInfo kMetrics[] = {
     {"rollout/sampling_rounds", "rounds", kLast, "rollout rounds that dynamic sampling needed"},
     {"rollout/dropped_groups", "groups", kSum, "groups that dynamic sampling threw away"},
     {"rollout/tokens_per_s", "tokens/s", kSum, "response tokens sampled per second of rollout"},
+    {"rollout/busy_s", "s", kMax, "seconds that a rollout rank sampled, at most (split and async)"},
+    {"rollout/lost_ranks", "ranks", kLast, "rollout ranks that have died"},
     {"rollout/preemptions", "sequences", kSum, "sequences put back because the cache was full"},
     {"rollout/prefix_cache_hit_fraction", "1", kMean,
      "prompt tokens served from another sample of the group"},
@@ -239,6 +241,17 @@ void Metrics::merge(const Metrics& other) {
         break;
     }
   }
+}
+
+std::vector<MetricPart> Metrics::parts() const {
+  std::vector<MetricPart> all;
+  for (const auto& [name, entry] : entries_) all.push_back({name, entry.value, entry.weight});
+  return all;
+}
+
+void Metrics::restore(const MetricPart& part) {
+  const MetricReduction reduction = declaration_of(part.name).reduction;
+  entries_.insert_or_assign(part.name, Entry{reduction, part.value, part.weight});
 }
 
 bool Metrics::contains(std::string_view name) const {

@@ -34,6 +34,13 @@ const char* reduction_name(MetricReduction reduction);  // "mean", "sum", ...
 // docs/metrics.md.
 std::string metrics_markdown();
 
+// A value as Metrics holds it: of a mean the weighted sum and the sum of weights.
+struct MetricPart {
+  std::string name;
+  double value = 0;
+  double weight = 0;
+};
+
 // The values of one step. Not thread-safe.
 class Metrics {
  public:
@@ -46,6 +53,11 @@ class Metrics {
 
   // Folds in the values of another part of the same step, e.g. another rank's, weights included.
   void merge(const Metrics& other);
+
+  // Everything held, sorted by name, to be sent to another rank; restore() takes it in there, in
+  // place of a value of the same name, and throws as set() does.
+  std::vector<MetricPart> parts() const;
+  void restore(const MetricPart& part);
 
   bool contains(std::string_view name) const;
   // Throws InternalError if it was not set.

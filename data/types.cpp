@@ -11,6 +11,8 @@ const char* finish_reason_name(FinishReason reason) {
       return "length";
     case FinishReason::kCancelled:
       return "cancelled";
+    case FinishReason::kInterrupted:
+      return "interrupted";
   }
   GRADUS_CHECK(false, "finish reason out of range");
 }
@@ -29,6 +31,20 @@ Status validate(const Trajectory& trajectory) {
                             trajectory.id.prompt_id, trajectory.id.sample_index,
                             trajectory.behavior_logprobs.size(),
                             trajectory.sampling_logprobs.size(), response_length);
+  }
+  int64_t covered = 0;
+  for (const Segment& segment : trajectory.segments) {
+    if (segment.begin != covered || segment.end <= segment.begin) {
+      return invalid_argument("trajectory {}/{}: a segment has tokens [{}, {}) after {} tokens",
+                              trajectory.id.prompt_id, trajectory.id.sample_index, segment.begin,
+                              segment.end, covered);
+    }
+    covered = segment.end;
+  }
+  if (!trajectory.segments.empty() && covered != static_cast<int64_t>(response_length)) {
+    return invalid_argument("trajectory {}/{}: segments have {} of {} response tokens",
+                            trajectory.id.prompt_id, trajectory.id.sample_index, covered,
+                            response_length);
   }
   return {};
 }

@@ -46,17 +46,17 @@ struct RequestId {
   bool operator==(const RequestId&) const = default;
 };
 
-// One response to sample. All samples of a prompt carry equal token_ids and share its computation.
-struct RolloutRequest {
-  RequestId id;
-  std::vector<int32_t> token_ids;  // [P]
-  SamplingParams sampling;
-  // The request seed; what is drawn is a function of (weights, token_ids, rng_key) alone.
-  uint64_t rng_key = 0;
-};
+// kInterrupted: at its token budget, to be gone on with.
+enum class FinishReason { kStop, kLength, kCancelled, kInterrupted };
+const char* finish_reason_name(FinishReason reason);  // "stop", "length", "cancelled", ...
 
-enum class FinishReason { kStop, kLength, kCancelled };
-const char* finish_reason_name(FinishReason reason);  // "stop", "length", "cancelled"
+// Response tokens [begin, end) that one version of the weights sampled.
+struct Segment {
+  int64_t begin = 0, end = 0;
+  uint64_t policy_version = 0;
+  uint64_t weights_hash = 0;
+  bool operator==(const Segment&) const = default;
+};
 
 // A sampled response with its prompt. Example, P = 3, L = 5:
 //   token_ids {15, 20, 11, 42, 2}, prompt_length 3, behavior_logprobs {-0.7, -0.1}.
@@ -67,9 +67,25 @@ struct Trajectory {
   std::vector<float> behavior_logprobs;  // [L - P] log-softmax(logits / T) before the filters
   std::vector<float> sampling_logprobs;  // [L - P] after the filters, renormalised
   FinishReason finish_reason = FinishReason::kLength;
-  uint64_t policy_version = 0;  // weights that produced it
+  uint64_t policy_version = 0;  // weights that produced it, or its last tokens
   uint64_t weights_hash = 0;
   std::string text;  // decoded response, without the stop id
+  // The whole response by the weights that sampled it, in order, if several took part (it was
+  // interrupted by an update); else empty: policy_version sampled all.
+  std::vector<Segment> segments;
+};
+
+// One response to sample. All samples of a prompt carry equal token_ids and share its computation.
+struct RolloutRequest {
+  RequestId id;
+  std::vector<int32_t> token_ids;  // [P]
+  SamplingParams sampling;
+  // The request seed; what is drawn is a function of (weights, token_ids, rng_key) alone.
+  uint64_t rng_key = 0;
+  // A response to go on with, whose prompt is token_ids: it was interrupted, and what it has was
+  // sampled by earlier weights. Without tokens: a new one.
+  Trajectory begun;
+  int64_t token_budget = 0;  // new tokens after which the response is interrupted; 0: never
 };
 
 Status validate(const Trajectory& trajectory);

@@ -58,6 +58,17 @@ void append_floats(std::string& line, const char* name, const std::vector<float>
   line += "]";
 }
 
+// Nothing if one version sampled all.
+void append_segments(std::string& line, const std::vector<data::Segment>& segments) {
+  const char* separator = ", \"segments\": [";
+  for (const data::Segment& segment : segments) {
+    line += fmt::format("{}[{}, {}, {}, \"{:016x}\"]", separator, segment.begin, segment.end,
+                        segment.policy_version, segment.weights_hash);
+    separator = ", ";
+  }
+  if (!segments.empty()) line += "]";
+}
+
 double as_number(const Json& value) {
   if (value.is_number()) return value.get<double>();
   const auto text = value.get<std::string>();
@@ -77,12 +88,12 @@ std::vector<float> as_floats(const Json& values) {
 }
 
 data::FinishReason parse_finish_reason(const std::string& name) {
-  for (const auto reason :
-       {data::FinishReason::kStop, data::FinishReason::kLength, data::FinishReason::kCancelled}) {
+  for (const auto reason : {data::FinishReason::kStop, data::FinishReason::kLength,
+                            data::FinishReason::kCancelled, data::FinishReason::kInterrupted}) {
     if (name == data::finish_reason_name(reason)) return reason;
   }
   throw std::invalid_argument("finish_reason is '" + name +
-                              "'; expected stop, length or cancelled");
+                              "'; expected stop, length, cancelled or interrupted");
 }
 
 // Throws what nlohmann or the functions above throw.
@@ -114,6 +125,13 @@ RolloutRecord record_of(const Json& row) {
   trajectory.sampling_logprobs = row.contains("sampling_logprobs")
                                      ? as_floats(row.at("sampling_logprobs"))
                                      : trajectory.behavior_logprobs;
+  if (row.contains("segments")) {
+    for (const Json& segment : row.at("segments")) {
+      trajectory.segments.push_back({segment.at(0).get<int64_t>(), segment.at(1).get<int64_t>(),
+                                     segment.at(2).get<uint64_t>(),
+                                     std::stoull(segment.at(3).get<std::string>(), nullptr, 16)});
+    }
+  }
   return record;
 }
 
@@ -140,6 +158,7 @@ std::string rollout_line(const RolloutRecord& record) {
   if (trajectory.sampling_logprobs != trajectory.behavior_logprobs) {
     append_floats(line, "sampling_logprobs", trajectory.sampling_logprobs);
   }
+  append_segments(line, trajectory.segments);
   return line + "}";
 }
 

@@ -57,6 +57,7 @@ TEST(RolloutDump, ReadsBackEveryFieldAndEveryBit) {
     const float logprob = -std::bit_cast<float>(rng.next_u32() % 0x7F800000u);  // any finite float
     data::append_token(hard.trajectory, i, logprob, i % 2 == 0 ? logprob : 0.0f);
   }
+  hard.trajectory.segments = {{0, 2, 8, 0xFEDCBA9876543210u}, {2, 2002, 9, 1}};
   ASSERT_TRUE(write_rollouts(temp.path() + "/step_3.jsonl", records).ok());
   const auto back = read_rollouts(temp.path() + "/step_3.jsonl");
   ASSERT_TRUE(back.ok()) << back.status().message();
@@ -74,6 +75,7 @@ TEST(RolloutDump, ReadsBackEveryFieldAndEveryBit) {
   EXPECT_EQ(got.parts[1].weight, 0.5);
   EXPECT_EQ(got.parts[1].status, "not_applicable");
   EXPECT_EQ(got.parts[1].detail, "no number");
+  EXPECT_EQ(got.trajectory.segments, hard.trajectory.segments);
   EXPECT_EQ(got.trajectory.id, hard.trajectory.id);
   EXPECT_EQ(got.trajectory.token_ids, hard.trajectory.token_ids);
   EXPECT_EQ(got.trajectory.prompt_length, 3);
@@ -106,9 +108,10 @@ TEST(RolloutDump, NamesTheBadLine) {
   std::string reason = good;
   reason.replace(reason.find("\"stop\""), 6, "\"tired\"");
   write_file(path, reason);
-  EXPECT_EQ(
-      read_rollouts(path).status().message(),
-      path + ":1: not a rollout: finish_reason is 'tired'; expected stop, length or cancelled");
+  EXPECT_EQ(read_rollouts(path).status().message(),
+            path +
+                ":1: not a rollout: finish_reason is 'tired'; expected stop, length, cancelled or "
+                "interrupted");
 }
 
 TEST(RolloutDump, RefusesATrajectoryThatContradictsItself) {
