@@ -51,6 +51,7 @@ struct Sequence {
   data::Trajectory trajectory;
   std::unique_ptr<data::StreamingDecoder> decoder;
   std::string text;
+  int64_t num_begun = 0;  // response tokens of earlier runs
 };
 
 }  // namespace
@@ -62,6 +63,29 @@ int64_t num_cache_pages(const model::ModelConfig& config, int64_t bytes) {
 uint64_t request_seed(uint64_t run_seed, uint64_t pass, uint64_t prompt_id, int32_t sample_index) {
   return hash64({run_seed, pass, prompt_id, static_cast<uint64_t>(sample_index)});
 }
+
+namespace {
+
+// Whether the response to go on with belongs to the request and has room left.
+Status validate_begun(const data::RolloutRequest& request) {
+  const data::Trajectory& begun = request.begun;
+  if (begun.token_ids.empty()) return {};
+  GRADUS_RETURN_IF_ERROR(data::validate(begun));
+  const bool is_its_prompt =
+      begun.prompt_length == static_cast<int64_t>(request.token_ids.size()) &&
+      std::equal(request.token_ids.begin(), request.token_ids.end(), begun.token_ids.begin());
+  if (!is_its_prompt) return invalid_argument("the response to go on with has another prompt");
+  const int64_t length = static_cast<int64_t>(begun.behavior_logprobs.size());
+  if (length < 1 || length >= request.sampling.max_new_tokens) {
+    return invalid_argument(
+        "the response to go on with has {} tokens, expected at least 1 and fewer than "
+        "max_new_tokens ({})",
+        length, request.sampling.max_new_tokens);
+  }
+  return {};
+}
+
+}  // namespace
 
 // One run() of the engine.
 class Engine::Scheduler {
@@ -90,6 +114,7 @@ class Engine::Scheduler {
   void make_groups();
   Status start_sequences();
   Status start(size_t group_index, Sequence sequence);
+  Status go_on(const data::RolloutRequest& request, Sequence& sequence);
   bool grow(Stream& stream, int64_t num_tokens);
   void make_room_for_decoding();
   bool drop_an_idle_prompt(const Group* keep);
@@ -99,6 +124,7 @@ class Engine::Scheduler {
   Status sample(Sequence& sequence, const float* logits, kernels::SampledToken& token) const;
   // Adds the token; true if it ends the trajectory.
   Result<bool> append(Sequence& sequence, const kernels::SampledToken& token);
+  void add_segment(Sequence& sequence) const;
   void finish(Sequence& sequence);
   void cancel_all();
   std::string name_of(size_t request) const {
@@ -174,6 +200,7 @@ Status Engine::Scheduler::validate_requests() const {
       return invalid_argument("{}: max_new_tokens must be at least 1, got {}", name_of(i),
                               request.sampling.max_new_tokens);
     }
+    GRADUS_RETURN_IF_ERROR(validate_begun(request).with_prefix(name_of(i)));
     if (!request.sampling.stop_texts.empty() && engine_.tokenizer_ == nullptr) {
       return invalid_argument("{}: stop texts need a tokenizer", name_of(i));
     }
@@ -290,6 +317,32 @@ Status Engine::Scheduler::start(size_t group_index, Sequence sequence) {
   return {};
 }
 
+// Takes over what an interrupted response has; its keys and values are computed anew, by the
+// present weights, as after a preemption.
+Status Engine::Scheduler::go_on(const data::RolloutRequest& request, Sequence& sequence) {
+  data::Trajectory& trajectory = sequence.trajectory;
+  const data::Trajectory& begun = request.begun;
+  trajectory.token_ids = begun.token_ids;
+  trajectory.behavior_logprobs = begun.behavior_logprobs;
+  trajectory.sampling_logprobs = begun.sampling_logprobs;
+  trajectory.segments = begun.segments;
+  const int64_t num_begun = static_cast<int64_t>(begun.behavior_logprobs.size());
+  if (trajectory.segments.empty()) {
+    trajectory.segments.push_back({0, num_begun, begun.policy_version, begun.weights_hash});
+  }
+  sequence.stream.tokens = begun.token_ids;
+  sequence.num_begun = num_begun;
+  for (int64_t i = begun.prompt_length;
+       sequence.decoder != nullptr && i < begun.prompt_length + num_begun; ++i) {
+    const int32_t token = begun.token_ids[static_cast<size_t>(i)];
+    if (!engine_.tokenizer_->is_known(token)) continue;
+    Result<std::string> piece = sequence.decoder->append(token);
+    if (!piece.ok()) return piece.status();
+    sequence.text += *piece;
+  }
+  return {};
+}
+
 Status Engine::Scheduler::start_sequences() {
   // A new sequence may have to take a page at once; the first one always finds it.
   const auto has_room = [&](const Group& group) {
@@ -325,6 +378,7 @@ Status Engine::Scheduler::start_sequences() {
       if (engine_.tokenizer_ != nullptr) {
         sequence.decoder = std::make_unique<data::StreamingDecoder>(*engine_.tokenizer_);
       }
+      if (!request.begun.token_ids.empty()) GRADUS_RETURN_IF_ERROR(go_on(request, sequence));
       GRADUS_RETURN_IF_ERROR(start(g, std::move(sequence)));
     }
   }
@@ -384,10 +438,30 @@ Result<bool> Engine::Scheduler::append(Sequence& sequence, const kernels::Sample
     trajectory.finish_reason = data::FinishReason::kLength;
     return true;
   }
+  const int64_t budget = requests_[sequence.request].token_budget;
+  if (budget > 0 && length - trajectory.prompt_length - sequence.num_begun >= budget) {
+    trajectory.finish_reason = data::FinishReason::kInterrupted;
+    return true;
+  }
   return false;
 }
 
+// Notes down which tokens the present weights sampled, if others have sampled some.
+void Engine::Scheduler::add_segment(Sequence& sequence) const {
+  data::Trajectory& trajectory = sequence.trajectory;
+  const int64_t length = static_cast<int64_t>(trajectory.behavior_logprobs.size());
+  if (trajectory.segments.empty() || length == sequence.num_begun) return;
+  data::Segment& last = trajectory.segments.back();
+  if (last.policy_version == policy_version_ && last.weights_hash == weights_hash_) {
+    last.end = length;
+  } else {
+    trajectory.segments.push_back({sequence.num_begun, length, policy_version_, weights_hash_});
+  }
+  if (trajectory.segments.size() == 1) trajectory.segments.clear();
+}
+
 void Engine::Scheduler::finish(Sequence& sequence) {
+  add_segment(sequence);
   if (sequence.decoder != nullptr) sequence.text += sequence.decoder->finish();
   sequence.trajectory.text = std::move(sequence.text);
   release(sequence.stream);

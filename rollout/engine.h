@@ -43,7 +43,8 @@ class TrajectorySink {
 // each pass carries the next token of every running sequence and chunks of prompts that wait;
 // neighbouring requests with equal prompts share its computation; when pages run out the youngest
 // sequence is preempted and computed again later. A trajectory is a function of (weights, prompt,
-// sampling parameters, rng_key) alone, bit for bit.
+// sampling parameters, rng_key) alone, bit for bit; one that goes on from an interrupted response
+// (RolloutRequest::begun) also of that.
 //
 // Not thread-safe. The transformer and the tokenizer must outlive it.
 class Engine {

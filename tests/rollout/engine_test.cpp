@@ -193,6 +193,74 @@ TEST_F(EngineTest, CancelKeepsWhatWasSampled) {
   EXPECT_EQ(sink.trajectories.back().finish_reason, data::FinishReason::kCancelled);
 }
 
+// Interrupted after every fourth token and gone on with, each time under another version's name.
+TEST_F(EngineTest, AnInterruptedResponseGoesOnAsIfNothingHadHappened) {
+  std::vector<data::RolloutRequest> all = requests(4, 3, 30);
+  for (data::RolloutRequest& request : all) request.sampling.stop_texts = {"never said"};
+  const std::vector<data::Trajectory> whole = run(all, pages(400));
+  std::vector<data::Trajectory> parts(all.size());
+  std::vector<size_t> rest(all.size());
+  for (size_t i = 0; i < rest.size(); ++i) rest[i] = i;
+  for (data::RolloutRequest& request : all) request.token_budget = 4;
+  Engine engine(*model_, tokenizer_.get(), pages(40));
+  uint64_t version = 10;
+  for (; !rest.empty(); ++version) {
+    std::vector<data::RolloutRequest> now;
+    for (const size_t i : rest) now.push_back(all[i]);
+    Collector sink(now.size());
+    const Status status = engine.run(now, version, 100 + version, sink);
+    ASSERT_TRUE(status.ok()) << status.message();
+    std::vector<size_t> left;
+    for (size_t i = 0; i < rest.size(); ++i) {
+      data::Trajectory& part = sink.trajectories[i];
+      ASSERT_TRUE(data::validate(part).ok()) << data::validate(part).message();
+      if (part.finish_reason == data::FinishReason::kInterrupted) {
+        EXPECT_EQ(part.behavior_logprobs.size(), 4 * (version - 9));
+        all[rest[i]].begun = part;
+        left.push_back(rest[i]);
+      }
+      parts[rest[i]] = std::move(part);
+    }
+    rest = left;
+  }
+  EXPECT_EQ(version, 18u) << "30 tokens, 4 a time";
+  expect_same(whole, parts, "in parts");
+  size_t num_long = 0;
+  for (const data::Trajectory& part : parts) {
+    const int64_t length = static_cast<int64_t>(part.behavior_logprobs.size());
+    if (length <= 4) {
+      EXPECT_TRUE(part.segments.empty()) << "one version sampled all";
+      EXPECT_EQ(part.policy_version, 10u);
+      continue;
+    }
+    ++num_long;
+    ASSERT_EQ(static_cast<int64_t>(part.segments.size()), (length + 3) / 4);
+    for (size_t s = 0; s < part.segments.size(); ++s) {
+      const int64_t begin = static_cast<int64_t>(4 * s);
+      EXPECT_EQ(part.segments[s],
+                (data::Segment{begin, std::min(begin + 4, length), 10 + s, 110 + s}));
+    }
+    EXPECT_EQ(part.policy_version, part.segments.back().policy_version);
+  }
+  EXPECT_GT(num_long, 3u);
+}
+
+TEST_F(EngineTest, AResponseThatCannotBeGoneOnWithIsAnError) {
+  data::RolloutRequest request = requests(1, 1, 10)[0];
+  const data::Trajectory whole = run({request}, pages(10))[0];
+  const auto message_of = [&](const data::Trajectory& begun) {
+    request.begun = begun;
+    Engine engine(*model_, tokenizer_.get(), pages(10));
+    Collector sink(1);
+    return engine.run({&request, 1}, 0, 0, sink).message();
+  };
+  data::Trajectory other = whole;
+  ++other.token_ids[0];
+  EXPECT_EQ(message_of(other), "prompt 0, sample 0: the response to go on with has another prompt");
+  request.sampling.max_new_tokens = static_cast<int64_t>(whole.behavior_logprobs.size());
+  EXPECT_THAT(message_of(whole), HasSubstr("tokens, expected at least 1 and fewer than"));
+}
+
 TEST_F(EngineTest, NamesTheRequestThatCannotRun) {
   const auto message_of = [&](const data::RolloutRequest& request, EngineOptions options) {
     Engine engine(*model_, tokenizer_.get(), options);
