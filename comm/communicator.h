@@ -3,32 +3,100 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "comm/watch.h"
 #include "common/status.h"
 
 namespace gradus::comm {
 
-// How the ranks of one run talk. World size 1 is the identity, not a special case. Calls are
-// collective: every rank makes the same calls in the same order; they return when this rank's part
-// is done. A failure of the transport ends the job (MPI's own handler), so there is no status to
-// look at. Not thread-safe.
+// What a message between two ranks is for. Messages of one tag from one rank to another keep their
+// order.
+enum class Tag : int32_t { kTree = 1, kWeights, kWork, kRollouts };
+const char* tag_name(Tag tag);  // "tree", "weights", ...
+
+inline constexpr int kAnyRank = -1;
+
+struct Message {
+  int from = 0;
+  std::string bytes;
+};
+
+// How the error begins that is thrown when the transport itself fails.
+inline constexpr char kTransportFailed[] = "the transport between the ranks failed: ";
+
+// How the ranks of one run talk. World size 1 is the identity, not a special case. Collectives are
+// called by every rank of the communicator, in the same order; they return when this rank's part is
+// done. Every operation has a name, by default that of the calling function, under which it is
+// watched (comm/watch.h). A failure of the transport throws InternalError (kTransportFailed). Not
+// thread-safe.
 class Communicator {
  public:
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  virtual int local_size() const = 0;  // ranks on this host
+  virtual int local_size() const = 0;  // ranks of the world on this host
+  // These ranks are [first_world_rank(), first_world_rank() + size()) of the world's.
+  virtual int first_world_rank() const = 0;
 
-  virtual void barrier() = 0;
+  void barrier(const char* name = __builtin_FUNCTION());
   // `text` of every rank, by rank.
-  virtual std::vector<std::string> all_gather(const std::string& text) = 0;
+  std::vector<std::string> all_gather(const std::string& text,
+                                      const char* name = __builtin_FUNCTION());
   // Replaces `values` by those of rank `root`.
-  virtual void broadcast(std::span<float> values, int root) = 0;
-  virtual void send(std::span<const float> values, int to) = 0;
-  virtual void receive(std::span<float> values, int from) = 0;
+  void broadcast(std::span<float> values, int root, const char* name = __builtin_FUNCTION());
+  // A pair of calls with equal sizes and tags.
+  void send(std::span<const float> values, int to, Tag tag = Tag::kTree,
+            const char* name = __builtin_FUNCTION());
+  void receive(std::span<float> values, int from, Tag tag = Tag::kTree,
+               const char* name = __builtin_FUNCTION());
+
+  // Messages of any length that neither side waits for: post() takes the bytes and returns,
+  // poll() gives the next message that has come whole, from `from` or from anyone. Bytes move while
+  // poll(), progress() or another operation with messages is called; flush() waits until all posted
+  // ones are gone, save those for lost ranks.
+  void post(std::string bytes, int to, Tag tag);
+  std::optional<Message> poll(Tag tag, int from = kAnyRank);
+  void flush(const char* name = __builtin_FUNCTION());
+  void progress() { do_is_flushed(); }
+  // Waits for a message of rank `from`. Unavailable if that rank is lost.
+  Result<Message> wait(Tag tag, int from, const char* name = __builtin_FUNCTION());
+  // Waits for a message of any rank in [first, end); nothing once more than `num_lost` ranks of the
+  // world (Watch::num_lost) are lost.
+  std::optional<Message> wait_any(Tag tag, int first, int end, size_t num_lost,
+                                  const char* name = __builtin_FUNCTION());
+
+  // Whether rank `rank` died while the run goes on without it.
+  bool is_lost(int rank) const;
+
+  // Ranks [first, first + count) as a communicator of their own; null on the others. Called by
+  // those ranks (and, to no effect, by others).
+  std::unique_ptr<Communicator> subset(int first, int count) const;
+
+  Watch& watch() const { return *watch_; }
+
+ protected:
+  explicit Communicator(std::shared_ptr<Watch> watch) : watch_(std::move(watch)) {}
+  const std::shared_ptr<Watch>& shared_watch() const { return watch_; }
+
+ private:
+  virtual void do_barrier() = 0;
+  virtual std::vector<std::string> do_all_gather(const std::string& text) = 0;
+  virtual void do_broadcast(std::span<float> values, int root) = 0;
+  virtual void do_send(std::span<const float> values, int to, Tag tag) = 0;
+  virtual void do_receive(std::span<float> values, int from, Tag tag) = 0;
+  virtual void do_post(std::string bytes, int to, Tag tag) = 0;
+  virtual std::optional<Message> do_poll(Tag tag, int from) = 0;
+  virtual bool do_is_flushed() = 0;
+  virtual std::unique_ptr<Communicator> do_subset(int first, int count) const = 0;
+  Wait collective(const char* name);
+  Wait message(WaitKind kind, const char* name, int peer, Tag tag) const;
+
+  std::shared_ptr<Watch> watch_;
+  uint64_t num_collectives_ = 0;
 };
 
 // True under mpirun (or another launcher that Open MPI knows).
@@ -49,12 +117,15 @@ int rank_for_messages();
 // binary tree: neighbours first, the lower rank's value on the left. With a power of two of ranks
 // the result has the bits of the tree over all blocks, however they are shared out. Every rank gets
 // the sum; `scratch` has the size of `values`.
-void all_reduce_tree(Communicator& communicator, std::span<float> values, std::span<float> scratch);
+void all_reduce_tree(Communicator& communicator, std::span<float> values, std::span<float> scratch,
+                     const char* name = __builtin_FUNCTION());
 
 // Sum over ranks of each value, in rank order.
-std::vector<double> all_reduce_sum(Communicator& communicator, std::span<const double> values);
+std::vector<double> all_reduce_sum(Communicator& communicator, std::span<const double> values,
+                                   const char* name = __builtin_FUNCTION());
 
 // The first failure by rank, with its rank, on all ranks; ok if all are.
-Status agree(Communicator& communicator, const Status& status);
+Status agree(Communicator& communicator, const Status& status,
+             const char* name = __builtin_FUNCTION());
 
 }  // namespace gradus::comm

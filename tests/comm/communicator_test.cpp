@@ -2,18 +2,19 @@
 // The reductions over ranks in threads; mpi_communicator_test.cpp runs them over MPI.
 #include "comm/communicator.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
+#include <thread>
 
+#include "comm/in_process.h"
 #include "common/rng.h"
-#include "tests/support/in_process_communicator.h"
+#include "tests/support/communicator_contract.h"
 
 namespace gradus::comm {
 namespace {
-
-using testing::run_ranks;
 
 constexpr size_t kSize = 1003;
 
@@ -44,6 +45,82 @@ std::vector<float> tree(const std::vector<std::vector<float>>& all, size_t begin
 
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+class InProcessContract : public ::testing::TestWithParam<testing::ContractCase> {};
+
+TEST_P(InProcessContract, HoldsForOneToFourRanks) {
+  for (const int num_ranks : {1, 2, 3, 4}) {
+    SCOPED_TRACE(num_ranks);
+    run_ranks(num_ranks, GetParam().body);
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Communicator, InProcessContract,
+                         ::testing::ValuesIn(testing::communicator_contract()),
+                         [](const auto& one) { return one.param.name; });
+
+TEST(InProcess, RanksThatWaitForEachOtherAreNamed) {
+  try {
+    run_ranks(2,
+              [](Communicator& ranks) {
+                std::vector<float> value(1);
+                ranks.watch().set_step(4);
+                ranks.receive(value, 1 - ranks.rank(), Tag::kTree, "a swap");
+              },
+              {.stuck_after_s = 0.3});
+    FAIL() << "two ranks that both receive are stuck";
+  } catch (const std::runtime_error& error) {
+    EXPECT_THAT(std::string(error.what()),
+                ::testing::MatchesRegex("the ranks are stuck: ranks 0, 1 wait for each other; rank "
+                                        "[01] waits for rank [01] in 'a swap' "
+                                        "\\(receive, tag tree\\) at step 4, .* s by now"));
+  }
+}
+
+TEST(InProcess, ARankThatEndsWithoutItsPartIsNamed) {
+  try {
+    run_ranks(3,
+              [](Communicator& ranks) {
+                if (ranks.rank() != 2) ranks.barrier("the last meeting");
+              },
+              {.stuck_after_s = 0.3});
+    FAIL() << "a barrier without rank 2 cannot end";
+  } catch (const std::runtime_error& error) {
+    EXPECT_THAT(std::string(error.what()), ::testing::HasSubstr("cannot go on: others have ended"));
+    EXPECT_THAT(std::string(error.what()), ::testing::HasSubstr("in 'the last meeting'"));
+  }
+}
+
+// A computing rank is waited for as long as it takes.
+TEST(InProcess, ARankThatComputesIsNotStuck) {
+  run_ranks(2,
+            [](Communicator& ranks) {
+              if (ranks.rank() == 1) std::this_thread::sleep_for(std::chrono::milliseconds(700));
+              ranks.barrier();
+            },
+            {.stuck_after_s = 0.2});
+}
+
+TEST(InProcess, OthersGoOnWithoutARankThatMayDie) {
+  run_ranks(3,
+            [](Communicator& ranks) {
+              if (ranks.rank() == 2) throw RankDied();
+              if (ranks.rank() == 1) return;
+              EXPECT_FALSE(ranks.wait_any(Tag::kRollouts, 1, 3, 0).has_value());
+              const Result<Message> message = ranks.wait(Tag::kRollouts, 2, "rollouts");
+              EXPECT_EQ(message.status().message(),
+                        "rank 2 died while rank 0 waited for it in 'rollouts'");
+              EXPECT_TRUE(ranks.is_lost(2));
+              EXPECT_FALSE(ranks.is_lost(1));
+              ranks.post("to nobody", 2, Tag::kWork);
+              ranks.flush();
+            },
+            {.may_lose = [](int rank) { return rank == 2; }});
+  EXPECT_THROW(run_ranks(2,
+                         [](Communicator& ranks) {
+                           if (ranks.rank() == 1) throw RankDied();
+                         }),
+               std::runtime_error);
 }
 
 TEST(AllReduceTree, HasTheBitsOfOneTreeForOneTwoFourAndEightRanks) {

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "comm/communicator.h"
+#include "tests/support/communicator_contract.h"
 
 namespace gradus::comm {
 namespace {
@@ -23,20 +24,12 @@ TEST(MpiCommunicator, StartsAsManyRanksAsWereAsked) {
   EXPECT_EQ(rank_for_messages(), world->rank());
 }
 
-TEST(MpiCommunicator, GathersTextsOfDifferentLengthByRank) {
-  const auto texts = world->all_gather(std::string(static_cast<size_t>(3 * world->rank()), 'x'));
-  ASSERT_EQ(static_cast<int>(texts.size()), world->size());
-  for (size_t rank = 0; rank < texts.size(); ++rank) {
-    EXPECT_EQ(texts[rank], std::string(3 * rank, 'x'));
-  }
-}
+class MpiContract : public ::testing::TestWithParam<testing::ContractCase> {};
 
-TEST(MpiCommunicator, BroadcastsTheRootsValues) {
-  const int root = world->size() - 1;
-  std::vector<float> values(1001, static_cast<float>(world->rank()));
-  world->broadcast(values, root);
-  EXPECT_EQ(values, std::vector<float>(1001, static_cast<float>(root)));
-}
+TEST_P(MpiContract, Holds) { GetParam().body(*world); }
+INSTANTIATE_TEST_SUITE_P(Communicator, MpiContract,
+                         ::testing::ValuesIn(testing::communicator_contract()),
+                         [](const auto& one) { return one.param.name; });
 
 TEST(MpiCommunicator, TreeSumHasTheBitsOfTheTreeOverAllBlocks) {
   // Four values whose sum depends on the order: 1e8 + 1 loses the 1 in fp32. The tree is
