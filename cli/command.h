@@ -23,6 +23,7 @@ using Action = std::function<Status()>;
 void add_config_command(CLI::App& app, Action& action);
 void add_eval_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);
+void add_launch_command(CLI::App& app, Action& action);
 void add_logprobs_command(CLI::App& app, Action& action);
 void add_sft_command(CLI::App& app, Action& action);
 void add_train_command(CLI::App& app, Action& action);

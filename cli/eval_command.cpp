@@ -68,6 +68,8 @@ Status eval(const EvalArguments& arguments) {
       load_run_config(arguments.config->path, overrides, RunKind::kEval, ranks.size());
   if (!loaded.ok()) return loaded.status();
   const RunConfig& config = loaded->value;
+  const auto watchdog = watch_ranks(ranks, config.cluster, ranks.size());
+  if (!watchdog.ok()) return watchdog.status();
   for (const int64_t k : arguments.ks) {
     if (k < 1 || k > config.eval.num_samples) {
       return invalid_argument(

@@ -62,6 +62,7 @@ int main(int argc, char** argv) {
   // Commands are added here, in the order in which `gradus --help` lists them.
   gradus::cli::add_train_command(app, action);
   gradus::cli::add_sft_command(app, action);
+  gradus::cli::add_launch_command(app, action);
   gradus::cli::add_eval_command(app, action);
   gradus::cli::add_generate_command(app, action);
   gradus::cli::add_logprobs_command(app, action);
@@ -74,6 +75,12 @@ int main(int argc, char** argv) {
   gradus::cli::add_convert_command(app, action);
   if (const gradus::Status known = check_command(app, argc, argv); !known.ok()) {
     return report(known);
+  }
+  // CLI11 knows options of one dash by one letter; -np is how mpirun has it.
+  char np[] = "--np";
+  for (int i = 2; i < argc && std::string(argv[1]) == "launch"; ++i) {
+    if (std::string(argv[i]) == "-np") argv[i] = np;
+    if (std::string(argv[i]) == "--") break;
   }
   try {
     app.parse(argc, argv);

@@ -18,6 +18,7 @@ void RunConfig::visit(FieldVisitor& v) {
   v.field("trainer", trainer, "Reinforcement learning.");
   v.field("sft", sft, "Supervised fine-tuning.");
   v.field("eval", eval, "Evaluation on data.eval.");
+  v.field("cluster", cluster, "The ranks of a run (docs/cluster.md).");
 }
 
 namespace {
@@ -37,7 +38,9 @@ void check_rewards(const rewards::RewardConfig& config, ConfigRules& rules) {
 }
 
 void check_training(const RunConfig& config, int64_t world_size, ConfigRules& rules) {
-  rules.add(trainer::validate(config.trainer, world_size));
+  rules.add(trainer::validate(config.cluster, world_size, config.trainer.dynamic_sampling));
+  rules.add(trainer::validate(
+      config.trainer, std::max<int64_t>(1, trainer::num_trainers(config.cluster, world_size))));
   rules.require(!config.reward.parts.empty(),
                 "reward.parts is empty; name at least one reward, e.g. {{name: exact}}");
   rules.require(config.trainer.algorithm.advantage != "grpo" || config.rollout.num_samples >= 2,

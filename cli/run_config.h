@@ -11,6 +11,7 @@
 #include "model/model_source_config.h"
 #include "rewards/reward_config.h"
 #include "rollout/rollout_config.h"
+#include "trainer/cluster_config.h"
 #include "trainer/trainer_config.h"
 
 namespace gradus::cli {
@@ -25,6 +26,7 @@ struct RunConfig {
   trainer::TrainerConfig trainer;
   trainer::SftConfig sft;
   trainer::EvalConfig eval;
+  trainer::ClusterConfig cluster;
 
   void visit(FieldVisitor& v);
 };

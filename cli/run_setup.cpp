@@ -5,8 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
+#include <sstream>
+#include <thread>
 
 #include "common/log.h"
 #include "common/parallel.h"
@@ -19,6 +23,11 @@ namespace {
 
 // What the process takes beside the arrays of the plan: program, tokenizer, data rows, MPI.
 constexpr int64_t kProcessBytes = 48ll << 20;
+
+// A rank that finds the run stuck ends with this code, and before it does leaves the others the
+// time to find it too.
+constexpr int kExitStuck = 70;
+constexpr auto kTimeToSpeak = std::chrono::milliseconds(1500);
 
 Result<data::PromptBuilder> make_builder(const data::DataConfig& config,
                                          const trainer::Policy& policy) {
@@ -82,6 +91,33 @@ Result<std::unique_ptr<comm::Communicator>> start_ranks() {
   const int share = std::max(1, on_host / (*communicator)->local_size());
   set_num_threads(std::clamp(share, 1, std::max(1, allowed)));
   return communicator;
+}
+
+Result<std::unique_ptr<comm::Watchdog>> watch_ranks(comm::Communicator& ranks,
+                                                    const trainer::ClusterConfig& config,
+                                                    int64_t num_needed) {
+  if (ranks.size() == 1) return std::unique_ptr<comm::Watchdog>();
+  const int rank = ranks.rank();
+  const auto end_the_process = [rank](const std::string& report) {
+    std::istringstream lines(kStuckMessage + report);
+    for (std::string line; std::getline(lines, line);) {
+      fmt::print(stderr, "gradus: error (rank {}): {}\n", rank, line);
+    }
+    // Which ends the job: the others are about to say the same.
+    std::this_thread::sleep_for(kTimeToSpeak);
+    std::_Exit(kExitStuck);
+  };
+  return comm::Watchdog::start(ranks,
+                               {.stuck_after_s = config.stuck_after_s,
+                                .may_lose = [num_needed](int lost) { return lost >= num_needed; },
+                                .on_stuck = end_the_process});
+}
+
+void leave_the_dead(const comm::Communicator& ranks) {
+  if (ranks.watch().num_lost() == 0) return;
+  std::fflush(stdout);
+  flush_logs();
+  std::_Exit(0);
 }
 
 Result<rewards::RewardSum> make_rewards(const RunConfig& config) {

@@ -8,6 +8,7 @@
 
 #include "cli/run_config.h"
 #include "comm/communicator.h"
+#include "comm/watchdog.h"
 #include "trainer/rl_trainer.h"
 #include "trainer/sft_trainer.h"
 
@@ -17,6 +18,16 @@ namespace gradus::cli {
 // Starts MPI when launched by it and divides the host's processors among the ranks. Rank 0's
 // display and log are the ones that people see.
 Result<std::unique_ptr<comm::Communicator>> start_ranks();
+
+// Has the ranks watch each other until it is destroyed; null for one rank. A run that is stuck
+// prints who waits for whom and ends with exit code 70; ranks from `num_needed` on may die.
+// Collective.
+Result<std::unique_ptr<comm::Watchdog>> watch_ranks(comm::Communicator& ranks,
+                                                    const trainer::ClusterConfig& config,
+                                                    int64_t num_needed);
+
+// Ends the process well if ranks have died on the way: MPI would wait for them.
+void leave_the_dead(const comm::Communicator& ranks);
 
 // Prompts of a source with ids 0, 1, ... in row order; over-long ones as data.overlong_prompts
 // says, reward ground truths checked. `max_rows` 0: all. The number of dropped prompts goes to
@@ -69,5 +80,9 @@ std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const Plann
                                     const rollout::RolloutConfig* rollout);
 
 std::string run_folder_of(const RunConfig& config);
+
+// What rank 0 says at the end of a run, and every rank of a stuck one; `gradus launch` reads both.
+inline constexpr char kEndMessage[] = "the run is in ";
+inline constexpr char kStuckMessage[] = "the run is stuck: ";
 
 }  // namespace gradus::cli

@@ -4,8 +4,10 @@
 
 #include "cli/command.h"
 #include "cli/run_setup.h"
+#include "common/log.h"
 #include "common/parallel.h"
 #include "data/row_source.h"
+#include "records/signals.h"
 
 namespace gradus::cli {
 namespace {
@@ -178,6 +180,38 @@ void print_evaluations(const std::vector<trainer::Evaluation>& evaluations,
   if (!evaluations.empty()) describe("after", evaluations.back());
 }
 
+// What a rank does that only samples.
+Status sample_for_trainers(const RunConfig& config, trainer::Policy& policy,
+                           const rewards::RewardSum& rewards, const trainer::RlSetup& setup,
+                           comm::Communicator& ranks) {
+  GRADUS_RETURN_IF_ERROR(configure_logging({ranks.rank(), config.run.log_level, ""}));
+  records::install_stop_signals();  // the trainers finish the step and then say so
+  rollout::Engine engine(*policy.transformer, policy.tokenizer.get(),
+                         trainer::engine_options(config.rollout));
+  trainer::RolloutWorker worker(trainer::rollout_setup(config.trainer, config.rollout), engine,
+                                rewards, setup.train_prompts);
+  const int64_t num_trainers = trainer::num_trainers(config.cluster, ranks.size());
+  GRADUS_RETURN_IF_ERROR(
+      trainer::serve_rollouts(ranks, static_cast<int>(num_trainers), policy, worker));
+  leave_the_dead(ranks);
+  return {};
+}
+
+// The trainers' way to ranks that sample for them; null if they sample themselves.
+std::unique_ptr<trainer::RolloutClient> rollout_client(const trainer::ClusterConfig& config,
+                                                       const model::ParameterLayout& layout,
+                                                       comm::Communicator& ranks,
+                                                       comm::Communicator& trainers) {
+  if (config.mode == trainer::ClusterMode::kColocated) return nullptr;
+  std::vector<comm::TensorRange> tensors;
+  for (const model::ParameterPlace& place : layout.places) {
+    tensors.push_back({place.offset, place.size});
+  }
+  return std::make_unique<trainer::RolloutClient>(
+      ranks, trainers, std::move(tensors),
+      comm::WeightChannelOptions{config.weight_bucket_mib << 20, config.send_only_changed});
+}
+
 Status train(const TrainArguments& arguments) {
   Result<std::unique_ptr<comm::Communicator>> communicator = start_ranks();
   if (!communicator.ok()) return communicator.status();
@@ -186,6 +220,9 @@ Status train(const TrainArguments& arguments) {
       arguments.config->path, arguments.config->overrides, RunKind::kTrain, ranks.size());
   if (!loaded.ok()) return loaded.status();
   const RunConfig& config = loaded->value;
+  const int64_t num_trainers = trainer::num_trainers(config.cluster, ranks.size());
+  const auto watchdog = watch_ranks(ranks, config.cluster, num_trainers);
+  if (!watchdog.ok()) return watchdog.status();
   if (arguments.dry_run) return ranks.rank() == 0 ? dry_run(*loaded, ranks.size()) : Status();
 
   const Result<rewards::RewardSum> rewards = make_rewards(config);
@@ -200,6 +237,7 @@ Status train(const TrainArguments& arguments) {
   setup.rollout = config.rollout;
   setup.eval = config.eval;
   setup.run = config.run;
+  setup.cluster = config.cluster;
   setup.shuffle = config.data.shuffle;
   setup.data_seed = static_cast<uint64_t>(config.data.seed);
   int64_t num_dropped = 0;
@@ -215,7 +253,10 @@ Status train(const TrainArguments& arguments) {
     if (!eval.ok()) return eval.status();
     setup.eval_prompts = std::move(*eval);
   }
-  Result<OpenedRun> run = open_run(*loaded, arguments.resume, ranks);
+  const std::unique_ptr<comm::Communicator> trainers =
+      ranks.subset(0, static_cast<int>(num_trainers));
+  if (trainers == nullptr) return sample_for_trainers(config, *policy, *rewards, setup, ranks);
+  Result<OpenedRun> run = open_run(*loaded, arguments.resume, *trainers);
   if (!run.ok()) return run.status();
   records::RunDisplay display({.num_steps = config.trainer.num_steps,
                                .first_step = run->resume_step + 1,
@@ -229,18 +270,22 @@ Status train(const TrainArguments& arguments) {
       config.run.name, static_cast<double>(model::num_parameters(model)) / 1e6,
       setup.train_prompts.size(), num_dropped, ranks.size(), ranks.size() == 1 ? "" : "s",
       num_threads(), num_threads() == 1 ? "" : "s", mebibytes(planned)));
-  trainer::RlTrainer trainer(std::move(setup), *policy, *rewards, *algorithm, ranks, run->records(),
-                             display);
+  const std::unique_ptr<trainer::RolloutClient> client =
+      rollout_client(config.cluster, policy->transformer->layout(), ranks, *trainers);
+  trainer::RlTrainer trainer(std::move(setup), *policy, *rewards, *algorithm, *trainers,
+                             run->records(), display, client.get());
   if (!run->resume_from.empty()) {
     GRADUS_RETURN_IF_ERROR(trainer.resume(run->resume_from));
     display.print(
         fmt::format("resumed from {} after step {}", run->resume_from, trainer.position().step));
   }
   GRADUS_RETURN_IF_ERROR(trainer.run());
+  if (client != nullptr) client->end();
   print_evaluations(trainer.evaluations(), display);
   display.print(peak_text(planned));
-  display.print(fmt::format("the run is in {0}; gradus report {0} makes a page of it",
+  display.print(fmt::format("{0}{1}; gradus report {1} makes a page of it", kEndMessage,
                             run_folder_of(config)));
+  leave_the_dead(ranks);
   return {};
 }
 
@@ -252,6 +297,8 @@ Status fine_tune(const TrainArguments& arguments) {
       arguments.config->path, arguments.config->overrides, RunKind::kSft, ranks.size());
   if (!loaded.ok()) return loaded.status();
   const RunConfig& config = loaded->value;
+  const auto watchdog = watch_ranks(ranks, config.cluster, ranks.size());
+  if (!watchdog.ok()) return watchdog.status();
   if (arguments.dry_run) return ranks.rank() == 0 ? sft_dry_run(config, ranks.size()) : Status();
 
   Result<trainer::Policy> policy =
@@ -283,8 +330,8 @@ Status fine_tune(const TrainArguments& arguments) {
   }
   GRADUS_RETURN_IF_ERROR(trainer.run());
   display.print(peak_text(planned));
-  display.print(
-      fmt::format("the run is in {0}, its model in {0}/checkpoints/latest", run_folder_of(config)));
+  display.print(fmt::format("{0}{1}, its model in {1}/checkpoints/latest", kEndMessage,
+                            run_folder_of(config)));
   return {};
 }
 

@@ -138,7 +138,8 @@ Result<UpdateStats> Learner::update(std::span<const data::PackGroup> groups,
         free_gradients_.push_back(std::make_unique<model::Gradients>(transformer_.layout()));
       }
       comm::all_reduce_tree(communicator_, values,
-                            {free_gradients_.back()->buffer.data(), static_cast<size_t>(size)});
+                            {free_gradients_.back()->buffer.data(), static_cast<size_t>(size)},
+                            "sum of gradients");
     }
     stats.grad_norm = gradient_norm(values.data());
     if (std::isfinite(stats.grad_norm)) {

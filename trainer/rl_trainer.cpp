@@ -28,11 +28,6 @@ class PhaseTimer {
   Clock::time_point start_ = Clock::now();
 };
 
-records::RewardPartRecord part_record(const data::WeightedPart& part) {
-  return {part.name,  part.raw, part.weight, part.weighted, data::reward_status_name(part.status),
-          part.detail};
-}
-
 }  // namespace
 
 // A prompt with its responses; the records carry reward and advantage.
@@ -43,7 +38,7 @@ struct RlTrainer::Group {
 
 RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& rewards,
                      const Algorithm& algorithm, comm::Communicator& communicator,
-                     RunRecords records, records::RunDisplay& display)
+                     RunRecords records, records::RunDisplay& display, RolloutClient* client)
     : setup_(std::move(setup)),
       policy_(policy),
       rewards_(rewards),
@@ -55,6 +50,13 @@ RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& re
                communicator),
       engine_(*policy.transformer, policy.tokenizer.get(), engine_options(setup_.rollout)),
       order_(static_cast<int64_t>(setup_.train_prompts.size()), setup_.data_seed, setup_.shuffle),
+      worker_(rollout_setup(setup_.trainer, setup_.rollout), engine_, rewards,
+              setup_.train_prompts),
+      phase_({rollout_setup(setup_.trainer, setup_.rollout), setup_.cluster,
+              setup_.trainer.prompts_per_step, setup_.trainer.num_steps,
+              static_cast<uint64_t>(setup_.run.seed)},
+             policy.transformer->config(), setup_.train_prompts, order_, worker_, communicator,
+             client),
       num_planned_updates_(setup_.trainer.num_steps * setup_.trainer.mini_batches) {
   if (setup_.trainer.algorithm.kl.coef != 0) {
     reference_ = std::make_unique<model::Transformer>(policy.transformer->config());
@@ -67,8 +69,10 @@ RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& re
 RlTrainer::~RlTrainer() = default;
 
 Status RlTrainer::resume(const std::string& checkpoint_folder) {
-  return comm::agree(communicator_,
-                     load_checkpoint(checkpoint_folder, policy_, learner_, position_));
+  Status status = load_checkpoint(checkpoint_folder, policy_, learner_, position_);
+  if (status.ok()) status = phase_.take_up(position_.ahead).with_prefix(checkpoint_folder);
+  position_.ahead.clear();
+  return comm::agree(communicator_, status);
 }
 
 Status RlTrainer::run() {
@@ -94,7 +98,6 @@ Status RlTrainer::step() {
   const Clock::time_point start = Clock::now();
   weights_hash_ =
       model::hash_parameters(policy_.transformer->parameters(), policy_.transformer->layout().size);
-  const uint64_t rollout_version = position_.policy_version;
   Result<std::vector<Group>> groups = collect(metrics);
   if (!groups.ok()) return groups.status();
   {
@@ -104,10 +107,12 @@ Status RlTrainer::step() {
     for (size_t i = 0; i < num_mini_batches; ++i) {
       const size_t first = groups->size() * i / num_mini_batches;
       const size_t end = groups->size() * (i + 1) / num_mini_batches;
+      const std::span<const Group> mini_batch = std::span(*groups).subspan(first, end - first);
       // A mini-batch without signal leaves the policy as it was.
-      const bool is_on_policy = position_.policy_version == rollout_version;
-      GRADUS_RETURN_IF_ERROR(
-          update(std::span(*groups).subspan(first, end - first), is_on_policy, metrics));
+      const uint64_t oldest = oldest_version(mini_batch);
+      const bool is_on_policy = position_.policy_version == oldest;
+      metrics.add("rollout/policy_lag", static_cast<double>(position_.policy_version - oldest));
+      GRADUS_RETURN_IF_ERROR(update(mini_batch, is_on_policy, metrics));
     }
     display_.end_phase();
   }
@@ -127,122 +132,65 @@ Status RlTrainer::step() {
   metrics.set("timing_s/step", seconds);
   metrics.set("perf/time_per_step", seconds);
   metrics.set("perf/total_num_tokens", static_cast<double>(num_tokens));
-  metrics.set("perf/throughput", static_cast<double>(num_tokens) / seconds / communicator_.size());
+  const int64_t num_ranks =
+      communicator_.size() +
+      (setup_.cluster.mode == ClusterMode::kColocated ? 0 : setup_.cluster.rollout_ranks);
+  metrics.set("perf/throughput",
+              static_cast<double>(num_tokens) / seconds / static_cast<double>(num_ranks));
   return write_step(metrics, *groups);
 }
 
-// One response per request of `num_prompts` prompts from a data position on, this rank's share of
-// them.
+// Of the weights that sampled any token of the groups; the present one if there is no group.
+uint64_t RlTrainer::oldest_version(std::span<const Group> groups) const {
+  uint64_t oldest = position_.policy_version;
+  for (const Group& group : groups) {
+    for (const records::RolloutRecord& record : group.records) {
+      oldest = std::min(oldest, record.trajectory.policy_version);
+      for (const data::Segment& segment : record.trajectory.segments) {
+        oldest = std::min(oldest, segment.policy_version);
+      }
+    }
+  }
+  return oldest;
+}
+
+// The scored responses to the prompts of one batch from a data position on.
 Result<std::vector<RlTrainer::Group>> RlTrainer::sample_round(uint64_t first_position,
                                                               Metrics& metrics) {
   const int64_t num_prompts = setup_.trainer.prompts_per_step;
-  const BlockRange mine = learner_.groups_of_this_rank(num_prompts);
-  const data::SamplingParams sampling =
-      sampling_params(setup_.rollout, policy_.transformer->config());
-  const int32_t num_samples = static_cast<int32_t>(setup_.rollout.num_samples);
-  std::vector<data::RolloutRequest> requests;
-  std::vector<const data::Prompt*> prompts;
-  for (int64_t g = mine.first_group; g < mine.end_group; ++g) {
-    const uint64_t position = first_position + static_cast<uint64_t>(g);
-    const data::Prompt& prompt = setup_.train_prompts[static_cast<size_t>(order_.row_at(position))];
-    prompts.push_back(&prompt);
-    for (int32_t i = 0; i < num_samples; ++i) {
-      requests.push_back({{prompt.prompt_id, i},
-                          prompt.token_ids,
-                          sampling,
-                          rollout::request_seed(static_cast<uint64_t>(setup_.run.seed),
-                                                order_.epoch_of(position), prompt.prompt_id, i)});
-    }
+  const int64_t num_samples = setup_.rollout.num_samples;
+  const std::span<const float> weights(policy_.transformer->parameters(),
+                                       static_cast<size_t>(policy_.transformer->layout().size));
+  display_.begin_phase("rollout", num_prompts * num_samples, "responses");
+  Result<std::vector<records::RolloutRecord>> records =
+      phase_.batch(position_.step, first_position, learner_.groups_of_this_rank(num_prompts),
+                   weights, {position_.policy_version, weights_hash_}, metrics,
+                   [&](int64_t finished) { display_.advance_phase(finished); });
+  display_.end_phase();
+  if (!records.ok()) return records.status();
+  GRADUS_CHECK(static_cast<int64_t>(records->size()) == num_prompts * num_samples,
+               "groups of all ranks");
+  std::vector<Group> groups(static_cast<size_t>(num_prompts));
+  for (size_t i = 0; i < records->size(); ++i) {
+    groups[i / static_cast<size_t>(num_samples)].records.push_back(std::move((*records)[i]));
   }
-  std::vector<Group> groups;
-  const auto sample_and_score = [&]() -> Status {
-    Result<std::vector<data::Trajectory>> trajectories = std::vector<data::Trajectory>();
-    {
-      PhaseTimer timer(metrics, "timing_s/gen");
-      display_.begin_phase("rollout", static_cast<int64_t>(requests.size()), "responses");
-      trajectories =
-          sample_all(engine_, requests, position_.policy_version, weights_hash_,
-                     [&](int64_t finished, int64_t) { display_.advance_phase(finished); });
-      display_.end_phase();
-    }
-    if (!trajectories.ok()) return trajectories.status();
-    PhaseTimer timer(metrics, "timing_s/reward");
-    for (size_t g = 0; g < prompts.size(); ++g) {
-      const auto samples =
-          std::span(*trajectories)
-              .subspan(g * static_cast<size_t>(num_samples), static_cast<size_t>(num_samples));
-      const rewards::Group rewarded{prompts[g], samples};
-      Result<std::vector<data::RewardBreakdown>> scores = rewards_.score({&rewarded, 1});
-      if (!scores.ok()) return scores.status();
-      Group group;
-      std::vector<double> totals;
-      for (size_t i = 0; i < samples.size(); ++i) {
-        records::RolloutRecord record;
-        record.step = position_.step + 1;
-        record.prompt = prompts[g]->text;
-        record.task = prompts[g]->task;
-        record.answer = prompts[g]->answer;
-        for (const data::WeightedPart& part : (*scores)[i].parts) {
-          record.parts.push_back(part_record(part));
-        }
-        if ((*scores)[i].is_scored) {
-          record.reward = (*scores)[i].total;
-          if (setup_.trainer.overlong_buffer_tokens > 0) {
-            record.reward += rewards::overlong_penalty(
-                static_cast<int64_t>(samples[i].behavior_logprobs.size()),
-                setup_.rollout.max_new_tokens, setup_.trainer.overlong_buffer_tokens,
-                setup_.trainer.overlong_penalty, /*is_capped=*/false);
-          }
-          totals.push_back(record.reward);
-        }
-        record.trajectory = std::move(samples[i]);
-        group.records.push_back(std::move(record));
-      }
-      const std::vector<double> advantages = algorithm_.advantage->advantages(totals);
-      size_t next = 0;
-      for (records::RolloutRecord& record : group.records) {
-        if (std::isnan(record.reward)) continue;  // not scored: no advantage either
-        record.advantage = advantages[next++];
-        group.has_signal |= record.advantage != 0;
-      }
-      groups.push_back(std::move(group));
-    }
-    return {};
-  };
-  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, sample_and_score()));
-  metrics.add("rollout/preemptions", static_cast<double>(engine_.stats().num_preemptions));
-  return exchange(std::move(groups), num_prompts);
+  for (Group& group : groups) assign_advantages(group);
+  return groups;
 }
 
-// All ranks' groups, in the order of the prompts. The lines of the rollout dump are the message:
-// they carry every id, version and bit.
-Result<std::vector<RlTrainer::Group>> RlTrainer::exchange(std::vector<Group> mine,
-                                                          int64_t num_groups) {
-  if (communicator_.size() == 1) return mine;
-  std::string text;
-  for (const Group& group : mine) {
-    for (const records::RolloutRecord& record : group.records) {
-      text += records::rollout_line(record);
-      text += '\n';
-    }
+// From the rewards of the scored responses.
+void RlTrainer::assign_advantages(Group& group) const {
+  std::vector<double> totals;
+  for (const records::RolloutRecord& record : group.records) {
+    if (!std::isnan(record.reward)) totals.push_back(record.reward);
   }
-  std::vector<Group> all;
-  const size_t group_size = static_cast<size_t>(setup_.rollout.num_samples);
-  for (const std::string& part : communicator_.all_gather(text)) {
-    size_t begin = 0;
-    while (begin < part.size()) {
-      const size_t end = part.find('\n', begin);
-      Result<records::RolloutRecord> record =
-          records::parse_rollout_line(std::string_view(part).substr(begin, end - begin));
-      if (!record.ok()) return record.status();
-      begin = end + 1;
-      if (all.empty() || all.back().records.size() == group_size) all.emplace_back();
-      all.back().has_signal |= !std::isnan(record->advantage) && record->advantage != 0;
-      all.back().records.push_back(std::move(*record));
-    }
+  const std::vector<double> advantages = algorithm_.advantage->advantages(totals);
+  size_t next = 0;
+  for (records::RolloutRecord& record : group.records) {
+    if (std::isnan(record.reward)) continue;  // not scored: no advantage either
+    record.advantage = advantages[next++];
+    group.has_signal |= record.advantage != 0;
   }
-  GRADUS_CHECK(static_cast<int64_t>(all.size()) == num_groups, "groups of all ranks");
-  return all;
 }
 
 // The step's groups: one round, or with dynamic sampling as many as it takes to replace groups
@@ -311,7 +259,9 @@ Result<std::vector<RlTrainer::Group>> RlTrainer::collect(Metrics& metrics) {
               "dynamic sampling ran out of rounds; steps go on with fewer groups",
               {{"groups", batch.size()}, {"wanted", wanted}});
   }
-  const double gen = metrics.value("timing_s/gen");
+  // Where others sample, timing_s/gen is how long the trainers waited for them.
+  const double gen =
+      metrics.value(metrics.contains("rollout/busy_s") ? "rollout/busy_s" : "timing_s/gen");
   const double tokens =
       metrics.value("response_length/mean") * metrics.value("rollout/num_responses");
   if (gen > 0) {
@@ -414,6 +364,7 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
     sums[3] += terms.clipped_tokens / num_tokens;
     sums[4] += terms.dual_clipped_tokens / num_tokens;
     sums[5] += terms.policy_kl / num_tokens;
+    phase_.progress();
     groups_done += num_groups;
     display_.advance_phase(groups_done * communicator_.size());
     return {};
@@ -490,6 +441,9 @@ Status RlTrainer::write_step(Metrics& metrics, std::span<const Group> groups) {
 }
 
 Status RlTrainer::save() {
+  Result<std::string> ahead = phase_.take_down();
+  if (!ahead.ok()) return ahead.status();
+  position_.ahead = std::move(*ahead);
   Status status;
   if (records_.checkpoints != nullptr) {
     display_.begin_phase("checkpoint", 0, "");
@@ -500,6 +454,7 @@ Status RlTrainer::save() {
     if (status.ok()) status = records_.metrics->sync();
     display_.end_phase();
   }
+  position_.ahead.clear();
   return comm::agree(communicator_, status);
 }
 

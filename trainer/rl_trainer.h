@@ -12,6 +12,7 @@
 #include "records/run_folder.h"
 #include "records/terminal.h"
 #include "trainer/algorithm.h"
+#include "trainer/rollout_phase.h"
 #include "trainer/run_state.h"
 
 namespace gradus::trainer {
@@ -29,6 +30,7 @@ struct RlSetup {
   rollout::RolloutConfig rollout;
   EvalConfig eval;
   RunSettings run;
+  ClusterConfig cluster;
   bool shuffle = true;
   uint64_t data_seed = 0;
   std::vector<data::Prompt> train_prompts;  // all rows, in the order of the data set
@@ -36,14 +38,16 @@ struct RlSetup {
 };
 
 // The loop: sample responses to a batch of prompts, score them, turn rewards into advantages,
-// update (docs/architecture.md). Synchronous; every rank rolls out and trains its share. A step is
+// update (docs/architecture.md). Batches come from a RolloutPhase, every trainer computes its share
+// of the gradient. In colocated and split mode a step is
 // a function of (weights, optimizer, data position, seeds) alone, so reruns and resumed runs repeat
 // it bit for bit. Not thread-safe.
 class RlTrainer {
  public:
+  // `communicator` joins the trainers; `client`, if not null, the ranks that sample for them.
   RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& rewards,
             const Algorithm& algorithm, comm::Communicator& communicator, RunRecords records,
-            records::RunDisplay& display);
+            records::RunDisplay& display, RolloutClient* client = nullptr);
   ~RlTrainer();
 
   // Continues from a checkpoint of the run, on every rank.
@@ -62,7 +66,8 @@ class RlTrainer {
 
   Status step();
   Result<std::vector<Group>> sample_round(uint64_t first_position, Metrics& metrics);
-  Result<std::vector<Group>> exchange(std::vector<Group> mine, int64_t num_groups);
+  void assign_advantages(Group& group) const;
+  uint64_t oldest_version(std::span<const Group> groups) const;
   Result<std::vector<Group>> collect(Metrics& metrics);
   Status update(std::span<const Group> groups, bool is_on_policy, Metrics& metrics);
   Status evaluate_now(Metrics& metrics);
@@ -79,6 +84,8 @@ class RlTrainer {
   Learner learner_;
   rollout::Engine engine_;
   data::DataOrder order_;
+  RolloutWorker worker_;
+  RolloutPhase phase_;
   std::unique_ptr<model::Transformer> reference_;  // the initial model, with a KL term
   std::unique_ptr<model::TrainingPass> reference_pass_;
   RunPosition position_;

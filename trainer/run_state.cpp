@@ -125,6 +125,7 @@ Status save_checkpoint(records::CheckpointStore& store, const Policy& policy,
   GRADUS_RETURN_IF_ERROR(writer->add("run/step", position.step));
   GRADUS_RETURN_IF_ERROR(writer->add("run/data_position", position.data_position));
   GRADUS_RETURN_IF_ERROR(writer->add("run/policy_version", position.policy_version));
+  GRADUS_RETURN_IF_ERROR(writer->add_text("run/ahead", position.ahead));
   GRADUS_RETURN_IF_ERROR(writer->finish());
   return store.commit(std::move(*draft), metric);
 }
@@ -150,7 +151,9 @@ Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learn
   if (!data_position.ok()) return data_position.status();
   const Result<uint64_t> policy_version = reader->read_u64("run/policy_version");
   if (!policy_version.ok()) return policy_version.status();
-  position = {*step, *data_position, *policy_version};
+  Result<std::string> ahead = reader->read_text("run/ahead");
+  if (!ahead.ok()) return ahead.status();
+  position = {*step, *data_position, *policy_version, std::move(*ahead)};
   return {};
 }
 
@@ -158,6 +161,7 @@ Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition&
                  comm::Communicator& communicator, records::RunDisplay& display,
                  const std::function<Status()>& step, const std::function<Status()>& save) {
   while (position.step < num_steps) {
+    communicator.watch().set_step(position.step + 1);
     GRADUS_RETURN_IF_ERROR(step());
     const bool is_last = position.step >= num_steps;
     const double wants_stop = records::stop_requested() ? 1.0 : 0.0;

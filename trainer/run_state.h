@@ -52,6 +52,8 @@ struct RunPosition {
   int64_t step = 0;             // steps done
   uint64_t data_position = 0;   // rows visited, through all epochs
   uint64_t policy_version = 0;  // updates made
+  // Responses begun for later steps (RolloutPhase::take_down); in a checkpoint alone.
+  std::string ahead;
 };
 
 // Writes a checkpoint of the store (rank 0 alone) and reads one back into policy and learner (every
