@@ -67,6 +67,14 @@ void Communicator::receive(std::span<float> values, int from, Tag tag, const cha
   do_receive(values, from, tag);
 }
 
+void Communicator::swap(std::span<const float> mine, std::span<float> theirs, int peer, Tag tag,
+                        const char* name) {
+  GRADUS_CHECK(peer >= 0 && peer < size() && peer != rank(),
+               fmt::format("swap with rank {}", peer));
+  const WaitScope scope(*watch_, message(WaitKind::kSwap, name, peer, tag));
+  do_swap(mine, theirs, peer, tag);
+}
+
 void Communicator::post(std::string bytes, int to, Tag tag) {
   GRADUS_CHECK(to >= 0 && to < size() && to != rank(), fmt::format("post to rank {}", to));
   if (!is_lost(to)) do_post(std::move(bytes), to, tag);
@@ -120,10 +128,31 @@ std::unique_ptr<Communicator> Communicator::subset(int first, int count) const {
   return do_subset(first, count);
 }
 
-void all_reduce_tree(Communicator& communicator, std::span<float> values, std::span<float> scratch,
-                     const char* name) {
+namespace {
+
+bool is_power_of_two(int n) { return (n & (n - 1)) == 0; }
+
+// Slices [begin, end) that a rank still works on; half of them in each round of halving.
+struct Slices {
+  int begin = 0, end = 0;
+  // Of the two halves, the one of the rank whose bit is `is_upper`.
+  Slices half(bool is_upper) const {
+    const int middle = (begin + end) / 2;
+    return is_upper ? Slices{middle, end} : Slices{begin, middle};
+  }
+};
+
+std::span<float> values_of(std::span<float> values, std::span<const int64_t> bounds,
+                           Slices slices) {
+  const size_t first = static_cast<size_t>(bounds[static_cast<size_t>(slices.begin)]);
+  return values.subspan(first,
+                        static_cast<size_t>(bounds[static_cast<size_t>(slices.end)]) - first);
+}
+
+// For numbers of ranks that do not halve: sums at rank 0, which tells all.
+void sum_along_tree(Communicator& communicator, std::span<float> values, std::span<float> scratch,
+                    const char* name) {
   const int rank = communicator.rank(), size = communicator.size();
-  GRADUS_CHECK(scratch.size() >= values.size(), "all_reduce_tree needs scratch memory");
   const std::span<float> received = scratch.first(values.size());
   for (int step = 1; step < size; step *= 2) {
     if (rank % (2 * step) == step) {
@@ -135,7 +164,78 @@ void all_reduce_tree(Communicator& communicator, std::span<float> values, std::s
       kernels::add_in_place(values.data(), received.data(), static_cast<int64_t>(values.size()));
     }
   }
-  if (size > 1) communicator.broadcast(values, 0, name);
+  communicator.broadcast(values, 0, name);
+}
+
+void check_bounds(const Communicator& communicator, std::span<const float> values,
+                  std::span<const int64_t> bounds) {
+  GRADUS_CHECK(static_cast<int>(bounds.size()) == communicator.size() + 1 && bounds[0] == 0 &&
+                   bounds.back() == static_cast<int64_t>(values.size()),
+               "bounds cut all values into a slice for each rank");
+}
+
+}  // namespace
+
+int tree_slice(int rank, int num_ranks) {
+  if (!is_power_of_two(num_ranks)) return rank;
+  Slices slices{0, num_ranks};
+  for (int step = 1; step < num_ranks; step *= 2) slices = slices.half((rank & step) != 0);
+  return slices.begin;
+}
+
+// Halving: in round i ranks that differ in bit i meet, neighbours first, and each adds up the half
+// of the values that it keeps. So every value is summed along the same tree. A sum of two floats
+// does not depend on which of them stands on the left.
+void reduce_scatter_tree(Communicator& communicator, std::span<float> values,
+                         std::span<const int64_t> bounds, std::span<float> scratch,
+                         const char* name) {
+  const int rank = communicator.rank(), size = communicator.size();
+  check_bounds(communicator, values, bounds);
+  GRADUS_CHECK(scratch.size() >= values.size(), "a sum over ranks needs scratch memory");
+  if (!is_power_of_two(size)) return sum_along_tree(communicator, values, scratch, name);
+  Slices slices{0, size};
+  for (int step = 1; step < size; step *= 2) {
+    const bool is_upper = (rank & step) != 0;
+    const std::span<float> kept = values_of(values, bounds, slices.half(is_upper));
+    const std::span<float> received = scratch.first(kept.size());
+    communicator.swap(values_of(values, bounds, slices.half(!is_upper)), received, rank ^ step,
+                      Tag::kTree, name);
+    kernels::add_in_place(kept.data(), received.data(), static_cast<int64_t>(kept.size()));
+    slices = slices.half(is_upper);
+  }
+}
+
+// The same rounds backwards.
+void all_gather_tree(Communicator& communicator, std::span<float> values,
+                     std::span<const int64_t> bounds, const char* name) {
+  const int rank = communicator.rank(), size = communicator.size();
+  check_bounds(communicator, values, bounds);
+  if (!is_power_of_two(size)) {
+    for (int root = 0; root < size; ++root) {
+      communicator.broadcast(values_of(values, bounds, {root, root + 1}), root, name);
+    }
+    return;
+  }
+  for (int step = size / 2; step >= 1; step /= 2) {
+    Slices slices{0, size};
+    for (int earlier = 1; earlier < step; earlier *= 2) slices = slices.half((rank & earlier) != 0);
+    const bool is_upper = (rank & step) != 0;
+    communicator.swap(values_of(values, bounds, slices.half(is_upper)),
+                      values_of(values, bounds, slices.half(!is_upper)), rank ^ step, Tag::kTree,
+                      name);
+  }
+}
+
+void all_reduce_tree(Communicator& communicator, std::span<float> values, std::span<float> scratch,
+                     const char* name) {
+  const int64_t size = communicator.size();
+  std::vector<int64_t> bounds;
+  for (int64_t i = 0; i <= size; ++i) {
+    bounds.push_back(static_cast<int64_t>(values.size()) * i / size);
+  }
+  reduce_scatter_tree(communicator, values, bounds, scratch, name);
+  // Other numbers of ranks have the whole sum by now.
+  if (is_power_of_two(communicator.size())) all_gather_tree(communicator, values, bounds, name);
 }
 
 std::vector<double> all_reduce_sum(Communicator& communicator, std::span<const double> values,

@@ -53,6 +53,9 @@ class Communicator {
             const char* name = __builtin_FUNCTION());
   void receive(std::span<float> values, int from, Tag tag = Tag::kTree,
                const char* name = __builtin_FUNCTION());
+  // Both at once, between two ranks that make matching calls. The spans do not overlap.
+  void swap(std::span<const float> mine, std::span<float> theirs, int peer, Tag tag = Tag::kTree,
+            const char* name = __builtin_FUNCTION());
 
   // Messages of any length that neither side waits for: post() takes the bytes and returns,
   // poll() gives the next message that has come whole, from `from` or from anyone. Bytes move while
@@ -88,6 +91,7 @@ class Communicator {
   virtual void do_broadcast(std::span<float> values, int root) = 0;
   virtual void do_send(std::span<const float> values, int to, Tag tag) = 0;
   virtual void do_receive(std::span<float> values, int from, Tag tag) = 0;
+  virtual void do_swap(std::span<const float> mine, std::span<float> theirs, int peer, Tag tag) = 0;
   virtual void do_post(std::string bytes, int to, Tag tag) = 0;
   virtual std::optional<Message> do_poll(Tag tag, int from) = 0;
   virtual bool do_is_flushed() = 0;
@@ -119,6 +123,18 @@ int rank_for_messages();
 // the sum; `scratch` has the size of `values`.
 void all_reduce_tree(Communicator& communicator, std::span<float> values, std::span<float> scratch,
                      const char* name = __builtin_FUNCTION());
+
+// The two halves of it, for ranks that each need a part of the sum alone. `bounds` cut the values
+// into size() slices, [bounds[i], bounds[i + 1]), some perhaps empty; tree_slice() says which one a
+// rank has in the end. With a power of two of ranks each sends and receives (size - 1) / size of
+// the values; other numbers sum all of them everywhere.
+int tree_slice(int rank, int num_ranks);
+void reduce_scatter_tree(Communicator& communicator, std::span<float> values,
+                         std::span<const int64_t> bounds, std::span<float> scratch,
+                         const char* name = __builtin_FUNCTION());
+// Every rank's slice to all.
+void all_gather_tree(Communicator& communicator, std::span<float> values,
+                     std::span<const int64_t> bounds, const char* name = __builtin_FUNCTION());
 
 // Sum over ranks of each value, in rank order.
 std::vector<double> all_reduce_sum(Communicator& communicator, std::span<const double> values,

@@ -109,6 +109,10 @@ class InProcessCommunicator : public Communicator {
     std::memcpy(values.data(), letters.front().data(), values.size_bytes());
     letters.pop_front();
   }
+  void do_swap(std::span<const float> mine, std::span<float> theirs, int peer, Tag tag) override {
+    do_send(mine, peer, tag);
+    do_receive(theirs, peer, tag);
+  }
   void do_post(std::string bytes, int to, Tag tag) override {
     deliver({range_, rank(), to, tag, true}, std::move(bytes));
   }

@@ -145,6 +145,20 @@ class MpiCommunicator : public Communicator {
     });
   }
 
+  void do_swap(std::span<const float> mine, std::span<float> theirs, int peer, Tag tag) override {
+    const auto part = [](size_t size, size_t begin) {
+      return std::min(kPartFloats, size - std::min(size, begin));
+    };
+    for (size_t i = 0; i < std::max(mine.size(), theirs.size()); i += kPartFloats) {
+      const size_t num_sent = part(mine.size(), i), num_received = part(theirs.size(), i);
+      must(MPI_Sendrecv(mine.data() + std::min(i, mine.size()), static_cast<int>(num_sent),
+                        MPI_FLOAT, peer, sized_tag(tag), theirs.data() + std::min(i, theirs.size()),
+                        static_cast<int>(num_received), MPI_FLOAT, peer, sized_tag(tag), comm_,
+                        MPI_STATUS_IGNORE));
+      watch().moved();
+    }
+  }
+
   // A posted message is its length, in 8 bytes, and then its parts.
   void do_post(std::string bytes, int to, Tag tag) override {
     const uint64_t length = bytes.size();
@@ -277,6 +291,7 @@ class SingleCommunicator : public Communicator {
   // The callers above refuse any rank but another one.
   void do_send(std::span<const float>, int, Tag) override {}
   void do_receive(std::span<float>, int, Tag) override {}
+  void do_swap(std::span<const float>, std::span<float>, int, Tag) override {}
   void do_post(std::string, int, Tag) override {}
   std::optional<Message> do_poll(Tag, int) override { return std::nullopt; }
   bool do_is_flushed() override { return true; }

@@ -97,6 +97,9 @@ bool is_held_up_by(const RankReport& report, const RankReport& other) {
     }
     case WaitKind::kSend:  // a pair of send and receive is a transfer under way
       return !(is_receive(other.kind) && waits_for(other, report.rank) && other.tag == report.tag);
+    case WaitKind::kSwap:
+      return !(other.kind == WaitKind::kSwap && waits_for(other, report.rank) &&
+               other.tag == report.tag);
     case WaitKind::kReceive:
     case WaitKind::kReceiveAny:
       return !(other.kind == WaitKind::kSend && waits_for(other, report.rank) &&
@@ -176,6 +179,8 @@ std::string operation_of(const RankReport& report) {
                          report.number + 1, report.first, report.first + report.count - 1, step);
     case WaitKind::kSend:
       return fmt::format("in '{}' (send, tag {}) {}", report.name, tag, step);
+    case WaitKind::kSwap:
+      return fmt::format("in '{}' (swap, tag {}) {}", report.name, tag, step);
     case WaitKind::kReceive:
     case WaitKind::kReceiveAny:
       return fmt::format("in '{}' (receive, tag {}) {}", report.name, tag, step);

@@ -20,6 +20,7 @@ enum class WaitKind : int32_t {
   kCollective,  // until all ranks [first, first + count) have entered the same operation
   kSend,        // until rank `first` receives
   kReceive,     // until rank `first` sends
+  kSwap,        // until rank `first` swaps with this one
   kReceiveAny,  // until any rank of [first, first + count) sends
   kLeft,        // has ended well
 };

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <thread>
@@ -158,6 +159,39 @@ TEST(AllReduceTree, NanOfOneRankReachesAll) {
     EXPECT_EQ(values[0], 4);
     EXPECT_TRUE(std::isnan(values[1]));
   });
+}
+
+// A rank ends up with its slice of the same sum; slices differ in size and some are empty.
+TEST(ReduceScatterTree, LeavesEveryRankItsSliceOfTheTreesSum) {
+  const auto all = blocks();
+  const std::vector<float> expected = tree(all, 0, 8);
+  for (const size_t num_ranks : {1u, 2u, 4u, 8u}) {
+    std::vector<int64_t> bounds = {0};
+    for (size_t i = 1; i < num_ranks; ++i) bounds.push_back(i % 3 == 0 ? bounds.back() : 100 * i);
+    bounds.push_back(kSize);
+    std::vector<int> owners;
+    for (size_t rank = 0; rank < num_ranks; ++rank) {
+      owners.push_back(tree_slice(static_cast<int>(rank), static_cast<int>(num_ranks)));
+    }
+    std::sort(owners.begin(), owners.end());
+    for (size_t i = 0; i < num_ranks; ++i) EXPECT_EQ(owners[i], static_cast<int>(i));
+    run_ranks(static_cast<int>(num_ranks), [&](Communicator& communicator) {
+      const size_t rank = static_cast<size_t>(communicator.rank()), share = 8 / num_ranks;
+      std::vector<float> values = tree(all, rank * share, (rank + 1) * share), scratch(kSize);
+      reduce_scatter_tree(communicator, values, bounds, scratch);
+      const size_t slice =
+          static_cast<size_t>(tree_slice(communicator.rank(), communicator.size()));
+      for (int64_t i = bounds[slice]; i < bounds[slice + 1]; ++i) {
+        ASSERT_EQ(values[static_cast<size_t>(i)], expected[static_cast<size_t>(i)]) << i;
+      }
+      // What lies outside of the slice is nobody's sum: gathering replaces it.
+      for (int64_t i = 0; i < static_cast<int64_t>(kSize); ++i) {
+        if (i < bounds[slice] || i >= bounds[slice + 1]) values[static_cast<size_t>(i)] = -1;
+      }
+      all_gather_tree(communicator, values, bounds);
+      EXPECT_TRUE(same_bits(values, expected)) << "rank " << rank << " of " << num_ranks;
+    });
+  }
 }
 
 TEST(AllReduceTree, TooLittleScratchIsABug) {

@@ -125,6 +125,15 @@ TEST(Diagnose, ATransferUnderWayIsNoMistake) {
   EXPECT_TRUE(world.diagnosis().has_value());
 }
 
+TEST(Diagnose, ASwapIsATransferOnBothSides) {
+  Picture world(2);
+  world.waits(0, WaitKind::kSwap, 1, 1, "gradient sum");
+  world.waits(1, WaitKind::kSwap, 0, 1, "gradient sum");
+  EXPECT_FALSE(world.diagnosis().has_value());
+  world.waits(1, WaitKind::kReceive, 0, 1, "something else");
+  EXPECT_TRUE(world.diagnosis().has_value());
+}
+
 TEST(Diagnose, WhoTakesFromAnyoneIsStuckOnlyIfAllAre) {
   Picture world(3);
   world.waits(0, WaitKind::kReceiveAny, 1, 2, "rollouts", 9, Tag::kRollouts);

@@ -64,6 +64,21 @@ inline void sends_around_the_ring(comm::Communicator& ranks) {
   EXPECT_EQ(theirs, (std::vector<float>{static_cast<float>(previous), 0.5f}));
 }
 
+// More than one part of 16 MiB, and halves of different size.
+inline void swaps_between_neighbours(comm::Communicator& ranks) {
+  const int peer = ranks.rank() ^ 1;
+  if (peer >= ranks.size()) return;
+  const auto value = [](int rank, size_t i) {
+    return static_cast<float>(rank + 1) + static_cast<float>(i % 1000);
+  };
+  const size_t sizes[] = {5'000'003, 3};
+  std::vector<float> mine(sizes[ranks.rank() % 2]), theirs(sizes[peer % 2]);
+  for (size_t i = 0; i < mine.size(); ++i) mine[i] = value(ranks.rank(), i);
+  ranks.swap(mine, theirs, peer);
+  for (size_t i = 0; i < theirs.size(); ++i) ASSERT_EQ(theirs[i], value(peer, i)) << i;
+  ranks.swap({}, {}, peer);
+}
+
 // Posted messages of one tag keep their order, tags do not mix, and long ones come in parts.
 inline void posted_messages_keep_their_order(comm::Communicator& ranks) {
   const int size = ranks.size(), rank = ranks.rank();
@@ -156,6 +171,7 @@ inline std::vector<ContractCase> communicator_contract() {
           {"GathersTextsOfDifferentLength", gathers_texts_of_different_length},
           {"BroadcastsTheRootsValues", broadcasts_the_roots_values},
           {"SendsAroundTheRing", sends_around_the_ring},
+          {"SwapsBetweenNeighbours", swaps_between_neighbours},
           {"PostedMessagesKeepTheirOrder", posted_messages_keep_their_order},
           {"PostedAndSizedMessagesDoNotMix", posted_and_sized_messages_do_not_mix},
           {"ASubsetIsACommunicatorOfItsOwn", a_subset_is_a_communicator_of_its_own},
