@@ -9,6 +9,30 @@ inline int lanes_left(int64_t i, int64_t end) {
   return end - i < kLanes ? static_cast<int>(end - i) : kLanes;
 }
 
+// Sum of squares of x [d] times `scale`.
+inline float sum_of_scaled_squares(const float* x, int64_t d, float scale) {
+  F32x16 squares = zeros();
+  for (int64_t i = 0; i < d; i += kLanes) {
+    const F32x16 v = load_first(x + i, lanes_left(i, d)) * broadcast(scale);
+    squares = fma(v, v, squares);
+  }
+  return sum_lanes(squares);
+}
+
+// y = x scale rstd w. Rows whose squares overflow fp32 are scaled by kLargeScale first; beside them
+// eps is nothing.
+inline void store_normed(const float* x, const float* weight, int64_t d, float scale, float rstd,
+                         float* y) {
+  for (int64_t i = 0; i < d; i += kLanes) {
+    const int n = lanes_left(i, d);
+    const F32x16 normed = load_first(x + i, n) * broadcast(scale) * broadcast(rstd);
+    store_first(y + i, normed * load_first(weight + i, n), n);
+  }
+}
+
+// 2^-96: squares of the largest floats then stay below 2^64.
+constexpr float kLargeScale = 0x1p-96f;
+
 }  // namespace
 
 void rms_norm_rows(const RmsNormParams& params, int64_t begin, int64_t end) {
@@ -22,6 +46,13 @@ void rms_norm_rows(const RmsNormParams& params, int64_t begin, int64_t end) {
       squares = fma(v, v, squares);
     }
     const float mean = sum_lanes(squares) / static_cast<float>(d);
+    if (__builtin_isinf(mean)) {
+      const float scaled_mean = sum_of_scaled_squares(x, d, kLargeScale) / static_cast<float>(d);
+      const float rstd = 1.0f / __builtin_sqrtf(scaled_mean);
+      store_normed(x, params.weight_D, d, kLargeScale, rstd, y);
+      if (params.rstd_M != nullptr) params.rstd_M[row] = rstd * kLargeScale;
+      continue;
+    }
     const float rstd = 1.0f / __builtin_sqrtf(mean + params.eps);
     const F32x16 scale = broadcast(rstd);
     for (int64_t i = 0; i < d; i += kLanes) {
@@ -46,7 +77,9 @@ void rms_norm_backward_rows(const RmsNormBackwardParams& params, int64_t begin, 
       const F32x16 g = load_first(dy + i, n) * load_first(params.weight_D + i, n);
       products = fma(g, load_first(x + i, n), products);
     }
-    const float correction = rstd * rstd * (sum_lanes(products) / static_cast<float>(d));
+    const float mean = sum_lanes(products) / static_cast<float>(d);
+    // The square of a root this small is no normal float.
+    const float correction = rstd < 0x1p-60f ? rstd * (rstd * mean) : rstd * rstd * mean;
     for (int64_t i = 0; i < d; i += kLanes) {
       const int n = lanes_left(i, d);
       const F32x16 g = load_first(dy + i, n) * load_first(params.weight_D + i, n);

@@ -80,6 +80,14 @@ Status Learner::accumulate(std::span<const data::PackGroup> groups,
     const data::Pack pack = data::make_pack(
         groups.subspan(static_cast<size_t>(first), static_cast<size_t>(end - first)));
     pass_.forward(pack, temperature, with_gradient);
+    for (const float logprob : pass_.logprobs()) {
+      // Comparisons in a loss would turn it into a gradient of 0.
+      if (!std::isnan(logprob)) continue;
+      return data_loss(
+          "update {}: a log-prob of the model is not a number: its weights have left the range of "
+          "floats; the update was not made; lower the learning rate",
+          num_updates() + 1);
+    }
     dlogprobs.assign(pack.targets.size(), 0);
     dentropies.assign(pack.targets.size(), 0);
     GRADUS_RETURN_IF_ERROR(

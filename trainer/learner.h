@@ -51,8 +51,8 @@ class Learner {
 
   // `groups` are those of the whole batch, of which this rank computes its blocks;
   // `needs_gradient[g]` false promises that group g has none: it is only run forward. DataLoss if
-  // the gradient is not finite; the weights are then unchanged. An error of the loss on any rank
-  // ends the update on all.
+  // the gradient is not finite or a log-prob is NaN; the weights are then unchanged. An error of
+  // the loss on any rank ends the update on all.
   Result<UpdateStats> update(std::span<const data::PackGroup> groups,
                              const std::vector<bool>& needs_gradient, float temperature,
                              double learning_rate, const LossFunction& loss);

@@ -187,6 +187,47 @@ TEST(RmsNorm, NanStaysInItsRowAndFillsIt) {
   });
 }
 
+// Regression: the squares of such rows are no floats, and the row became 0.
+TEST(RmsNorm, RowsOfTheLargestNumbersAreNormedLikeOthers) {
+  testing::for_each_setting([] {
+    for (const int64_t d : {1, 17, 100}) {
+      const AlignedFloats weight = normals(d, 3);
+      for (const double size : {1e18, 1e20, 1e30, 3e37}) {
+        const AlignedFloats x = normals(d, 9, size);
+        AlignedFloats rstd(1);
+        const AlignedFloats y = norm(x, weight, 1, &rstd);
+        const double expected = rstd_in_double(x.data(), d, 0, static_cast<double>(d));
+        for (size_t i = 0; i < y.size(); ++i) {
+          const double want = x[i] * expected * weight[i];
+          ASSERT_NEAR(y[i], want, testing::rounding_bound(norm_roundings(d) + 1, std::abs(want)))
+              << d << ", " << size;
+        }
+        // Below 1.2e-38 floats have fewer digits.
+        EXPECT_NEAR(rstd[0], expected, expected * (size > 1e37 ? 1e-5 : 1e-6));
+        AlignedFloats dy = normals(d, 10), dx(static_cast<size_t>(d));
+        rms_norm_backward({.dy_MD = dy.data(),
+                           .dy_stride = d,
+                           .x_MD = x.data(),
+                           .x_stride = d,
+                           .weight_D = weight.data(),
+                           .rstd_M = rstd.data(),
+                           .dx_MD = dx.data(),
+                           .dx_stride = d,
+                           .m = 1,
+                           .d = d});
+        double mean = 0;
+        for (size_t i = 0; i < y.size(); ++i) mean += double{dy[i]} * weight[i] * x[i] / d;
+        if (size > 1e30) continue;  // the gradient's own sums leave the floats
+        for (size_t i = 0; i < y.size(); ++i) {
+          const double g = double{dy[i]} * weight[i];
+          const double want = expected * (g - x[i] * expected * expected * mean);
+          ASSERT_NEAR(dx[i], want, 1e-5 * expected * (1 + std::abs(g))) << d << ", " << size;
+        }
+      }
+    }
+  });
+}
+
 TEST(RmsNorm, NoRowsDoNothingAndNoColumnsAreABug) {
   const AlignedFloats weight = normals(4, 1);
   EXPECT_TRUE(norm({}, weight, 0).empty());

@@ -251,6 +251,20 @@ TEST(Learner, AGradientThatIsNotFiniteIsAnErrorAndChangesNothing) {
   EXPECT_EQ(hash(*run.transformer), hash(*clean.transformer));
 }
 
+// Regression: a loss whose comparisons a NaN fails gave it a gradient of 0, and the run went on.
+TEST(Learner, ALogprobThatIsNotANumberIsAnErrorAndChangesNothing) {
+  Training run;
+  run.transformer->parameters()[run.transformer->layout().final_norm] = std::nanf("");
+  const uint64_t before = hash(*run.transformer);
+  const auto silent = [](int64_t, int64_t, std::span<const float>, std::span<const float>,
+                         std::span<float>, std::span<float>) -> Status { return {}; };
+  EXPECT_EQ(run.update(silent).status().message(),
+            "update 1: a log-prob of the model is not a number: its weights have left the range of "
+            "floats; the update was not made; lower the learning rate");
+  EXPECT_EQ(hash(*run.transformer), before);
+  EXPECT_EQ(run.learner.num_updates(), 0);
+}
+
 TEST(Learner, AnErrorOfTheLossOnOneRankEndsTheUpdateOnAll) {
   run_ranks(4, [](comm::Communicator& communicator) {
     const std::unique_ptr<model::Transformer> transformer = tiny();
