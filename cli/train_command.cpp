@@ -56,13 +56,28 @@ int64_t longest_of(const std::vector<data::Prompt>& prompts) {
   return static_cast<int64_t>(longest);
 }
 
-Status check_context(int64_t longest_prompt, const rollout::RolloutConfig& rollout,
-                     const model::ModelConfig& model) {
-  if (longest_prompt + rollout.max_new_tokens <= model.max_position_embeddings) return {};
-  return invalid_argument(
-      "the longest prompt has {} tokens; with rollout.max_new_tokens ({}) that is beyond the "
-      "model's context of {}; lower data.max_prompt_tokens or rollout.max_new_tokens",
-      longest_prompt, rollout.max_new_tokens, model.max_position_embeddings);
+// Whether prompts and their responses fit the model's context and, each alone, the cache.
+Status check_lengths(const std::vector<data::Prompt>& prompts,
+                     const rollout::RolloutConfig& rollout, const model::ModelConfig& model) {
+  const int64_t longest = longest_of(prompts);
+  if (longest + rollout.max_new_tokens > model.max_position_embeddings) {
+    return invalid_argument(
+        "the longest prompt has {} tokens; with rollout.max_new_tokens ({}) that is beyond the "
+        "model's context of {}; lower data.max_prompt_tokens or rollout.max_new_tokens",
+        longest, rollout.max_new_tokens, model.max_position_embeddings);
+  }
+  const int64_t held = rollout::num_cache_pages(model, rollout.kv_cache_mib << 20);
+  for (const data::Prompt& prompt : prompts) {
+    const int64_t length = static_cast<int64_t>(prompt.token_ids.size());
+    const int64_t needed = rollout::num_request_pages(model, length, rollout.max_new_tokens);
+    if (needed <= held) continue;
+    return invalid_argument(
+        "a prompt of {} tokens with rollout.max_new_tokens ({}) needs {} pages of the key-value "
+        "cache, which has {}; raise rollout.kv_cache_mib ({}) to at least {}",
+        length, rollout.max_new_tokens, needed, held, rollout.kv_cache_mib,
+        rollout::cache_mib_for(model, needed));
+  }
+  return {};
 }
 
 std::vector<MemoryPart> plan_training(const RunConfig& config, const model::ModelConfig& model,
@@ -131,9 +146,10 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
     const Result<std::vector<data::Prompt>> eval =
         load_prompts(config.data, config.data.eval, *policy, *rewards, kDryRunRows, nullptr);
     if (!eval.ok()) return eval.status();
+    GRADUS_RETURN_IF_ERROR(check_lengths(*eval, config.rollout, *model).with_prefix("data.eval"));
   }
+  GRADUS_RETURN_IF_ERROR(check_lengths(*prompts, config.rollout, *model));
   const int64_t longest = longest_of(*prompts);
-  GRADUS_RETURN_IF_ERROR(check_context(longest, config.rollout, *model));
   print_model(config, *model);
   fmt::print("data       {} rows looked at, {} too long, longest prompt {} tokens\n",
              static_cast<int64_t>(prompts->size()) + num_dropped, num_dropped, longest);
@@ -244,13 +260,14 @@ Status train(const TrainArguments& arguments) {
   Result<std::vector<data::Prompt>> prompts =
       load_prompts(config.data, config.data.train, *policy, *rewards, 0, &num_dropped);
   if (!prompts.ok()) return prompts.status();
-  GRADUS_RETURN_IF_ERROR(
-      check_context(longest_of(*prompts), config.rollout, policy->transformer->config()));
+  GRADUS_RETURN_IF_ERROR(check_lengths(*prompts, config.rollout, policy->transformer->config()));
   setup.train_prompts = std::move(*prompts);
   if (config.data.eval.is_given() && config.eval.is_asked_for()) {
     Result<std::vector<data::Prompt>> eval =
         load_prompts(config.data, config.data.eval, *policy, *rewards, 0, nullptr);
     if (!eval.ok()) return eval.status();
+    GRADUS_RETURN_IF_ERROR(check_lengths(*eval, config.rollout, policy->transformer->config())
+                               .with_prefix("data.eval"));
     setup.eval_prompts = std::move(*eval);
   }
   const std::unique_ptr<comm::Communicator> trainers =

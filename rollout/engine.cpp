@@ -60,6 +60,17 @@ int64_t num_cache_pages(const model::ModelConfig& config, int64_t bytes) {
   return std::max<int64_t>(1, bytes / model::KvCache::bytes_per_page(config));
 }
 
+int64_t num_request_pages(const model::ModelConfig& config, int64_t prompt_tokens,
+                          int64_t max_new_tokens) {
+  const int64_t longest =
+      std::min(prompt_tokens + max_new_tokens, config.max_position_embeddings) - 1;
+  return pages_for(longest) + (prompt_tokens % kernels::kPageTokens != 0 ? 1 : 0);
+}
+
+int64_t cache_mib_for(const model::ModelConfig& config, int64_t num_pages) {
+  return (num_pages * model::KvCache::bytes_per_page(config) + (1 << 20) - 1) >> 20;
+}
+
 uint64_t request_seed(uint64_t run_seed, uint64_t pass, uint64_t prompt_id, int32_t sample_index) {
   return hash64({run_seed, pass, prompt_id, static_cast<uint64_t>(sample_index)});
 }
@@ -204,18 +215,14 @@ Status Engine::Scheduler::validate_requests() const {
     if (!request.sampling.stop_texts.empty() && engine_.tokenizer_ == nullptr) {
       return invalid_argument("{}: stop texts need a tokenizer", name_of(i));
     }
-    // The last sampled token is never computed, so a sequence needs pages for one token less.
-    const int64_t longest =
-        std::min(length + request.sampling.max_new_tokens, config.max_position_embeddings) - 1;
-    // A prompt that ends inside a page keeps that page beside its response's copy.
-    const int64_t needed = pages_for(longest) + (length % kernels::kPageTokens != 0 ? 1 : 0);
+    const int64_t needed = num_request_pages(config, length, request.sampling.max_new_tokens);
     if (needed > cache_.num_pages()) {
       return invalid_argument(
           "{}: up to {} tokens need {} pages of the key-value cache, which has {}; raise "
-          "kv_cache_mib to "
-          "at least {}",
-          name_of(i), longest + 1, needed, cache_.num_pages(),
-          (needed * model::KvCache::bytes_per_page(config) + (1 << 20) - 1) >> 20);
+          "kv_cache_mib to at least {}",
+          name_of(i),
+          std::min(length + request.sampling.max_new_tokens, config.max_position_embeddings),
+          needed, cache_.num_pages(), cache_mib_for(config, needed));
     }
   }
   return {};

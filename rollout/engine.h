@@ -76,6 +76,14 @@ class Engine {
 // Pages that a cache of `bytes` has for this model: at least 1.
 int64_t num_cache_pages(const model::ModelConfig& config, int64_t bytes);
 
+// Pages that one request takes at most: those of its tokens but the last sampled one, which is
+// never computed, and a copy of the page that its prompt ends in.
+int64_t num_request_pages(const model::ModelConfig& config, int64_t prompt_tokens,
+                          int64_t max_new_tokens);
+
+// kv_cache_mib that holds so many pages.
+int64_t cache_mib_for(const model::ModelConfig& config, int64_t num_pages);
+
 // Seed of one request: a function of these alone, so that neither order nor rank matters.
 uint64_t request_seed(uint64_t run_seed, uint64_t pass, uint64_t prompt_id, int32_t sample_index);
 

@@ -12,6 +12,7 @@
 namespace gradus {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 namespace fs = std::filesystem;
 
@@ -92,6 +93,24 @@ TEST_F(DryRun, CountsTheInitialModelOfAKlTerm) {
       call(arguments("train", "run", "--dry-run --set trainer.algorithm.kl.coef=0.1")).exit_code,
       0);
   EXPECT_THAT(test::read_file(path("output")), HasSubstr("\n  initial model "));
+}
+
+// Regression: only the first step found it. 1 MiB holds 16 pages of this model; 1500 positions need
+// 24, and one more for the prompt's last page.
+TEST_F(DryRun, FindsACacheThatIsTooSmallForOneRequest) {
+  const std::string options =
+      "--set model.init.architecture.max_position_embeddings=2048 "
+      "--set model.init.architecture.num_layers=8 --set rollout.kv_cache_mib=1 "
+      "--set rollout.max_new_tokens=1500 ";
+  for (const char* more : {"--dry-run", ""}) {
+    const test::RunOutcome outcome = call(arguments("train", "run", options + more));
+    EXPECT_EQ(outcome.exit_code, 2);
+    EXPECT_THAT(outcome.messages, ContainsRegex("a prompt of [56] tokens with "
+                                                "rollout.max_new_tokens \\(1500\\) needs 25 pages "
+                                                "of the key-value cache, which has 16; raise "
+                                                "rollout.kv_cache_mib \\(1\\) to at least 2\n"));
+    EXPECT_FALSE(fs::exists(path("runs")));
+  }
 }
 
 TEST_F(DryRun, ChecksDivisibilityOnTheGivenRanks) {
