@@ -219,10 +219,12 @@ Result<OpenedRun> open_run(const LoadedConfig<RunConfig>& loaded, bool resume,
 }
 
 std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const PlannedWork& work,
+                                    const trainer::OptimizerConfig& optimizer,
                                     const trainer::BackwardConfig& backward,
                                     const rollout::RolloutConfig* rollout) {
   constexpr int64_t kFloat = sizeof(float);
-  const int64_t weights = model::parameter_layout(model).size * kFloat;
+  const model::ParameterLayout layout = model::parameter_layout(model);
+  const int64_t weights = layout.size * kFloat;
   const int64_t own_blocks = std::max<int64_t>(1, backward.reduction_blocks / work.num_ranks);
   // Sums of 1, 2, 4, ... blocks that wait for their neighbours, and the one in the making.
   int64_t gradients = 1;
@@ -232,14 +234,23 @@ std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const Plann
       (work.groups_per_update + backward.reduction_blocks - 1) / backward.reduction_blocks;
   const int64_t pack_rows = std::min(block_groups * work.rows_per_group,
                                      std::max(backward.micro_batch_tokens, work.rows_per_group));
-  std::vector<MemoryPart> parts = {{"program and data", kProcessBytes},
-                                   {"weights", weights},
-                                   {"AdamW moments", 2 * weights},
-                                   {"gradients", gradients * weights},
-                                   {fmt::format("activations of {} tokens", pack_rows),
-                                    model::TrainingPass::planned_bytes(
-                                        model, pack_rows, backward.gradient_checkpointing, true)}};
-  if (work.has_reference) parts.push_back({"initial model", weights});
+  std::vector<MemoryPart> parts = {
+      {"program and data", kProcessBytes},
+      {"weights", weights},
+      {optimizer.optimizer == trainer::OptimizerKind::kMuon ? "Muon and AdamW moments"
+                                                            : "AdamW moments",
+       trainer::Optimizer::planned_bytes(layout, optimizer)},
+      {"gradients", gradients * weights},
+      {fmt::format("activations of {} tokens", pack_rows),
+       model::TrainingPass::planned_bytes(model, pack_rows, backward.gradient_checkpointing,
+                                          true)}};
+  const int64_t average = trainer::Optimizer::planned_average_bytes(layout, optimizer);
+  if (average > 0) parts.push_back({"average of the weights", average});
+  if (work.has_reference) {
+    parts.push_back({"initial model", weights});
+    parts.push_back(
+        {"its activations", model::TrainingPass::planned_bytes(model, pack_rows, false, false)});
+  }
   if (rollout != nullptr) {
     const auto pages = [](int64_t tokens) {
       return (tokens + kernels::kPageTokens - 1) / kernels::kPageTokens;

@@ -76,6 +76,7 @@ struct PlannedWork {
 };
 // `rollout` null: no sampling.
 std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const PlannedWork& work,
+                                    const trainer::OptimizerConfig& optimizer,
                                     const trainer::BackwardConfig& backward,
                                     const rollout::RolloutConfig* rollout);
 

@@ -90,7 +90,8 @@ std::vector<MemoryPart> plan_training(const RunConfig& config, const model::Mode
           longest_prompt + config.rollout.num_samples * (config.rollout.max_new_tokens - 1),
       .has_reference = config.trainer.algorithm.kl.coef != 0,
       .has_evaluation = config.eval.is_asked_for()};
-  return plan_memory(model, work, config.trainer.backward, &config.rollout);
+  return plan_memory(model, work, config.trainer.optimizer, config.trainer.backward,
+                     &config.rollout);
 }
 
 std::vector<MemoryPart> plan_fine_tuning(const RunConfig& config, const model::ModelConfig& model,
@@ -103,7 +104,7 @@ std::vector<MemoryPart> plan_fine_tuning(const RunConfig& config, const model::M
   const PlannedWork work = {.num_ranks = num_ranks,
                             .groups_per_update = config.sft.batch_rows,
                             .rows_per_group = static_cast<int64_t>(longest)};
-  return plan_memory(model, work, config.sft.backward, nullptr);
+  return plan_memory(model, work, config.sft.optimizer, config.sft.backward, nullptr);
 }
 
 // The tokenizer and template of a policy without its weights.

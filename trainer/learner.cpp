@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "common/parallel.h"
 #include "kernels/norm.h"
 #include "kernels/optimizer.h"
 
@@ -46,12 +47,10 @@ BlockRange blocks_of_rank(int64_t num_blocks, int rank, int num_ranks) {
 Learner::Learner(model::Transformer& transformer, const OptimizerConfig& optimizer,
                  const BackwardConfig& backward, comm::Communicator& communicator)
     : transformer_(transformer),
-      optimizer_(optimizer),
+      optimizer_(transformer.layout(), optimizer, transformer.parameters()),
       backward_(backward),
       communicator_(communicator),
-      pass_(transformer, backward.gradient_checkpointing),
-      m_(transformer.layout().size),
-      v_(transformer.layout().size) {}
+      pass_(transformer, backward.gradient_checkpointing) {}
 
 BlockRange Learner::groups_of_this_rank(int64_t num_groups) const {
   const std::vector<BlockRange> blocks = block_ranges(num_groups, backward_.reduction_blocks);
@@ -151,13 +150,13 @@ Result<UpdateStats> Learner::update(std::span<const data::PackGroup> groups,
     }
     stats.grad_norm = gradient_norm(values.data());
     if (std::isfinite(stats.grad_norm)) {
-      apply(values.data(), stats.grad_norm, learning_rate);
+      optimizer_.apply(values.data(), stats.grad_norm, learning_rate, transformer_.parameters());
     } else {
       status = data_loss(
           "update {}: the gradient's norm is {}; the weights were not changed; lower the learning "
           "rate or "
           "look for broken rewards in the rollouts of this step",
-          num_updates_ + 1, stats.grad_norm);
+          num_updates() + 1, stats.grad_norm);
     }
   }
   free_gradients_.push_back(std::move(total));
@@ -191,48 +190,19 @@ double Learner::gradient_norm(const float* gradient) const {
   return std::sqrt(sum);
 }
 
-void Learner::apply(const float* gradient, double norm, double learning_rate) {
-  ++num_updates_;
-  const double step = static_cast<double>(num_updates_);
-  kernels::AdamWParams params;
-  if (optimizer_.max_grad_norm > 0 && norm > optimizer_.max_grad_norm) {
-    params.gradient_scale = static_cast<float>(optimizer_.max_grad_norm / norm);
-  }
-  params.learning_rate = static_cast<float>(learning_rate);
-  params.beta1 = static_cast<float>(optimizer_.adam_beta1);
-  params.beta2 = static_cast<float>(optimizer_.adam_beta2);
-  params.eps = static_cast<float>(optimizer_.adam_eps);
-  params.correction1 = static_cast<float>(1.0 - std::pow(optimizer_.adam_beta1, step));
-  params.correction2 = static_cast<float>(1.0 - std::pow(optimizer_.adam_beta2, step));
-  for (const model::ParameterPlace& place : transformer_.layout().places) {
-    // Norms and biases are not decayed: pulling a scale of 1 towards 0 is no regularisation.
-    params.weight_decay = place.columns > 0 ? static_cast<float>(optimizer_.weight_decay) : 0.0f;
-    params.weights = transformer_.parameters() + place.offset;
-    params.gradients = gradient + place.offset;
-    params.m = m_.data() + place.offset;
-    params.v = v_.data() + place.offset;
-    params.count = place.size;
-    kernels::adamw(params);
-  }
-}
-
-Status Learner::save(records::StateWriter& writer) const {
-  GRADUS_RETURN_IF_ERROR(
-      writer.add("adam/m", std::span<const float>(m_.data(), static_cast<size_t>(m_.size()))));
-  GRADUS_RETURN_IF_ERROR(
-      writer.add("adam/v", std::span<const float>(v_.data(), static_cast<size_t>(v_.size()))));
-  return writer.add("adam/num_updates", num_updates_);
-}
-
-Status Learner::load(const records::StateReader& reader) {
-  GRADUS_RETURN_IF_ERROR(
-      reader.read("adam/m", std::span<float>(m_.data(), static_cast<size_t>(m_.size()))));
-  GRADUS_RETURN_IF_ERROR(
-      reader.read("adam/v", std::span<float>(v_.data(), static_cast<size_t>(v_.size()))));
-  const Result<int64_t> num_updates = reader.read_i64("adam/num_updates");
-  if (!num_updates.ok()) return num_updates.status();
-  num_updates_ = *num_updates;
-  return {};
+Status Learner::with_average(const std::function<Status()>& body) {
+  float* average = optimizer_.average();
+  const auto exchange = [&] {
+    if (average == nullptr) return;
+    float* weights = transformer_.parameters();
+    parallel_for(transformer_.layout().size, 1 << 16, [&](int64_t begin, int64_t end) {
+      std::swap_ranges(weights + begin, weights + end, average + begin);
+    });
+  };
+  exchange();
+  const Status status = body();
+  exchange();
+  return status;
 }
 
 }  // namespace gradus::trainer

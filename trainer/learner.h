@@ -13,6 +13,7 @@
 #include "data/packing.h"
 #include "model/training_pass.h"
 #include "records/state_file.h"
+#include "trainer/optimizer.h"
 #include "trainer/trainer_config.h"
 
 namespace gradus::trainer {
@@ -36,8 +37,8 @@ struct UpdateStats {
   int64_t num_rows = 0;  // computed on this rank
 };
 
-// Computes one gradient over the batch's groups, shared out over the ranks, and applies AdamW. All
-// ranks hold the same weights before and after. Not thread-safe.
+// Computes one gradient over the batch's groups, shared out over the ranks, and applies the
+// optimizer. All ranks hold the same weights before and after. Not thread-safe.
 class Learner {
  public:
   Learner(model::Transformer& transformer, const OptimizerConfig& optimizer,
@@ -66,24 +67,29 @@ class Learner {
   // Groups [first, end) of a batch that this rank computes.
   BlockRange groups_of_this_rank(int64_t num_groups) const;
 
-  int64_t num_updates() const { return num_updates_; }
-  Status save(records::StateWriter& writer) const;
-  Status load(const records::StateReader& reader);
+  int64_t num_updates() const { return optimizer_.num_updates(); }
+  Status save(records::StateWriter& writer) const { return optimizer_.save(writer); }
+  Status load(const records::StateReader& reader) { return optimizer_.load(reader); }
+
+  // The running average of the weights in the layout of the model, or null.
+  const float* average() const { return optimizer_.average(); }
+  float* average() { return optimizer_.average(); }
+
+  // Runs `body` with the running average of the weights in the model's place, if the optimizer
+  // keeps one; the weights are back afterwards.
+  Status with_average(const std::function<Status()>& body);
 
  private:
   Status accumulate(std::span<const data::PackGroup> groups,
                     const std::vector<bool>& needs_gradient, BlockRange block, float temperature,
                     const LossFunction& loss, model::Gradients& gradients, UpdateStats& stats);
   double gradient_norm(const float* gradient) const;
-  void apply(const float* gradient, double norm, double learning_rate);
 
   model::Transformer& transformer_;
-  OptimizerConfig optimizer_;
+  Optimizer optimizer_;
   BackwardConfig backward_;
   comm::Communicator& communicator_;
   model::TrainingPass pass_;
-  AlignedBuffer m_, v_;
-  int64_t num_updates_ = 0;
   std::vector<std::unique_ptr<model::Gradients>> free_gradients_;
 };
 

@@ -405,14 +405,17 @@ Status RlTrainer::evaluate_now(Metrics& metrics) {
   }
   display_.begin_phase("evaluate", static_cast<int64_t>(prompts.size()) * settings.num_samples,
                        "responses");
-  Result<Evaluation> evaluation =
-      evaluate(engine_, rewards_, prompts, settings, communicator_,
-               [&](int64_t finished) { display_.advance_phase(finished * communicator_.size()); });
+  const Status status = learner_.with_average([&]() -> Status {
+    Result<Evaluation> evaluation = evaluate(
+        engine_, rewards_, prompts, settings, communicator_,
+        [&](int64_t finished) { display_.advance_phase(finished * communicator_.size()); });
+    if (!evaluation.ok()) return evaluation.status();
+    add_evaluation_metrics(*evaluation, settings.num_samples, metrics);
+    evaluations_.push_back(std::move(*evaluation));
+    return {};
+  });
   display_.end_phase();
-  if (!evaluation.ok()) return evaluation.status();
-  add_evaluation_metrics(*evaluation, settings.num_samples, metrics);
-  evaluations_.push_back(std::move(*evaluation));
-  return {};
+  return status;
 }
 
 Status RlTrainer::write_step(Metrics& metrics, std::span<const Group> groups) {

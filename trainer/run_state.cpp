@@ -92,14 +92,20 @@ Result<Policy> load_policy(const model::ModelSourceConfig& config, uint64_t seed
   return policy;
 }
 
-Status write_policy(const Policy& policy, const std::string& dir) {
+namespace {
+
+// Folder of the running average inside a checkpoint.
+constexpr const char* kAverageFolder = "/ema";
+
+// The policy with `weights` in the place of its own.
+Status write_policy_with(const Policy& policy, const float* weights, const std::string& dir) {
   const model::Transformer& transformer = *policy.transformer;
-  GRADUS_RETURN_IF_ERROR(model::write_checkpoint(
-      dir, transformer.config(),
-      [&](const model::WeightSpec& spec, float* out) {
-        return model::read_parameter(transformer.layout(), transformer.parameters(), spec, out);
-      },
-      {.tokenizer_dir = policy.tokenizer_dir}));
+  GRADUS_RETURN_IF_ERROR(model::write_checkpoint(dir, transformer.config(),
+                                                 [&](const model::WeightSpec& spec, float* out) {
+                                                   return model::read_parameter(
+                                                       transformer.layout(), weights, spec, out);
+                                                 },
+                                                 {.tokenizer_dir = policy.tokenizer_dir}));
   if (policy.tokenizer_json.empty()) return {};
   GRADUS_RETURN_IF_ERROR(write_file_atomically(dir + "/tokenizer.json", policy.tokenizer_json));
   const nlohmann::ordered_json tokenizer_config = {
@@ -111,13 +117,41 @@ Status write_policy(const Policy& policy, const std::string& dir) {
   return write_file_atomically(dir + "/tokenizer_config.json", tokenizer_config.dump(1));
 }
 
+// The average that a checkpoint holds, if the run keeps one.
+Status load_average(const std::string& folder, const Policy& policy, Learner& learner) {
+  const bool is_there = std::filesystem::exists(folder + kAverageFolder);
+  if (learner.average() == nullptr && !is_there) return {};
+  if (learner.average() == nullptr || !is_there) {
+    return invalid_argument(
+        "{}: the checkpoint has {} running average of the weights, but ema_decay is {}; resume "
+        "with "
+        "the ema_decay that the run was started with",
+        folder, is_there ? "a" : "no", is_there ? "0" : "set");
+  }
+  const Result<model::CheckpointReader> average =
+      model::CheckpointReader::open(folder + kAverageFolder);
+  if (!average.ok()) return average.status();
+  return model::load_parameters(*average, policy.transformer->layout(), learner.average());
+}
+
+}  // namespace
+
+Status write_policy(const Policy& policy, const std::string& dir) {
+  return write_policy_with(policy, policy.transformer->parameters(), dir);
+}
+
 Status save_checkpoint(records::CheckpointStore& store, const Policy& policy,
                        const Learner& learner, const RunPosition& position,
                        std::optional<double> metric) {
-  const int64_t num_bytes = 3 * policy.transformer->layout().size * int64_t{sizeof(float)};
+  const int64_t num_models = learner.average() == nullptr ? 3 : 4;
+  const int64_t num_bytes = num_models * policy.transformer->layout().size * int64_t{sizeof(float)};
   Result<records::CheckpointDraft> draft = store.begin(position.step, num_bytes);
   if (!draft.ok()) return draft.status();
   GRADUS_RETURN_IF_ERROR(write_policy(policy, draft->folder()));
+  if (learner.average() != nullptr) {
+    GRADUS_RETURN_IF_ERROR(
+        write_policy_with(policy, learner.average(), draft->folder() + kAverageFolder));
+  }
   Result<records::StateWriter> writer =
       records::StateWriter::create(draft->folder() + "/optimizer.bin");
   if (!writer.ok()) return writer.status();
@@ -144,7 +178,8 @@ Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learn
                                                 policy.transformer->parameters()));
   const Result<records::StateReader> reader = records::StateReader::open(folder + "/optimizer.bin");
   if (!reader.ok()) return reader.status();
-  GRADUS_RETURN_IF_ERROR(learner.load(*reader));
+  GRADUS_RETURN_IF_ERROR(learner.load(*reader).with_prefix(folder));
+  GRADUS_RETURN_IF_ERROR(load_average(folder, policy, learner));
   const Result<int64_t> step = reader->read_i64("run/step");
   if (!step.ok()) return step.status();
   const Result<uint64_t> data_position = reader->read_u64("run/data_position");

@@ -57,7 +57,8 @@ struct RunPosition {
 };
 
 // Writes a checkpoint of the store (rank 0 alone) and reads one back into policy and learner (every
-// rank).
+// rank). A checkpoint is a Hugging Face directory; the running average of the weights is another
+// one inside it, ema/.
 Status save_checkpoint(records::CheckpointStore& store, const Policy& policy,
                        const Learner& learner, const RunPosition& position,
                        std::optional<double> metric);

@@ -8,6 +8,10 @@
 namespace gradus::trainer {
 
 void OptimizerConfig::visit(FieldVisitor& v) {
+  v.field("optimizer", optimizer,
+          "How a gradient becomes an update: adamw, or muon for the matrices of the layers with "
+          "AdamW for embeddings, head, norms and biases.",
+          one_of({"adamw", "muon"}));
   v.field("learning_rate", learning_rate, "Peak learning rate of AdamW.", greater_than(0));
   v.field("lr_schedule", lr_schedule, "Course of the learning rate after the warm-up.",
           one_of({"constant", "linear", "cosine"}));
@@ -21,6 +25,21 @@ void OptimizerConfig::visit(FieldVisitor& v) {
   v.field("adam_eps", adam_eps, "Added to the root of the second moment.", greater_than(0));
   v.field("max_grad_norm", max_grad_norm, "Gradients are scaled down to this norm; 0 never scales.",
           at_least(0));
+  v.field("muon_learning_rate", muon_learning_rate,
+          "Peak learning rate of the matrices that Muon updates; follows the same schedule.",
+          greater_than(0));
+  v.field("muon_momentum", muon_momentum, "Decay of Muon's momentum (Nesterov).",
+          in_half_open(0, 1));
+  v.field(
+      "muon_scale", muon_scale,
+      "Size of Muon's update of a matrix: spectral is sqrt(max(1, rows / columns)); match_adamw "
+      "is 0.2 sqrt(max(rows, columns)), for learning rates that suit AdamW.",
+      one_of({"spectral", "match_adamw"}));
+  v.field(
+      "ema_decay", ema_decay,
+      "Decay of the running average of the weights, min(ema_decay, (1 + t) / (10 + t)) at update "
+      "t; the average is what evaluation uses and checkpoints hold in ema/; 0 keeps none.",
+      in_half_open(0, 1));
 }
 
 void BackwardConfig::visit(FieldVisitor& v) {
@@ -101,6 +120,14 @@ Status validate(const OptimizerConfig& config, int64_t num_steps, const std::str
                 "{0}.min_lr_ratio is {1} but {0}.lr_schedule is constant, which ignores it; choose "
                 "linear or cosine",
                 section, config.min_lr_ratio);
+  const OptimizerConfig defaults;
+  const bool sets_muon = config.muon_learning_rate != defaults.muon_learning_rate ||
+                         config.muon_momentum != defaults.muon_momentum ||
+                         config.muon_scale != defaults.muon_scale;
+  rules.require(config.optimizer == OptimizerKind::kMuon || !sets_muon,
+                "{0}.muon_learning_rate, {0}.muon_momentum or {0}.muon_scale is set but "
+                "{0}.optimizer is adamw, which ignores them; set {0}.optimizer to muon",
+                section);
   return rules.status();
 }
 

@@ -15,9 +15,12 @@
 namespace gradus::trainer {
 
 enum class LrSchedule { kConstant, kLinear, kCosine };
+enum class OptimizerKind { kAdamW, kMuon };
+enum class MuonScale { kSpectral, kMatchAdamW };
 
-// AdamW and its learning rate; keys stand directly in the section that has it.
+// The optimizer and its learning rate; keys stand directly in the section that has it.
 struct OptimizerConfig {
+  OptimizerKind optimizer = OptimizerKind::kAdamW;
   double learning_rate = 1e-6;
   LrSchedule lr_schedule = LrSchedule::kConstant;
   int64_t warmup_steps = 0;
@@ -27,6 +30,10 @@ struct OptimizerConfig {
   double adam_beta2 = 0.999;
   double adam_eps = 1e-8;
   double max_grad_norm = 1.0;  // 0: no clipping
+  double muon_learning_rate = 0.02;
+  double muon_momentum = 0.95;
+  MuonScale muon_scale = MuonScale::kSpectral;
+  double ema_decay = 0.0;  // 0: no average
 
   void visit(FieldVisitor& v);
 };

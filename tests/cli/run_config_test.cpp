@@ -157,6 +157,9 @@ INSTANTIATE_TEST_SUITE_P(
             {"trainer.mini_batches=3"},
             "trainer.prompts_per_step (32) must be a multiple of trainer.mini_batches (3); a group "
             "is never split between updates"},
+        Case{{"trainer.muon_scale=match_adamw"},
+             "trainer.muon_learning_rate, trainer.muon_momentum or trainer.muon_scale is set but "
+             "trainer.optimizer is adamw, which ignores them; set trainer.optimizer to muon"},
         Case{{"trainer.reduction_blocks=6"},
              "trainer.reduction_blocks (6) must be a multiple of the number of ranks (4)",
              RunKind::kTrain,

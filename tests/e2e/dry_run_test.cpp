@@ -84,7 +84,8 @@ TEST_F(DryRun, PrintsThePlanAndLeavesNothing) {
   }
   EXPECT_FALSE(fs::exists(path("runs")));
   EXPECT_EQ(call(arguments("sft", "run", "--dry-run")).exit_code, 0);
-  EXPECT_THAT(test::read_file(path("output")), HasSubstr("data       40 examples looked at\n"));
+  EXPECT_THAT(test::read_file(path("output")),
+              HasSubstr("data       40 examples looked at\n"));
   EXPECT_FALSE(fs::exists(path("runs")));
 }
 
@@ -93,6 +94,7 @@ TEST_F(DryRun, CountsTheInitialModelOfAKlTerm) {
       call(arguments("train", "run", "--dry-run --set trainer.algorithm.kl.coef=0.1")).exit_code,
       0);
   EXPECT_THAT(test::read_file(path("output")), HasSubstr("\n  initial model "));
+  EXPECT_THAT(test::read_file(path("output")), HasSubstr("\n  its activations "));
 }
 
 // Regression: only the first step found it. 1 MiB holds 16 pages of this model; 1500 positions need
@@ -111,6 +113,30 @@ TEST_F(DryRun, FindsACacheThatIsTooSmallForOneRequest) {
                                                 "rollout.kv_cache_mib \\(1\\) to at least 2\n"));
     EXPECT_FALSE(fs::exists(path("runs")));
   }
+}
+
+TEST_F(DryRun, PlansLessMemoryWithCheckpointing) {
+  const auto peak = [&](const std::string& more) {
+    EXPECT_EQ(call(arguments("train", "run",
+                             "--dry-run --set model.init.architecture.num_layers=32 "
+                             "--set model.init.architecture.intermediate_size=2048 " +
+                                 more))
+                  .exit_code,
+              0);
+    const std::string plan = test::read_file(path("output"));
+    const size_t end = plan.find(" MiB at the peak");
+    return std::stoi(plan.substr(plan.rfind(' ', end - 1) + 1));
+  };
+  EXPECT_LT(peak("--set trainer.gradient_checkpointing=true"), peak(""));
+}
+
+TEST_F(DryRun, CountsMuonAndTheAverageOfTheWeights) {
+  EXPECT_EQ(call(arguments("train", "run",
+                           "--dry-run --set trainer.optimizer=muon --set trainer.ema_decay=0.99"))
+                .exit_code,
+            0);
+  EXPECT_THAT(test::read_file(path("output")), HasSubstr("\n  Muon and AdamW moments "));
+  EXPECT_THAT(test::read_file(path("output")), HasSubstr("\n  average of the weights "));
 }
 
 TEST_F(DryRun, ChecksDivisibilityOnTheGivenRanks) {

@@ -37,6 +37,12 @@ inline constexpr double kAdamWTenSteps = 20 * 2.4e-7;
 // at the first step; the rest is a dozen roundings and clipping by a norm good to 1e-6.
 inline constexpr double kAdamWStep = 2e-5;
 
+// Muon in parts of its largest element: five quintic steps magnify rounding errors of eps sqrt(C)
+// in directions that the gradient hardly has, by up to 3.4445 each. One step too few is off by 0.3.
+inline constexpr double kMuonStep = 1e-4;
+// The double loops of the reference against torch in double, through the same magnification.
+inline constexpr double kMuonReference = 1e-11;
+
 // Central differences with step 1e-4 of a formula in double (truncation step^2 / 6 = 2e-9 times a
 // third derivative of order 10) against an fp32 gradient of about 20 roundings at magnitude 10.
 inline constexpr double kRowGradient = 1.5e-5;

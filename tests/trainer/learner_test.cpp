@@ -7,6 +7,7 @@
 #include <cmath>
 #include <mutex>
 
+#include "common/parallel.h"
 #include "tests/support/files.h"
 #include "tests/support/in_process_communicator.h"
 #include "tests/support/model_rows.h"
@@ -78,6 +79,7 @@ struct Settings {
   bool checkpointing = false;
   int num_ranks = 1;
   int64_t reduction_blocks = 8;
+  OptimizerConfig optimizer = {};
 };
 
 // The hash of the weights after three updates, the same on every rank.
@@ -87,7 +89,7 @@ uint64_t train(const Settings& settings) {
   run_ranks(settings.num_ranks, [&](comm::Communicator& communicator) {
     const std::unique_ptr<model::Transformer> transformer = tiny();
     const auto groups = make_groups(transformer->config().vocab_size);
-    Learner learner(*transformer, {},
+    Learner learner(*transformer, settings.optimizer,
                     {.micro_batch_tokens = settings.micro_batch_tokens,
                      .gradient_checkpointing = settings.checkpointing,
                      .reduction_blocks = settings.reduction_blocks},
@@ -116,6 +118,17 @@ TEST(Learner, WeightsDoNotDependOnMicroBatchesCheckpointingOrRanks) {
   EXPECT_EQ(train({.num_ranks = 3, .reduction_blocks = 6}), train({.reduction_blocks = 6}));
   // Sums in another tree have other bits, so the comparison can fail.
   EXPECT_NE(train({.reduction_blocks = 1}), expected);
+}
+
+TEST(Learner, MuonGivesTheSameWeightsOnAnyRanksAndThreads) {
+  const OptimizerConfig muon{.optimizer = OptimizerKind::kMuon};
+  const uint64_t expected = train({.optimizer = muon});
+  EXPECT_EQ(train({.micro_batch_tokens = 64, .num_ranks = 4, .optimizer = muon}), expected);
+  const int threads = num_threads();
+  set_num_threads(3);
+  EXPECT_EQ(train({.optimizer = muon}), expected);
+  set_num_threads(threads);
+  EXPECT_NE(train({}), expected);
 }
 
 // Regression: 6 blocks on 2 ranks were taken, though 3 blocks a rank are no subtree of the tree
@@ -354,6 +367,95 @@ TEST(Learner, SavedAndLoadedItGoesOnAsIfNeverStopped) {
   }
   EXPECT_EQ(hash(*second.transformer), hash(*whole.transformer));
   EXPECT_NE(hash(*without_state.transformer), hash(*whole.transformer));
+}
+
+// Muon moves the matrices of the layers by lr scale o, whose Frobenius norm is about the root of
+// the number of singular values; what it does not move, AdamW moves as it does without Muon.
+TEST(Learner, MuonMovesTheMatricesOfTheLayersAndAdamWTheRest) {
+  for (const MuonScale scale : {MuonScale::kSpectral, MuonScale::kMatchAdamW}) {
+    Training muon({.optimizer = OptimizerKind::kMuon,
+                   .learning_rate = 2 * kRate,  // the update is at half of the peak
+                   .weight_decay = 0,
+                   .muon_learning_rate = 0.5,
+                   .muon_scale = scale});
+    Training adamw({.weight_decay = 0});
+    const std::vector<float> before = muon.weights();
+    ASSERT_TRUE(muon.update().ok());
+    ASSERT_TRUE(adamw.update().ok());
+    const std::vector<float> after = muon.weights(), expected = adamw.weights();
+    int num_matrices = 0;
+    for (const model::ParameterPlace& place : muon.transformer->layout().places) {
+      const bool is_muon = place.columns > 0 && place.hf_name.find("_proj") != std::string::npos;
+      double squares = 0;
+      for (int64_t i = place.offset; i < place.offset + place.size; ++i) {
+        const size_t at = static_cast<size_t>(i);
+        squares += std::pow(double{after[at]} - double{before[at]}, 2);
+        if (!is_muon) {
+          ASSERT_EQ(after[at], expected[at]) << place.hf_name;
+        }
+      }
+      if (!is_muon) continue;
+      ++num_matrices;
+      const double rows = static_cast<double>(place.rows);
+      const double columns = static_cast<double>(place.columns);
+      const double factor = scale == MuonScale::kSpectral
+                                ? std::sqrt(std::max(1.0, rows / columns))
+                                : 0.2 * std::sqrt(std::max(rows, columns));
+      const double size = std::sqrt(squares / std::min(rows, columns)) / (0.25 * factor);
+      EXPECT_GT(size, 0.6) << place.hf_name;
+      EXPECT_LT(size, 1.25) << place.hf_name;
+    }
+    EXPECT_EQ(num_matrices, 7 * muon.transformer->config().num_layers) << "q, k, v apart";
+  }
+}
+
+TEST(Learner, MuonSavedAndLoadedGoesOnAsIfNeverStoppedAndIsNotTakenForAdamW) {
+  const OptimizerConfig muon{.optimizer = OptimizerKind::kMuon};
+  Training whole(muon), second(muon), adamw;
+  const test::TemporaryFolder folder;
+  const std::string path = folder.path() + "/optimizer";
+  for (int step = 0; step < 2; ++step) ASSERT_TRUE(whole.update().ok());
+  auto writer = records::StateWriter::create(path);
+  ASSERT_TRUE(writer.ok() && whole.learner.save(*writer).ok() && writer->finish().ok());
+  const std::vector<float> weights = whole.weights();
+  std::copy(weights.begin(), weights.end(), second.transformer->parameters());
+  const auto reader = records::StateReader::open(path);
+  ASSERT_TRUE(reader.ok());
+  ASSERT_TRUE(second.learner.load(*reader).ok());
+  ASSERT_TRUE(whole.update().ok() && second.update().ok());
+  EXPECT_EQ(hash(*second.transformer), hash(*whole.transformer));
+  EXPECT_EQ(adamw.learner.load(*reader).message(),
+            "the checkpoint has the state of optimizer: muon, this run asks for adamw; resume with "
+            "the optimizer that the run was started with");
+}
+
+// ema_decay 0.25: after update t the decay is min(0.25, (1 + t) / (10 + t)) = 2/11, 3/12, 0.25.
+TEST(Learner, AveragesTheWeightsWithTheDecayOfTheStart) {
+  Training run({.ema_decay = 0.25}), without;
+  EXPECT_EQ(without.learner.average(), nullptr);
+  std::vector<float> initial = run.weights();
+  std::vector<double> expected(initial.begin(), initial.end());
+  for (const double decay : {2.0 / 11, 3.0 / 12, 0.25}) {
+    ASSERT_TRUE(run.update().ok());
+    ASSERT_TRUE(without.update().ok());
+    const std::vector<float> weights = run.weights();
+    for (size_t i = 0; i < expected.size(); ++i) {
+      expected[i] = decay * expected[i] + (1 - decay) * double{weights[i]};
+      ASSERT_NEAR(run.learner.average()[i], expected[i],
+                  testing::rounding_bound(12, std::abs(expected[i]) + kRate));
+    }
+  }
+  EXPECT_EQ(hash(*run.transformer), hash(*without.transformer)) << "training does not see it";
+  const uint64_t weights = hash(*run.transformer);
+  const uint64_t average =
+      model::hash_parameters(run.learner.average(), run.transformer->layout().size);
+  EXPECT_NE(weights, average);
+  const Status status = run.learner.with_average([&]() -> Status {
+    EXPECT_EQ(hash(*run.transformer), average);
+    return invalid_argument("an error in between");
+  });
+  EXPECT_EQ(status.message(), "an error in between");
+  EXPECT_EQ(hash(*run.transformer), weights) << "the weights are back, after an error too";
 }
 
 // forward() visits this rank's groups in order with the log-probs that update() sees.

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "common/aligned_buffer.h"
+#include "common/status.h"
+#include "model/parameters.h"
+#include "records/state_file.h"
+#include "trainer/trainer_config.h"
+
+namespace gradus::trainer {
+
+// Turns gradients into updates of a model's weights: AdamW (kernels/optimizer.h) for all of them,
+// or Muon (kernels/muon.h) for the matrices of the layers and AdamW for embeddings, head, norms and
+// biases. q, k and v, and gate and up, are matrices of their own. Keeps the running average of the
+// weights if the config asks for one. Buffers have the layout of the weights. Not thread-safe.
+class Optimizer {
+ public:
+  // `weights` [layout.size] start the average; `layout` outlives this.
+  Optimizer(const model::ParameterLayout& layout, const OptimizerConfig& config,
+            const float* weights);
+
+  // One update of `weights` [layout.size] by `gradient` [layout.size], whose norm is `norm` (for
+  // clipping). `learning_rate` is that of AdamW now; Muon's follows the same schedule.
+  void apply(const float* gradient, double norm, double learning_rate, float* weights);
+
+  int64_t num_updates() const { return num_updates_; }
+
+  // The average of the weights [layout.size], or null without ema_decay:
+  //   average = d average + (1 - d) weights after update t = 1, 2, ..., d = min(ema_decay,
+  //   (1 + t) / (10 + t))
+  // from the initial weights on, so that a short run is not held back by them.
+  const float* average() const { return average_.size() > 0 ? average_.data() : nullptr; }
+  float* average() { return average_.size() > 0 ? average_.data() : nullptr; }
+
+  // The average is not among what is saved: checkpoints hold it as a model.
+  Status save(records::StateWriter& writer) const;
+  // InvalidArgument for the state of the other optimizer.
+  Status load(const records::StateReader& reader);
+
+  // Bytes of moments and scratch memory, and of the average.
+  static int64_t planned_bytes(const model::ParameterLayout& layout, const OptimizerConfig& config);
+  static int64_t planned_average_bytes(const model::ParameterLayout& layout,
+                                       const OptimizerConfig& config);
+
+ private:
+  void update_average(const float* weights);
+
+  const model::ParameterLayout& layout_;
+  OptimizerConfig config_;
+  AlignedBuffer m_;  // first moments of AdamW, momentum of Muon
+  AlignedBuffer v_;  // second moments of AdamW, of the weights that it updates, in their order
+  AlignedBuffer scratch_;
+  AlignedBuffer average_;
+  int64_t num_updates_ = 0;
+};
+
+}  // namespace gradus::trainer
