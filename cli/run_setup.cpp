@@ -146,13 +146,14 @@ Result<std::vector<data::Prompt>> load_prompts(const data::DataConfig& config,
 }
 
 Result<std::vector<trainer::SftExample>> load_examples(const data::DataConfig& config,
+                                                       const data::SourceConfig& source,
                                                        const trainer::Policy& policy,
                                                        const model::ModelConfig& model,
                                                        int64_t max_rows) {
   data::DatasetOptions options;
   options.require_ground_truth = false;
   options.require_response = true;
-  const Result<std::vector<data::Row>> rows = data::load_source(config.train, options, max_rows);
+  const Result<std::vector<data::Row>> rows = data::load_source(source, options, max_rows);
   if (!rows.ok()) return rows.status();
   Result<std::vector<std::pair<int64_t, data::Prompt>>> built =
       build_prompts(*rows, config, policy, nullptr);

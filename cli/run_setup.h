@@ -41,6 +41,7 @@ Result<std::vector<data::Prompt>> load_prompts(const data::DataConfig& config,
 // Examples of supervised training: prompts with the rows' reference responses and the end token.
 // Of the policy it needs tokenizer and template alone; `model` is its config.
 Result<std::vector<trainer::SftExample>> load_examples(const data::DataConfig& config,
+                                                       const data::SourceConfig& source,
                                                        const trainer::Policy& policy,
                                                        const model::ModelConfig& model,
                                                        int64_t max_rows);

@@ -96,10 +96,13 @@ std::vector<MemoryPart> plan_training(const RunConfig& config, const model::Mode
 
 std::vector<MemoryPart> plan_fine_tuning(const RunConfig& config, const model::ModelConfig& model,
                                          const std::vector<trainer::SftExample>& examples,
+                                         const std::vector<trainer::SftExample>& held_out,
                                          int num_ranks) {
   size_t longest = 0;
-  for (const trainer::SftExample& example : examples) {
-    longest = std::max(longest, example.prompt.size() + example.response.size() - 1);
+  for (const std::vector<trainer::SftExample>* part : {&examples, &held_out}) {
+    for (const trainer::SftExample& example : *part) {
+      longest = std::max(longest, example.prompt.size() + example.response.size() - 1);
+    }
   }
   const PlannedWork work = {.num_ranks = num_ranks,
                             .groups_per_update = config.sft.batch_rows,
@@ -165,6 +168,18 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
   return {};
 }
 
+// The examples of data.eval, whose loss supervised training follows; none without data.eval.
+Result<std::vector<trainer::SftExample>> load_held_out(const RunConfig& config,
+                                                       const trainer::Policy& policy,
+                                                       const model::ModelConfig& model,
+                                                       int64_t max_rows) {
+  if (!config.data.eval.is_given()) return std::vector<trainer::SftExample>();
+  Result<std::vector<trainer::SftExample>> examples =
+      load_examples(config.data, config.data.eval, policy, model, max_rows);
+  if (!examples.ok()) return examples.status().with_prefix("data.eval");
+  return examples;
+}
+
 // The same for `gradus sft`.
 Status sft_dry_run(const RunConfig& config, int num_ranks) {
   const Result<model::ModelConfig> model = trainer::policy_config(config.model);
@@ -172,13 +187,16 @@ Status sft_dry_run(const RunConfig& config, int num_ranks) {
   Result<trainer::Policy> policy = policy_without_weights(config);
   if (!policy.ok()) return policy.status();
   const Result<std::vector<trainer::SftExample>> examples =
-      load_examples(config.data, *policy, *model, kDryRunRows);
+      load_examples(config.data, config.data.train, *policy, *model, kDryRunRows);
   if (!examples.ok()) return examples.status();
+  const Result<std::vector<trainer::SftExample>> held_out =
+      load_held_out(config, *policy, *model, kDryRunRows);
+  if (!held_out.ok()) return held_out.status();
   print_model(config, *model);
-  fmt::print("data       {} examples looked at\n", examples->size());
+  fmt::print("data       {} examples looked at, {} held out\n", examples->size(), held_out->size());
   fmt::print("run        {} steps of {} rows into {}\nmemory\n", config.sft.num_steps,
              config.sft.batch_rows, run_folder_of(config));
-  print_memory(plan_fine_tuning(config, *model, *examples, num_ranks));
+  print_memory(plan_fine_tuning(config, *model, *examples, *held_out, num_ranks));
   fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
   return {};
 }
@@ -323,8 +341,11 @@ Status fine_tune(const TrainArguments& arguments) {
       trainer::load_policy(config.model, static_cast<uint64_t>(config.run.seed));
   if (!policy.ok()) return policy.status();
   Result<std::vector<trainer::SftExample>> examples =
-      load_examples(config.data, *policy, policy->transformer->config(), 0);
+      load_examples(config.data, config.data.train, *policy, policy->transformer->config(), 0);
   if (!examples.ok()) return examples.status();
+  Result<std::vector<trainer::SftExample>> held_out =
+      load_held_out(config, *policy, policy->transformer->config(), 0);
+  if (!held_out.ok()) return held_out.status();
   Result<OpenedRun> run = open_run(*loaded, arguments.resume, ranks);
   if (!run.ok()) return run.status();
   records::RunDisplay display({.num_steps = config.sft.num_steps,
@@ -332,15 +353,17 @@ Status fine_tune(const TrainArguments& arguments) {
                                .columns = records::sft_columns(),
                                .is_quiet = ranks.rank() != 0});
   const model::ModelConfig& model = policy->transformer->config();
-  const int64_t planned = total_bytes(plan_fine_tuning(config, model, *examples, ranks.size()));
+  const int64_t planned =
+      total_bytes(plan_fine_tuning(config, model, *examples, *held_out, ranks.size()));
   display.print(fmt::format(
       "{}: {:.2f}M weights, {} examples, {} rank{} of {} thread{}, planned peak memory {} per rank",
       config.run.name, static_cast<double>(model::num_parameters(model)) / 1e6, examples->size(),
       ranks.size(), ranks.size() == 1 ? "" : "s", num_threads(), num_threads() == 1 ? "" : "s",
       mebibytes(planned)));
-  trainer::SftTrainer trainer({config.sft, config.run, config.data.shuffle,
-                               static_cast<uint64_t>(config.data.seed), std::move(*examples)},
-                              *policy, ranks, run->records(), display);
+  trainer::SftTrainer trainer(
+      {config.sft, config.run, config.data.shuffle, static_cast<uint64_t>(config.data.seed),
+       std::move(*examples), config.eval, std::move(*held_out)},
+      *policy, ranks, run->records(), display);
   if (!run->resume_from.empty()) {
     GRADUS_RETURN_IF_ERROR(trainer.resume(run->resume_from));
     display.print(

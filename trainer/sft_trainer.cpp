@@ -26,6 +26,13 @@ Status SftTrainer::run() {
         fmt::format("the run has made all of its {} steps; raise sft.num_steps to train on",
                     setup_.sft.num_steps));
   }
+  if (setup_.eval.before_training && position_.step == 0 && !setup_.held_out.empty()) {
+    const Result<double> loss = held_out_loss();
+    GRADUS_RETURN_IF_ERROR(loss.status());
+    if (records_.metrics != nullptr) {
+      GRADUS_RETURN_IF_ERROR(records_.metrics->write(0, {{"val/loss", *loss}}));
+    }
+  }
   return run_steps(
       setup_.sft.num_steps, setup_.run.checkpoint_every, position_, communicator_, display_,
       [this] { return step(); }, [this] { return save(); });
@@ -67,6 +74,14 @@ Status SftTrainer::step() {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   Metrics metrics;
+  const int64_t every = setup_.eval.every_steps;
+  const bool is_evaluated =
+      position_.step == setup_.sft.num_steps || (every > 0 && position_.step % every == 0);
+  if (is_evaluated && !setup_.held_out.empty()) {
+    const Result<double> loss = held_out_loss();
+    GRADUS_RETURN_IF_ERROR(loss.status());
+    metrics.set("val/loss", *loss);
+  }
   metrics.set("train/loss", sums[0]);
   metrics.set("train/grad_norm", stats->grad_norm);
   metrics.set("train/lr", learning_rate);
@@ -85,6 +100,26 @@ Status SftTrainer::step() {
     display_.finish_step(position_.step, metrics.values());
   }
   return comm::agree(communicator_, status);
+}
+
+Result<double> SftTrainer::held_out_loss() {
+  std::vector<data::PackGroup> groups;
+  double num_targets = 0;
+  for (const SftExample& example : setup_.held_out) {
+    if (setup_.eval.max_rows && static_cast<int64_t>(groups.size()) == *setup_.eval.max_rows) break;
+    groups.push_back({example.prompt, {example.response}});
+    num_targets += static_cast<double>(example.response.size());
+  }
+  double sum = 0;
+  GRADUS_RETURN_IF_ERROR(learner_.with_average([&]() -> Status {
+    learner_.forward(
+        groups, 1.0f,
+        [&](int64_t, int64_t, std::span<const float> logprobs, std::span<const float>) {
+          for (const float logprob : logprobs) sum -= double{logprob} / num_targets;
+        });
+    return {};
+  }));
+  return comm::all_reduce_sum(communicator_, {&sum, 1})[0];
 }
 
 Status SftTrainer::save() {

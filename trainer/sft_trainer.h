@@ -21,10 +21,14 @@ struct SftSetup {
   bool shuffle = true;
   uint64_t data_seed = 0;
   std::vector<SftExample> examples;  // at least one
+  EvalConfig eval = {};
+  std::vector<SftExample> held_out = {};  // for val/loss; may be empty
 };
 
 // Supervised fine-tuning: minimises the mean negative log-prob of the response tokens of each
-// batch, over all ranks. Not thread-safe.
+// batch, over all ranks. The same mean over the held-out examples, by the running average of the
+// weights if there is one, is taken every eval.every_steps steps and after the last one. Not
+// thread-safe.
 class SftTrainer {
  public:
   SftTrainer(SftSetup setup, Policy& policy, comm::Communicator& communicator, RunRecords records,
@@ -37,6 +41,8 @@ class SftTrainer {
 
  private:
   Status step();
+  // Mean negative log-prob of the held-out response tokens, over all ranks.
+  Result<double> held_out_loss();
   Status save();
 
   SftSetup setup_;

@@ -85,7 +85,7 @@ TEST_F(DryRun, PrintsThePlanAndLeavesNothing) {
   EXPECT_FALSE(fs::exists(path("runs")));
   EXPECT_EQ(call(arguments("sft", "run", "--dry-run")).exit_code, 0);
   EXPECT_THAT(test::read_file(path("output")),
-              HasSubstr("data       40 examples looked at\n"));
+              HasSubstr("data       40 examples looked at, 12 held out\n"));
   EXPECT_FALSE(fs::exists(path("runs")));
 }
 
