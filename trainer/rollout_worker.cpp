@@ -56,7 +56,11 @@ Result<std::vector<data::Trajectory>> RolloutWorker::sample(
   std::vector<data::Trajectory> all;
   size_t next = 0;
   for (const data::RolloutRequest& request : requests) {
-    all.push_back(has_ended(request) ? request.begun : std::move((*sampled)[next++]));
+    if (has_ended(request)) {
+      all.push_back(request.begun);
+    } else {
+      all.push_back(std::move((*sampled)[next++]));
+    }
   }
   return all;
 }
