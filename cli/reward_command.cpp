@@ -6,6 +6,7 @@
 #include "cli/command.h"
 #include "cli/json_lines.h"
 #include "cli/option_list.h"
+#include "rewards/math/math_check.h"
 #include "rewards/reward.h"
 
 namespace gradus::cli {
@@ -66,6 +67,63 @@ Status score(const ScoreOptions& options) {
   return status.ok() ? finished : status;
 }
 
+struct MathCommandOptions {
+  std::string mode = "strict";
+  std::string input = "-";
+  std::string output = "-";
+};
+
+Status check_row(const rewards::math::MathOptions& options, const Json& row,
+                 JsonLinesWriter& writer) {
+  std::string texts[2];
+  for (size_t i = 0; i < 2; ++i) {
+    const char* key = i == 0 ? "gold" : "answer";
+    const auto found = row.find(key);
+    if (found == row.end() || !found->is_string()) {
+      return invalid_argument("no '{}'; expected {{\"gold\": \"...\", \"answer\": \"...\"}}", key);
+    }
+    texts[i] = found->get<std::string>();
+  }
+  const rewards::math::MathVerdict verdict = rewards::math::check_math(texts[0], texts[1], options);
+  const bool is_scored = verdict.status == data::RewardStatus::kOk;
+  return writer.write({{"score", is_scored ? Json(verdict.score) : Json(nullptr)},
+                       {"status", data::reward_status_name(verdict.status)},
+                       {"rule", verdict.rule},
+                       {"gold_parsed", verdict.gold_parsed},
+                       {"answer_parsed", verdict.answer_parsed}});
+}
+
+Status check_math_rows(const MathCommandOptions& options) {
+  rewards::math::MathOptions settings;
+  settings.mode = options.mode == "compat" ? rewards::math::MathMode::kCompat
+                                           : rewards::math::MathMode::kStrict;
+  auto writer = JsonLinesWriter::open(options.output);
+  GRADUS_RETURN_IF_ERROR(writer.status());
+  const Status status = for_each_json_line(
+      options.input, [&](const Json& row, int64_t) { return check_row(settings, row, **writer); });
+  const Status finished = (*writer)->finish();  // the rows before a bad one are kept
+  return status.ok() ? finished : status;
+}
+
+void add_math_command(CLI::App& parent, Action& action) {
+  CLI::App* command = parent.add_subcommand(
+      "math",
+      "Read {\"gold\", \"answer\"}, texts as a model writes them; print {\"score\", \"status\", "
+      "\"rule\", \"gold_parsed\", \"answer_parsed\"}");
+  auto options = std::make_shared<MathCommandOptions>();
+  command
+      ->add_option("--mode", options->mode,
+                   "strict: by what the texts mean; compat: as math-verify 0.9.0 judges")
+      ->check(CLI::IsMember({"strict", "compat"}))
+      ->capture_default_str();
+  command->add_option("--input", options->input, "JSON lines to read; - is standard input")
+      ->capture_default_str();
+  command->add_option("--out", options->output, "Where to write; - is standard output")
+      ->capture_default_str();
+  command->callback(
+      [options, &action] { action = [options] { return check_math_rows(*options); }; });
+}
+
 Status list_rewards() {
   rewards::RewardRegistry registry("reward");
   rewards::register_builtin_rewards(registry);
@@ -96,6 +154,7 @@ void add_reward_command(CLI::App& app, Action& action) {
   scorer->add_option("--out", options->output, "Where to write; - is standard output")
       ->capture_default_str();
   scorer->callback([options, &action] { action = [options] { return score(*options); }; });
+  add_math_command(*command, action);
   command->add_subcommand("list", "List the rewards as JSON lines")->callback([&action] {
     action = list_rewards;
   });

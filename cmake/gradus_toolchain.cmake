@@ -65,6 +65,9 @@ foreach(target IN ITEMS RE2 PCRE2 UTF8PROC)
   gradus_link_statically(PkgConfig::${target})
 endforeach()
 
+# Exact arithmetic of the math reward. LGPL: shared, and tools/bundle copies them.
+find_package(Calcium REQUIRED)
+
 if(GRADUS_TESTS)
   find_package(GTest REQUIRED)
 endif()

@@ -13,6 +13,7 @@ void register_builtin_rewards(RewardRegistry& registry) {
   registry.add("number", make_number_reward);
   registry.add("format", make_format_reward);
   registry.add("countdown", make_countdown_reward);
+  registry.add("math", make_math_reward);
 }
 
 double overlong_penalty(int64_t length_tokens, int64_t max_length_tokens, int64_t buffer_tokens,

@@ -58,7 +58,7 @@ class Reward {
 using RewardOptions = std::map<std::string, std::string>;
 using RewardRegistry = Registry<Reward, const RewardOptions&>;
 
-// exact, number, format, countdown.
+// exact, number, format, countdown, math.
 void register_builtin_rewards(RewardRegistry& registry);
 
 // Soft punishment of over-long responses (Yu et al. 2025, DAPO, arXiv:2503.14476, Eq. 13), to be

@@ -14,6 +14,7 @@ Result<std::unique_ptr<Reward>> make_exact_reward(const RewardOptions& options);
 Result<std::unique_ptr<Reward>> make_number_reward(const RewardOptions& options);
 Result<std::unique_ptr<Reward>> make_format_reward(const RewardOptions& options);
 Result<std::unique_ptr<Reward>> make_countdown_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_math_reward(const RewardOptions& options);
 
 // The part of a response that holds the answer: what follows the last `marker`, trimmed, to the end
 // of the line; the first line with text when `skips_lines`. Two markers carry their own end: after

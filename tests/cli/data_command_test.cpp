@@ -141,7 +141,7 @@ TEST(RewardCommand, CutsLongTextsBetweenCharacters) {
 TEST(RewardCommand, ListsTheRewards) {
   EXPECT_EQ(run_gradus("reward list").output,
             "{\"reward\":\"countdown\"}\n{\"reward\":\"exact\"}\n{\"reward\":\"format\"}\n"
-            "{\"reward\":\"number\"}\n");
+            "{\"reward\":\"math\"}\n{\"reward\":\"number\"}\n");
 }
 
 TEST(RewardCommand, RefusesUnknownRewards) {
@@ -150,7 +150,7 @@ TEST(RewardCommand, RefusesUnknownRewards) {
   EXPECT_EQ(
       outcome.output,
       "gradus: error: unknown reward 'numbr'; did you mean 'number'?; known: countdown, exact, "
-      "format, number\n");
+      "format, math, number\n");
 }
 
 }  // namespace

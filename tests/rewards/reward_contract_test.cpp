@@ -130,7 +130,8 @@ TEST(RewardRegistry, AnswersUnknownNamesWithTheKnownOnes) {
   const auto created = builtin_registry().create("nummber", {});
   EXPECT_EQ(
       created.status().message(),
-      "unknown reward 'nummber'; did you mean 'number'?; known: countdown, exact, format, number");
+      "unknown reward 'nummber'; did you mean 'number'?; known: countdown, exact, format, "
+      "math, number");
 }
 
 }  // namespace

@@ -194,7 +194,7 @@ TEST(RewardSum, RefusesBadLists) {
   EXPECT_EQ(
       RewardSum::create(config, registry).status().message(),
       "reward.parts: unknown reward 'numbers'; did you mean 'number'?; known: countdown, exact, "
-      "format, number");
+      "format, math, number");
 }
 
 TEST(RewardSum, HoldsRewardsToOnePartPerTrajectory) {
