@@ -284,16 +284,39 @@ json rope_json(const ModelConfig& config) {
   GRADUS_CHECK(false, "kind of rope scaling out of range");
 }
 
-const char* architecture(Family family) {
-  switch (family) {
+constexpr const char* kClassifier = "ForSequenceClassification";
+
+std::string architecture(const ModelConfig& config) {
+  const char* head = config.head == Head::kScore ? kClassifier : "ForCausalLM";
+  switch (config.family) {
     case Family::kLlama:
-      return "LlamaForCausalLM";
+      return fmt::format("Llama{}", head);
     case Family::kQwen2:
-      return "Qwen2ForCausalLM";
+      return fmt::format("Qwen2{}", head);
     case Family::kQwen3:
-      return "Qwen3ForCausalLM";
+      return fmt::format("Qwen3{}", head);
   }
   GRADUS_CHECK(false, "family out of range");
+}
+
+// A classifier of one label has a score head. transformers counts the names in id2label, two where
+// there are none.
+Head read_head(KeyReader& config) {
+  const json* names = config.find("architectures");
+  if (names == nullptr || !names->is_array() || names->empty() || !names->front().is_string() ||
+      !names->front().get<std::string>().ends_with(kClassifier)) {
+    return Head::kLanguage;
+  }
+  const json* labels = config.find("id2label");
+  const int64_t num_labels = labels != nullptr && labels->is_object()
+                                 ? static_cast<int64_t>(labels->size())
+                                 : config.integer("num_labels", 2);
+  if (num_labels != 1) {
+    config.fail(invalid_argument(
+        "'{}' has {} labels; a reward model or critic gives one number: it has 1 (id2label)",
+        names->front().get<std::string>(), num_labels));
+  }
+  return Head::kScore;
 }
 
 }  // namespace
@@ -352,6 +375,7 @@ Result<ModelConfig> load_model_config(const std::string& dir) {
                             model_type, supported_families());
   }
   config.family = *family;
+  config.head = read_head(keys);
   config.vocab_size = keys.integer("vocab_size");
   config.hidden_size = keys.integer("hidden_size");
   config.intermediate_size = keys.integer("intermediate_size");
@@ -394,17 +418,43 @@ Result<ModelConfig> load_model_config(const std::string& dir) {
     const std::vector<int32_t> eos_ids = generation_keys.ids("eos_token_id");
     if (!eos_ids.empty()) config.eos_ids = eos_ids;
     if (!config.bos_id) config.bos_id = generation_keys.id("bos_token_id");
-    if (!config.pad_id) config.pad_id = generation_keys.id("pad_token_id");
+    // Which token a classifier scores is said by config.json alone.
+    if (!config.pad_id && config.head == Head::kLanguage) {
+      config.pad_id = generation_keys.id("pad_token_id");
+    }
     if (!generation_keys.status().ok()) return generation_keys.status();
   }
   GRADUS_RETURN_IF_ERROR(validate(config).with_prefix(path));
   return config;
 }
 
+ModelConfig with_score_head(ModelConfig config) {
+  if (config.head == Head::kScore) return config;
+  config.head = Head::kScore;
+  for (const int32_t end : config.eos_ids) {
+    if (config.pad_id == end) config.pad_id.reset();
+  }
+  return config;
+}
+
+Status require_head(const ModelConfig& config, Head head, const std::string& where) {
+  if (config.head == head) return {};
+  if (head == Head::kScore) {
+    return invalid_argument(
+        "{}: the model ({}) gives text, not a score; name a reward model, as gradus reward-model "
+        "writes it",
+        where, architecture(config));
+  }
+  return invalid_argument(
+      "{}: the model ({}) gives a score, not text; name a causal language model, or ask it with "
+      "gradus score",
+      where, architecture(config));
+}
+
 std::string config_json(const ModelConfig& config, const std::string& dtype) {
   json rope = rope_json(config);
   json out = {
-      {"architectures", {architecture(config.family)}},
+      {"architectures", {architecture(config)}},
       {"model_type", family_name(config.family)},
       {"vocab_size", config.vocab_size},
       {"hidden_size", config.hidden_size},
@@ -427,6 +477,10 @@ std::string config_json(const ModelConfig& config, const std::string& dtype) {
       {"rope_theta", config.rope_theta},
       {"torch_dtype", dtype},
   };
+  if (config.head == Head::kScore) {
+    out["id2label"] = {{"0", "LABEL_0"}};
+    out["label2id"] = {{"LABEL_0", 0}};
+  }
   out["rope_scaling"] = config.rope_scaling.kind == RopeScaling::Kind::kNone ? json(nullptr) : rope;
   rope["rope_theta"] = config.rope_theta;
   out["rope_parameters"] = std::move(rope);
@@ -473,7 +527,11 @@ std::vector<WeightSpec> weight_specs(const ModelConfig& config) {
     linear(prefix + "mlp.down_proj", width, config.intermediate_size, config.mlp_bias);
   }
   specs.push_back({"model.norm.weight", {width}});
-  if (!config.tie_embeddings) specs.push_back({"lm_head.weight", {config.vocab_size, width}});
+  if (config.head == Head::kScore) {
+    specs.push_back({"score.weight", {1, width}});
+  } else if (!config.tie_embeddings) {
+    specs.push_back({"lm_head.weight", {config.vocab_size, width}});
+  }
   return specs;
 }
 

@@ -17,6 +17,11 @@ namespace gradus::model {
 enum class Family { kLlama, kQwen2, kQwen3 };
 const char* family_name(Family family);  // "llama", "qwen2", "qwen3"
 
+// What stands on the last hidden state: logits of the next token, or one number, as a reward model
+// and a critic have it (`score.weight` of transformers' AutoModelForSequenceClassification with one
+// label).
+enum class Head { kLanguage, kScore };
+
 // How the rotary frequencies f_i = theta^(-2i/K) are changed for contexts longer than those trained
 // on.
 struct RopeScaling {
@@ -38,6 +43,7 @@ struct RopeScaling {
 
 struct ModelConfig {
   Family family = Family::kLlama;
+  Head head = Head::kLanguage;
   int64_t vocab_size = 0;         // V
   int64_t hidden_size = 0;        // D
   int64_t intermediate_size = 0;  // F
@@ -49,7 +55,7 @@ struct ModelConfig {
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
-  bool tie_embeddings = false;         // the output head is the embedding matrix
+  bool tie_embeddings = false;         // the language head is the embedding matrix
   bool attention_bias = false;         // biases of q_proj, k_proj, v_proj
   bool attention_output_bias = false;  // bias of o_proj
   bool mlp_bias = false;               // biases of gate_proj, up_proj, down_proj
@@ -57,7 +63,8 @@ struct ModelConfig {
   std::vector<int32_t>
       eos_ids;  // a response ends at any of them: generation_config's, else config's
   std::optional<int32_t> bos_id;  // config's, else generation_config's
-  std::optional<int32_t> pad_id;
+  std::optional<int32_t> pad_id;  // with a score head it is never the token that is scored
+  int64_t head_rows() const { return head == Head::kScore ? 1 : vocab_size; }
   bool operator==(const ModelConfig&) const = default;
 };
 
@@ -70,8 +77,15 @@ Status validate(const ModelConfig& config);
 // the keys (rope_theta and rope_scaling, rope_parameters). NotFound without config.json;
 // InvalidArgument for JSON that does not parse, a missing or out-of-range key, and a feature that
 // is not supported (model_type, hidden_act, sliding windows, quantised weights, yarn and dynamic
-// scaling), naming file and key.
+// scaling, a classifier of several labels), naming file and key.
 Result<ModelConfig> load_model_config(const std::string& dir);
+
+// The same model under a score head. Its end tokens are scored: a pad token that is one of them is
+// dropped, since what is padding is not. A config that has the head already is left as it is.
+ModelConfig with_score_head(ModelConfig config);
+
+// InvalidArgument, after `where`, unless the model has the head that a command needs.
+Status require_head(const ModelConfig& config, Head head, const std::string& where);
 
 // Text of the two files that transformers 4 and 5 read as `config`; `dtype` is "float32" or
 // "bfloat16".

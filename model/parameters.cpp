@@ -14,6 +14,8 @@ namespace {
 using kernels::packed_size;
 using kernels::padded;
 
+constexpr const char* kScore = "score.weight";
+
 class LayoutBuilder {
  public:
   explicit LayoutBuilder(ParameterLayout& layout) : layout_(layout) {}
@@ -45,6 +47,14 @@ const ParameterPlace& find_place(const ParameterLayout& layout, const std::strin
 std::vector<int64_t> shape_of(const ParameterPlace& place) {
   return place.columns == 0 ? std::vector<int64_t>{place.rows}
                             : std::vector<int64_t>{place.rows, place.columns};
+}
+
+// A packed matrix of normal numbers, by its name and the seed.
+void init_matrix(const ParameterPlace& place, uint64_t seed, double deviation, float* out) {
+  RngSequence rng(hash64({seed, hash64(place.hf_name)}), RngStream::kInit);
+  std::vector<float> matrix(static_cast<size_t>(place.rows * place.columns));
+  for (float& value : matrix) value = static_cast<float>(deviation * rng.normal());
+  kernels::pack_weight(matrix.data(), place.columns, place.rows, place.columns, out);
 }
 
 }  // namespace
@@ -92,8 +102,13 @@ ParameterLayout parameter_layout(const ModelConfig& config) {
     layout.layers.push_back(layer);
   }
   layout.final_norm = builder.vector("model.norm.weight", width);
-  layout.head = config.tie_embeddings ? layout.embedding
-                                      : builder.matrix("lm_head.weight", config.vocab_size, width);
+  if (config.head == Head::kScore) {
+    layout.head = builder.matrix(kScore, config.head_rows(), width);
+  } else if (config.tie_embeddings) {
+    layout.head = layout.embedding;
+  } else {
+    layout.head = builder.matrix("lm_head.weight", config.head_rows(), width);
+  }
   return layout;
 }
 
@@ -143,13 +158,17 @@ void init_parameters(const ModelConfig& config, const ParameterLayout& layout, u
       }
       const bool is_residual =
           place.hf_name.ends_with("o_proj.weight") || place.hf_name.ends_with("down_proj.weight");
-      const double deviation = range * (is_residual ? residual_scale : 1.0);
-      RngSequence rng(hash64({seed, hash64(place.hf_name)}), RngStream::kInit);
-      std::vector<float> matrix(static_cast<size_t>(place.rows * place.columns));
-      for (float& value : matrix) value = static_cast<float>(deviation * rng.normal());
-      kernels::pack_weight(matrix.data(), place.columns, place.rows, place.columns, out);
+      init_matrix(place, seed, range * (is_residual ? residual_scale : 1.0), out);
     }
   });
+  if (config.head == Head::kScore) init_score_head(config, layout, seed, buffer);
+}
+
+void init_score_head(const ModelConfig& config, const ParameterLayout& layout, uint64_t seed,
+                     float* buffer) {
+  const ParameterPlace& place = find_place(layout, kScore);
+  init_matrix(place, seed, 1.0 / static_cast<double>(config.hidden_size + 1),
+              buffer + place.offset);
 }
 
 uint64_t hash_parameters(const float* buffer, int64_t size) {

@@ -36,7 +36,7 @@ struct ParameterLayout {
   std::vector<ParameterPlace> places;  // in the order of the buffer
   std::vector<LayerPlaces> layers;
   int64_t embedding = 0, final_norm = 0;
-  int64_t head = 0;  // equals `embedding` when tied
+  int64_t head = 0;  // [head_rows(), D]; equals `embedding` when tied
   int64_t size = 0;  // floats
   // Columns of the fused products' outputs: k starts at q_columns, v at q_columns + kv_columns.
   int64_t q_columns = 0, kv_columns = 0, mlp_columns = 0;
@@ -55,10 +55,14 @@ Status read_parameter(const ParameterLayout& layout, const float* buffer, const 
                       float* out);
 
 // Normal with standard deviation `range` for matrices (divided by sqrt(2 num_layers) for those that
-// write to the residual stream, as GPT-2), ones for norms, zeros for biases; a function of (config,
-// seed).
+// write to the residual stream, as GPT-2; 1 / (D + 1) for a score head, as Stiennon et al. 2020,
+// arXiv:2009.01325, start it), ones for norms, zeros for biases; a function of (config, seed).
 void init_parameters(const ModelConfig& config, const ParameterLayout& layout, uint64_t seed,
                      double range, float* buffer);
+
+// Only the head of the same: for a score head on weights that come from elsewhere.
+void init_score_head(const ModelConfig& config, const ParameterLayout& layout, uint64_t seed,
+                     float* buffer);
 
 // 64-bit hash of a buffer's bits, the same for any number of threads.
 uint64_t hash_parameters(const float* buffer, int64_t size);

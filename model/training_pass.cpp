@@ -161,10 +161,9 @@ void TrainingPass::forward(const data::Pack& pack, float temperature, bool keep_
   }
   transformer_.final_norm(stream_.data(), num_rows, hidden_.data(), final_rstd_.data());
 
-  const int64_t vocab = config.vocab_size, padded_vocab = transformer_.padded_vocab_size();
   const int64_t chunk_rows = std::min(kHeadRows, num_targets);
   gathered_.reserve(chunk_rows * width);
-  logits_.reserve(chunk_rows * padded_vocab);
+  logits_.reserve(chunk_rows * transformer_.padded_head_rows());
   for (int64_t first = 0; first < num_targets; first += kHeadRows) {
     const int64_t count = std::min(kHeadRows, num_targets - first);
     for (int64_t i = 0; i < count; ++i) {
@@ -173,17 +172,30 @@ void TrainingPass::forward(const data::Pack& pack, float temperature, bool keep_
                   static_cast<size_t>(width) * sizeof(float));
     }
     transformer_.head(gathered_.data(), count, logits_.data());
-    parallel_for(count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const float* row = logits_.data() + i * padded_vocab;
-        const size_t target = static_cast<size_t>(first + i);
-        stats_[target] = kernels::logit_stats(row, vocab, temperature);
-        logprobs_[target] =
-            kernels::token_logprob(stats_[target], row[pack.targets[target].token], temperature);
-        entropies_[target] = kernels::entropy(stats_[target]);
-      }
-    });
+    read_head(first, count, temperature);
   }
+}
+
+// What the head says of targets first .. first + count - 1, whose rows are in logits_.
+void TrainingPass::read_head(int64_t first, int64_t count, float temperature) {
+  const ModelConfig& config = transformer_.config();
+  const int64_t columns = transformer_.padded_head_rows();
+  if (config.head == Head::kScore) {
+    for (int64_t i = 0; i < count; ++i) {
+      logprobs_[static_cast<size_t>(first + i)] = logits_.data()[i * columns];
+    }
+    return;
+  }
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = logits_.data() + i * columns;
+      const size_t target = static_cast<size_t>(first + i);
+      stats_[target] = kernels::logit_stats(row, config.vocab_size, temperature);
+      logprobs_[target] =
+          kernels::token_logprob(stats_[target], row[pack_->targets[target].token], temperature);
+      entropies_[target] = kernels::entropy(stats_[target]);
+    }
+  });
 }
 
 void TrainingPass::backward(std::span<const float> dlogprobs, std::span<const float> dentropies,
@@ -192,7 +204,7 @@ void TrainingPass::backward(std::span<const float> dlogprobs, std::span<const fl
   const ModelConfig& config = transformer_.config();
   const ParameterLayout& layout = transformer_.layout();
   const int64_t num_rows = pack.num_rows(), width = config.hidden_size;
-  const int64_t vocab = config.vocab_size, padded_vocab = transformer_.padded_vocab_size();
+  const int64_t head_rows = config.head_rows(), columns = transformer_.padded_head_rows();
   GRADUS_CHECK(dlogprobs.size() == pack.targets.size() && dentropies.size() == pack.targets.size(),
                "one gradient per target");
   const float* weights = transformer_.parameters();
@@ -218,36 +230,43 @@ void TrainingPass::backward(std::span<const float> dlogprobs, std::span<const fl
       std::memcpy(gathered_.data() + i * width, hidden_.data() + row_at(i) * width,
                   static_cast<size_t>(width) * sizeof(float));
     }
-    transformer_.head(gathered_.data(), count, logits_.data());
-    parallel_for(count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const size_t target = static_cast<size_t>(target_at(i));
-        kernels::logprob_backward({.logits_V = logits_.data() + i * padded_vocab,
-                                   .v = vocab,
-                                   .padded_v = padded_vocab,
-                                   .stats = stats_[target],
-                                   .temperature = temperature_,
-                                   .token = pack.targets[target].token,
-                                   .dlogprob = dlogprobs[target],
-                                   .dentropy = dentropies[target]});
+    if (config.head == Head::kScore) {
+      std::memset(logits_.data(), 0, static_cast<size_t>(count * columns) * sizeof(float));
+      for (int64_t i = 0; i < count; ++i) {
+        logits_.data()[i * columns] = dlogprobs[static_cast<size_t>(target_at(i))];
       }
-    });
+    } else {
+      transformer_.head(gathered_.data(), count, logits_.data());
+      parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const size_t target = static_cast<size_t>(target_at(i));
+          kernels::logprob_backward({.logits_V = logits_.data() + i * columns,
+                                     .v = head_rows,
+                                     .padded_v = columns,
+                                     .stats = stats_[target],
+                                     .temperature = temperature_,
+                                     .token = pack.targets[target].token,
+                                     .dlogprob = dlogprobs[target],
+                                     .dentropy = dentropies[target]});
+        }
+      });
+    }
     kernels::gemm_backward_weight({.dy_MN = logits_.data(),
-                                   .dy_stride = padded_vocab,
+                                   .dy_stride = columns,
                                    .x_MK = gathered_.data(),
                                    .x_stride = width,
                                    .dw_packed = grads + layout.head,
                                    .m = count,
-                                   .n = vocab,
+                                   .n = head_rows,
                                    .k = width,
                                    .accumulate = true});
     kernels::gemm_backward_input({.dy_MN = logits_.data(),
-                                  .dy_stride = padded_vocab,
+                                  .dy_stride = columns,
                                   .w_packed = weights + layout.head,
                                   .dx_MK = dgathered_.data(),
                                   .dx_stride = width,
                                   .m = count,
-                                  .n = vocab,
+                                  .n = head_rows,
                                   .k = width});
     for (int64_t i = 0; i < count; ++i) {
       kernels::add_in_place(dhidden_.data() + row_at(i) * width, dgathered_.data() + i * width,
@@ -439,7 +458,7 @@ int64_t TrainingPass::planned_bytes(const ModelConfig& config, int64_t num_rows,
       gradient_checkpointing && keep_for_backward ? config.num_layers * config.hidden_size : 0;
   const int64_t shared =
       8 * config.hidden_size + layout.qkv_columns() + layout.q_columns + 3 * layout.mlp_columns;
-  const int64_t head = kHeadRows * (kernels::padded(config.vocab_size) + 2 * config.hidden_size);
+  const int64_t head = kHeadRows * (kernels::padded(config.head_rows()) + 2 * config.hidden_size);
   return (num_rows * (slots * layer_row + inputs + shared) + head) *
          static_cast<int64_t>(sizeof(float));
 }

@@ -29,13 +29,15 @@ struct Gradients {
 // Log-probs of a pack's targets and their gradient: the trainer's side of the one forward. Bit for
 // bit the log-probs that the rollout engine records under equal weights. Explicit backward, layer
 // by layer; with gradient checkpointing only each layer's input is kept and the layer's forward is
-// run again. Not thread-safe.
+// run again. A model with a score head gives one number for each target instead, the score of the
+// row that would predict it (of a critic: the value of the state before the token), in the place of
+// the log-prob, with entropy 0; temperature and target ids mean nothing to it. Not thread-safe.
 class TrainingPass {
  public:
   TrainingPass(Transformer& transformer, bool gradient_checkpointing);
 
-  // Log-softmax(logits / temperature) of each target and the entropy of its row, nats. With
-  // `keep_for_backward` a backward may follow. Ids must be in the vocabulary.
+  // Log-softmax(logits / temperature) of each target and the entropy of its row, nats; or scores.
+  // With `keep_for_backward` a backward may follow. Ids must be in the vocabulary.
   void forward(const data::Pack& pack, float temperature, bool keep_for_backward);
   std::span<const float> logprobs() const { return logprobs_; }    // [targets]
   std::span<const float> entropies() const { return entropies_; }  // [targets]
@@ -52,6 +54,7 @@ class TrainingPass {
  private:
   void plan_pages(const data::Pack& pack);
   ForwardRows forward_rows() const;
+  void read_head(int64_t first, int64_t count, float temperature);
   void layer_backward(int64_t layer, float* dx_TD, Gradients& gradients);
 
   Transformer& transformer_;

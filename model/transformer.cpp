@@ -92,7 +92,19 @@ Result<std::unique_ptr<Transformer>> Transformer::load(const std::string& dir) {
   return transformer;
 }
 
+std::unique_ptr<Transformer> Transformer::with_score_head(const Transformer& source,
+                                                          uint64_t seed) {
+  GRADUS_CHECK(source.config().head == Head::kLanguage, "the model has a score head");
+  auto scorer = std::make_unique<Transformer>(model::with_score_head(source.config()));
+  // The head stands last in both layouts.
+  std::copy_n(source.parameters(), scorer->layout().head, scorer->parameters());
+  init_score_head(scorer->config(), scorer->layout(), seed, scorer->parameters());
+  return scorer;
+}
+
 int64_t Transformer::padded_vocab_size() const { return kernels::padded(config_.vocab_size); }
+
+int64_t Transformer::padded_head_rows() const { return kernels::padded(config_.head_rows()); }
 
 float Transformer::attention_scale() const {
   return static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim)));
@@ -122,9 +134,9 @@ void Transformer::head(const float* hidden_RD, int64_t num_rows, float* logits_R
                          .x_stride = config_.hidden_size,
                          .w_packed = parameters_.data() + layout_.head,
                          .y_MN = logits_RV,
-                         .y_stride = padded_vocab_size(),
+                         .y_stride = padded_head_rows(),
                          .m = num_rows,
-                         .n = config_.vocab_size,
+                         .n = config_.head_rows(),
                          .k = config_.hidden_size});
 }
 

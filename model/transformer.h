@@ -52,17 +52,21 @@ class Transformer {
   explicit Transformer(ModelConfig config);
   // Reads config and weights of a Hugging Face directory.
   static Result<std::unique_ptr<Transformer>> load(const std::string& dir);
+  // The weights of a language model under a new score head, drawn by `seed`.
+  static std::unique_ptr<Transformer> with_score_head(const Transformer& source, uint64_t seed);
 
   const ModelConfig& config() const { return config_; }
   const ParameterLayout& layout() const { return layout_; }
   float* parameters() { return parameters_.data(); }
   const float* parameters() const { return parameters_.data(); }
   int64_t padded_vocab_size() const;
+  int64_t padded_head_rows() const;  // columns of head(); the same with a language head
 
   // Final hidden states after the last norm, [T, D]; D floats a row.
   void forward(const ForwardRows& rows, KvCache& cache, float* hidden_TD);
 
-  // Logits of `num_rows` hidden rows (D apart): [num_rows, padded_vocab_size()].
+  // Logits of `num_rows` hidden rows (D apart), or their scores, the first of the columns:
+  // [num_rows, padded_head_rows()].
   void head(const float* hidden_RD, int64_t num_rows, float* logits_RV) const;
 
   // The parts of a pass, for training: embedding, one layer (x_TD is updated in place; `pages` are
