@@ -7,12 +7,14 @@
 #include "cli/json_lines.h"
 #include "cli/option_list.h"
 #include "data/dataset.h"
+#include "data/preferences.h"
 #include "data/tasks/task.h"
 
 namespace gradus::cli {
 namespace {
 
 struct MakeOptions {
+  bool pairs = false;
   std::string task;
   int64_t num_rows = 0;
   uint64_t seed = 0;
@@ -29,7 +31,14 @@ Status make_data(const MakeOptions& options) {
   auto writer = JsonLinesWriter::open(options.output);
   GRADUS_RETURN_IF_ERROR(writer.status());
   for (int64_t i = 0; i < options.num_rows; ++i) {
-    const auto row = task->row(options.seed, options.first_index + static_cast<uint64_t>(i));
+    const uint64_t index = options.first_index + static_cast<uint64_t>(i);
+    if (options.pairs) {
+      const auto pair = data::make_preference(*task, options.seed, index);
+      GRADUS_RETURN_IF_ERROR(pair.status());
+      GRADUS_RETURN_IF_ERROR((*writer)->write(data::preference_to_json(*pair)));
+      continue;
+    }
+    const auto row = task->row(options.seed, index);
     GRADUS_RETURN_IF_ERROR(row.status());
     GRADUS_RETURN_IF_ERROR((*writer)->write(data::row_to_json(*row)));
   }
@@ -113,6 +122,8 @@ void add_data_command(CLI::App& app, Action& action) {
   make->add_option("--option", options->task_options,
                    "name=value of a dial, style, solution, examples or split; may be repeated")
       ->allow_extra_args(false);
+  make->add_flag("--pairs", options->pairs,
+                 "Preference rows: the reference response against that of another row");
   make->add_option("--out", options->output, "Where to write; - is standard output")
       ->capture_default_str();
   make->callback([options, &action] { action = [options] { return make_data(*options); }; });
