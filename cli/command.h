@@ -26,6 +26,8 @@ void add_generate_command(CLI::App& app, Action& action);
 void add_launch_command(CLI::App& app, Action& action);
 void add_logprobs_command(CLI::App& app, Action& action);
 void add_sft_command(CLI::App& app, Action& action);
+void add_preference_commands(CLI::App& app, Action& action);  // dpo and reward-model
+void add_score_command(CLI::App& app, Action& action);
 void add_train_command(CLI::App& app, Action& action);
 void add_template_command(CLI::App& app, Action& action);
 void add_report_command(CLI::App& app, Action& action);

@@ -62,10 +62,12 @@ int main(int argc, char** argv) {
   // Commands are added here, in the order in which `gradus --help` lists them.
   gradus::cli::add_train_command(app, action);
   gradus::cli::add_sft_command(app, action);
+  gradus::cli::add_preference_commands(app, action);
   gradus::cli::add_launch_command(app, action);
   gradus::cli::add_eval_command(app, action);
   gradus::cli::add_generate_command(app, action);
   gradus::cli::add_logprobs_command(app, action);
+  gradus::cli::add_score_command(app, action);
   gradus::cli::add_config_command(app, action);
   gradus::cli::add_template_command(app, action);
   gradus::cli::add_data_command(app, action);

@@ -7,12 +7,13 @@
 
 namespace gradus::cli {
 
-Result<ModelForRows> load_model_for_rows(const std::string& dir) {
+Result<ModelForRows> load_model_for_rows(const std::string& dir, model::Head head) {
   ModelForRows loaded;
   loaded.dir = dir;
   Result<std::unique_ptr<model::Transformer>> transformer = model::Transformer::load(dir);
   if (!transformer.ok()) return transformer.status();
   loaded.transformer = std::move(*transformer);
+  GRADUS_RETURN_IF_ERROR(model::require_head(loaded.transformer->config(), head, dir));
   Result<std::unique_ptr<data::Tokenizer>> tokenizer = data::Tokenizer::load(dir);
   if (tokenizer.ok()) {
     loaded.tokenizer = std::move(*tokenizer);

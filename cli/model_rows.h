@@ -21,7 +21,9 @@ struct ModelForRows {
   std::unique_ptr<data::Tokenizer> tokenizer;
   std::optional<data::ChatTemplate> chat_template;
 };
-Result<ModelForRows> load_model_for_rows(const std::string& dir);
+// InvalidArgument for a model with another head than the command needs.
+Result<ModelForRows> load_model_for_rows(const std::string& dir,
+                                         model::Head head = model::Head::kLanguage);
 
 // Ids of a row {"ids"}, {"text"} or, if allowed, {"messages"} (rendered with the generation
 // prompt): exactly one of them. At least one id, each in the model's vocabulary.

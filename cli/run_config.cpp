@@ -17,6 +17,8 @@ void RunConfig::visit(FieldVisitor& v) {
   v.field("reward", reward, "What a response earns.");
   v.field("trainer", trainer, "Reinforcement learning.");
   v.field("sft", sft, "Supervised fine-tuning.");
+  v.field("dpo", dpo, "Direct preference optimisation: `gradus dpo`.");
+  v.field("reward_model", reward_model, "Training of a reward model: `gradus reward-model`.");
   v.field("eval", eval, "Evaluation on data.eval.");
   v.field("cluster", cluster, "The ranks of a run (docs/cluster.md).");
 }
@@ -73,6 +75,12 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
     case RunKind::kSft:
       rules.add(trainer::validate(config.sft, world_size));
       break;
+    case RunKind::kDpo:
+      rules.add(trainer::validate(config.dpo, world_size));
+      break;
+    case RunKind::kRewardModel:
+      rules.add(trainer::validate(config.reward_model, world_size));
+      break;
     case RunKind::kEval:
       rules.require(config.data.eval.is_given(),
                     "neither data.eval.files nor data.eval.task is set; name the problems to "
@@ -87,7 +95,8 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
   rules.require(config.data.eval.is_given() || !config.eval.is_asked_for(),
                 "eval.every_steps or eval.before_training asks for evaluation, but neither "
                 "data.eval.files nor data.eval.task is set");
-  if (config.model.init) {
+  const bool is_on_pairs = kind == RunKind::kDpo || kind == RunKind::kRewardModel;
+  if (config.model.init && !is_on_pairs) {
     const int64_t longest = config.model.init->architecture.max_position_embeddings;
     rules.require(config.data.max_prompt_tokens + config.rollout.max_new_tokens <= longest,
                   "data.max_prompt_tokens ({}) + rollout.max_new_tokens ({}) exceed "

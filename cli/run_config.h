@@ -12,6 +12,7 @@
 #include "rewards/reward_config.h"
 #include "rollout/rollout_config.h"
 #include "trainer/cluster_config.h"
+#include "trainer/preference_config.h"
 #include "trainer/trainer_config.h"
 
 namespace gradus::cli {
@@ -25,6 +26,8 @@ struct RunConfig {
   rewards::RewardConfig reward;
   trainer::TrainerConfig trainer;
   trainer::SftConfig sft;
+  trainer::DpoConfig dpo;
+  trainer::RewardModelConfig reward_model;
   trainer::EvalConfig eval;
   trainer::ClusterConfig cluster;
 
@@ -32,7 +35,7 @@ struct RunConfig {
 };
 
 // What a configuration is used for; the rules differ.
-enum class RunKind { kTrain, kSft, kEval };
+enum class RunKind { kTrain, kSft, kDpo, kRewardModel, kEval };
 
 // The rules between fields, for a run on `world_size` ranks. InvalidArgument has one problem a
 // line, each naming its keys.

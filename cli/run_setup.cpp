@@ -14,6 +14,7 @@
 
 #include "common/log.h"
 #include "common/parallel.h"
+#include "data/preferences.h"
 #include "data/row_source.h"
 #include "kernels/gemm.h"
 #include "records/signals.h"
@@ -78,6 +79,22 @@ Result<std::vector<std::pair<int64_t, data::Prompt>>> build_prompts(std::span<co
     kept.emplace_back(row, std::move(prompts[static_cast<size_t>(row)]));
   }
   return kept;
+}
+
+// A response to learn, with the end token behind it.
+Result<std::vector<int32_t>> response_ids(const data::Row& row, const std::string& text,
+                                          size_t prompt_length, const trainer::Policy& policy,
+                                          const model::ModelConfig& model) {
+  Result<std::vector<int32_t>> response = policy.tokenizer->encode(text);
+  if (!response.ok()) return response.status().with_prefix(data::place_of(row));
+  if (!model.eos_ids.empty()) response->push_back(model.eos_ids[0]);
+  const int64_t length = static_cast<int64_t>(prompt_length + response->size());
+  if (length > model.max_position_embeddings) {
+    return invalid_argument(
+        "{}: prompt and response have {} tokens, the model's context {}; shorten the row",
+        data::place_of(row), length, model.max_position_embeddings);
+  }
+  return response;
 }
 
 }  // namespace
@@ -161,18 +178,41 @@ Result<std::vector<trainer::SftExample>> load_examples(const data::DataConfig& c
   std::vector<trainer::SftExample> examples;
   for (auto& [row_index, prompt] : *built) {
     const data::Row& row = (*rows)[static_cast<size_t>(row_index)];
-    Result<std::vector<int32_t>> response = policy.tokenizer->encode(row.response);
-    if (!response.ok()) return response.status().with_prefix(data::place_of(row));
-    if (!model.eos_ids.empty()) response->push_back(model.eos_ids[0]);
-    const int64_t length = static_cast<int64_t>(prompt.token_ids.size() + response->size());
-    if (length > model.max_position_embeddings) {
-      return invalid_argument(
-          "{}: prompt and response have {} tokens, the model's context {}; shorten the row",
-          data::place_of(row), length, model.max_position_embeddings);
-    }
+    Result<std::vector<int32_t>> response =
+        response_ids(row, row.response, prompt.token_ids.size(), policy, model);
+    if (!response.ok()) return response.status();
     examples.push_back({std::move(prompt.token_ids), std::move(*response)});
   }
   return examples;
+}
+
+Result<std::vector<trainer::PreferencePair>> load_pairs(const data::DataConfig& config,
+                                                        const data::SourceConfig& source,
+                                                        const trainer::Policy& policy,
+                                                        const model::ModelConfig& model,
+                                                        int64_t max_rows, int64_t* num_dropped) {
+  const Result<std::vector<data::PreferenceRow>> rows =
+      data::load_preference_source(source, max_rows);
+  if (!rows.ok()) return rows.status();
+  std::vector<data::Row> prompt_rows;
+  for (const data::PreferenceRow& row : *rows) prompt_rows.push_back(row.prompt);
+  Result<std::vector<std::pair<int64_t, data::Prompt>>> built =
+      build_prompts(prompt_rows, config, policy, num_dropped);
+  if (!built.ok()) return built.status();
+  std::vector<trainer::PreferencePair> pairs;
+  for (auto& [row_index, prompt] : *built) {
+    const data::PreferenceRow& row = (*rows)[static_cast<size_t>(row_index)];
+    const size_t length = prompt.token_ids.size();
+    Result<std::vector<int32_t>> chosen =
+        response_ids(row.prompt, row.chosen, length, policy, model);
+    if (!chosen.ok()) return chosen.status();
+    Result<std::vector<int32_t>> rejected =
+        response_ids(row.prompt, row.rejected, length, policy, model);
+    if (!rejected.ok()) return rejected.status();
+    pairs.push_back(
+        {std::move(prompt.token_ids), std::move(*chosen), std::move(*rejected), row.margin});
+  }
+  return pairs;
 }
 
 std::string run_folder_of(const RunConfig& config) {

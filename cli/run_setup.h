@@ -9,6 +9,7 @@
 #include "cli/run_config.h"
 #include "comm/communicator.h"
 #include "comm/watchdog.h"
+#include "trainer/preference_trainer.h"
 #include "trainer/rl_trainer.h"
 #include "trainer/sft_trainer.h"
 
@@ -45,6 +46,13 @@ Result<std::vector<trainer::SftExample>> load_examples(const data::DataConfig& c
                                                        const trainer::Policy& policy,
                                                        const model::ModelConfig& model,
                                                        int64_t max_rows);
+
+// Pairs of a source of preference rows, prompts as for training, responses with the end token.
+Result<std::vector<trainer::PreferencePair>> load_pairs(const data::DataConfig& config,
+                                                        const data::SourceConfig& source,
+                                                        const trainer::Policy& policy,
+                                                        const model::ModelConfig& model,
+                                                        int64_t max_rows, int64_t* num_dropped);
 
 Result<rewards::RewardSum> make_rewards(const RunConfig& config);
 

@@ -1,54 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <CLI/CLI.hpp>
-#include <memory>
+#include <algorithm>
 
 #include "cli/command.h"
+#include "cli/run_command.h"
 #include "cli/run_setup.h"
 #include "common/log.h"
-#include "common/parallel.h"
 #include "data/row_source.h"
 #include "records/signals.h"
 
 namespace gradus::cli {
 namespace {
-
-// Rows that a dry run looks at.
-constexpr int64_t kDryRunRows = 1000;
-
-struct TrainArguments {
-  std::shared_ptr<ConfigArguments> config;
-  bool resume = false;
-  bool dry_run = false;
-};
-
-std::string mebibytes(int64_t bytes) {
-  return fmt::format("{:.0f} MiB", static_cast<double>(bytes) / 1048576.0);
-}
-
-int64_t total_bytes(const std::vector<MemoryPart>& parts) {
-  int64_t total = 0;
-  for (const MemoryPart& part : parts) total += part.bytes;
-  return total;
-}
-
-void print_memory(const std::vector<MemoryPart>& parts) {
-  for (const MemoryPart& part : parts) {
-    fmt::print("  {:<30}{:>10}\n", part.name, mebibytes(part.bytes));
-  }
-  fmt::print("  {:<30}{:>10} at the peak, per rank\n", "all", mebibytes(total_bytes(parts)));
-}
-
-std::string peak_text(int64_t planned) {
-  return fmt::format("peak memory {} (planned {})", mebibytes(trainer::memory_use().peak),
-                     mebibytes(planned));
-}
-
-void print_model(const RunConfig& config, const model::ModelConfig& model) {
-  fmt::print("model      {}: {} of {:.2f}M weights, {} layers of width {}, vocabulary {}\n",
-             config.model.init ? "new" : config.model.path, model::family_name(model.family),
-             static_cast<double>(model::num_parameters(model)) / 1e6, model.num_layers,
-             model.hidden_size, model.vocab_size);
-}
 
 int64_t longest_of(const std::vector<data::Prompt>& prompts) {
   size_t longest = 0;
@@ -108,29 +69,6 @@ std::vector<MemoryPart> plan_fine_tuning(const RunConfig& config, const model::M
                             .groups_per_update = config.sft.batch_rows,
                             .rows_per_group = static_cast<int64_t>(longest)};
   return plan_memory(model, work, config.sft.optimizer, config.sft.backward, nullptr);
-}
-
-// The tokenizer and template of a policy without its weights.
-Result<trainer::Policy> policy_without_weights(const RunConfig& config) {
-  trainer::Policy policy;
-  if (config.model.init && config.model.init->tokenizer == "char") {
-    Result<std::unique_ptr<data::Tokenizer>> tokenizer =
-        data::Tokenizer::from_json(data::byte_tokenizer_json(), "the byte tokenizer");
-    if (!tokenizer.ok()) return tokenizer.status();
-    policy.tokenizer = std::move(*tokenizer);
-    return policy;
-  }
-  const std::string dir = config.model.init ? config.model.init->tokenizer : config.model.path;
-  Result<std::unique_ptr<data::Tokenizer>> tokenizer = data::Tokenizer::load(dir);
-  if (!tokenizer.ok()) return tokenizer.status();
-  policy.tokenizer = std::move(*tokenizer);
-  Result<data::ChatTemplate> chat_template = data::load_chat_template(dir);
-  if (chat_template.ok()) {
-    policy.chat_template = std::move(*chat_template);
-  } else if (chat_template.status().code() != StatusCode::kNotFound) {
-    return chat_template.status();
-  }
-  return policy;
 }
 
 // Checks config, the first rows, shapes and divisibility, and prints what a run would do.
@@ -247,7 +185,7 @@ std::unique_ptr<trainer::RolloutClient> rollout_client(const trainer::ClusterCon
       comm::WeightChannelOptions{config.weight_bucket_mib << 20, config.send_only_changed});
 }
 
-Status train(const TrainArguments& arguments) {
+Status train(const RunArguments& arguments) {
   Result<std::unique_ptr<comm::Communicator>> communicator = start_ranks();
   if (!communicator.ok()) return communicator.status();
   comm::Communicator& ranks = **communicator;
@@ -301,11 +239,10 @@ Status train(const TrainArguments& arguments) {
   const int64_t longest = longest_of(setup.train_prompts);
   const int64_t planned = total_bytes(plan_training(config, model, longest, ranks.size()));
   display.print(fmt::format(
-      "{}: {:.2f}M weights, {} prompts ({} too long were left out), {} rank{} of {} thread{}, "
-      "planned peak memory {} per rank",
+      "{}: {:.2f}M weights, {} prompts ({} too long were left out), {}, planned peak memory {} per "
+      "rank",
       config.run.name, static_cast<double>(model::num_parameters(model)) / 1e6,
-      setup.train_prompts.size(), num_dropped, ranks.size(), ranks.size() == 1 ? "" : "s",
-      num_threads(), num_threads() == 1 ? "" : "s", mebibytes(planned)));
+      setup.train_prompts.size(), num_dropped, ranks_text(ranks), mebibytes(planned)));
   const std::unique_ptr<trainer::RolloutClient> client =
       rollout_client(config.cluster, policy->transformer->layout(), ranks, *trainers);
   trainer::RlTrainer trainer(std::move(setup), *policy, *rewards, *algorithm, *trainers,
@@ -325,7 +262,7 @@ Status train(const TrainArguments& arguments) {
   return {};
 }
 
-Status fine_tune(const TrainArguments& arguments) {
+Status fine_tune(const RunArguments& arguments) {
   Result<std::unique_ptr<comm::Communicator>> communicator = start_ranks();
   if (!communicator.ok()) return communicator.status();
   comm::Communicator& ranks = **communicator;
@@ -355,11 +292,10 @@ Status fine_tune(const TrainArguments& arguments) {
   const model::ModelConfig& model = policy->transformer->config();
   const int64_t planned =
       total_bytes(plan_fine_tuning(config, model, *examples, *held_out, ranks.size()));
-  display.print(fmt::format(
-      "{}: {:.2f}M weights, {} examples, {} rank{} of {} thread{}, planned peak memory {} per rank",
-      config.run.name, static_cast<double>(model::num_parameters(model)) / 1e6, examples->size(),
-      ranks.size(), ranks.size() == 1 ? "" : "s", num_threads(), num_threads() == 1 ? "" : "s",
-      mebibytes(planned)));
+  display.print(fmt::format("{}: {:.2f}M weights, {} examples, {}, planned peak memory {} per rank",
+                            config.run.name,
+                            static_cast<double>(model::num_parameters(model)) / 1e6,
+                            examples->size(), ranks_text(ranks), mebibytes(planned)));
   trainer::SftTrainer trainer(
       {config.sft, config.run, config.data.shuffle, static_cast<uint64_t>(config.data.seed),
        std::move(*examples), config.eval, std::move(*held_out)},
@@ -374,17 +310,6 @@ Status fine_tune(const TrainArguments& arguments) {
   display.print(fmt::format("{0}{1}, its model in {1}/checkpoints/latest", kEndMessage,
                             run_folder_of(config)));
   return {};
-}
-
-void add_run_command(CLI::App& app, Action& action, const std::string& name,
-                     const std::string& help, Status (*run)(const TrainArguments&)) {
-  CLI::App* command = app.add_subcommand(name, help);
-  auto arguments = std::make_shared<TrainArguments>();
-  arguments->config = add_config_arguments(*command);
-  command->add_flag("--resume", arguments->resume, "Continue the run from its newest checkpoint");
-  command->add_flag("--dry-run", arguments->dry_run,
-                    "Check configuration and data, print the plan, train nothing");
-  command->callback([&action, arguments, run] { action = [=] { return run(*arguments); }; });
 }
 
 }  // namespace

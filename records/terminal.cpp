@@ -72,6 +72,13 @@ std::vector<TerminalColumn> sft_columns() {
           {"perf/throughput", "tok/s"}, {"timing_s/step", "s/step"}};
 }
 
+std::vector<TerminalColumn> preference_columns() {
+  return {{"train/loss", "loss"},        {"rewards/accuracies", "accuracy"},
+          {"rewards/margins", "margin"}, {"val/rewards/accuracies", "val acc"},
+          {"train/grad_norm", "grad"},   {"train/lr", "lr"},
+          {"perf/throughput", "tok/s"},  {"timing_s/step", "s/step"}};
+}
+
 std::string format_duration(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0) return "?";
   const auto total = static_cast<int64_t>(std::llround(seconds));

@@ -22,9 +22,10 @@ struct TerminalColumn {
 };
 
 // The eight of an RL run (reward, length, loss, entropy, gradient norm, mismatch, tokens/s,
-// seconds) and those of supervised fine-tuning.
+// seconds), those of supervised fine-tuning and of training on preferences.
 std::vector<TerminalColumn> rl_columns();
 std::vector<TerminalColumn> sft_columns();
+std::vector<TerminalColumn> preference_columns();
 
 struct TerminalOptions {
   int descriptor = 2;

@@ -45,15 +45,23 @@ Result<model::ModelConfig> new_config(const model::NewModelConfig& config,
 
 }  // namespace
 
-Result<model::ModelConfig> policy_config(const model::ModelSourceConfig& config) {
-  if (!config.init) return model::load_model_config(config.path);
-  std::string json;
-  Result<std::unique_ptr<data::Tokenizer>> tokenizer = new_tokenizer(*config.init, json);
-  if (!tokenizer.ok()) return tokenizer.status();
-  return new_config(*config.init, **tokenizer);
+Result<model::ModelConfig> policy_config(const model::ModelSourceConfig& config, model::Head head) {
+  const auto as_it_is = [&]() -> Result<model::ModelConfig> {
+    if (!config.init) return model::load_model_config(config.path);
+    std::string json;
+    Result<std::unique_ptr<data::Tokenizer>> tokenizer = new_tokenizer(*config.init, json);
+    if (!tokenizer.ok()) return tokenizer.status();
+    return new_config(*config.init, **tokenizer);
+  };
+  Result<model::ModelConfig> result = as_it_is();
+  if (!result.ok()) return result;
+  if (head == model::Head::kScore) return model::with_score_head(std::move(*result));
+  GRADUS_RETURN_IF_ERROR(model::require_head(*result, head, config.path));
+  return result;
 }
 
-Result<Policy> load_policy(const model::ModelSourceConfig& config, uint64_t seed) {
+Result<Policy> load_policy(const model::ModelSourceConfig& config, uint64_t seed,
+                           model::Head head) {
   Policy policy;
   if (config.init) {
     Result<std::unique_ptr<data::Tokenizer>> tokenizer =
@@ -70,10 +78,16 @@ Result<Policy> load_policy(const model::ModelSourceConfig& config, uint64_t seed
     Result<std::unique_ptr<model::Transformer>> transformer = model::Transformer::load(config.path);
     if (!transformer.ok()) return transformer.status();
     policy.transformer = std::move(*transformer);
+    if (head == model::Head::kLanguage) {
+      GRADUS_RETURN_IF_ERROR(model::require_head(policy.transformer->config(), head, config.path));
+    }
     Result<std::unique_ptr<data::Tokenizer>> tokenizer = data::Tokenizer::load(config.path);
     if (!tokenizer.ok()) return tokenizer.status();
     policy.tokenizer = std::move(*tokenizer);
     policy.tokenizer_dir = config.path;
+  }
+  if (head != policy.transformer->config().head) {
+    policy.transformer = model::Transformer::with_score_head(*policy.transformer, seed);
   }
   if (!policy.tokenizer_dir.empty()) {
     Result<data::ChatTemplate> chat_template = data::load_chat_template(policy.tokenizer_dir);

@@ -38,11 +38,15 @@ struct Policy {
   std::string tokenizer_json;  // instead, for a tokenizer made here
 };
 
-// Loads a Hugging Face directory (`path`), or makes a new model with weights drawn by `seed`.
-Result<Policy> load_policy(const model::ModelSourceConfig& config, uint64_t seed);
+// Loads a Hugging Face directory (`path`), or makes a new model with weights drawn by `seed`. With
+// a score head wanted, a language model gets a new one (Transformer::with_score_head); the other
+// way round is an error.
+Result<Policy> load_policy(const model::ModelSourceConfig& config, uint64_t seed,
+                           model::Head head = model::Head::kLanguage);
 
 // The config that a policy of this source would have, without reading weights: for plans.
-Result<model::ModelConfig> policy_config(const model::ModelSourceConfig& config);
+Result<model::ModelConfig> policy_config(const model::ModelSourceConfig& config,
+                                         model::Head head = model::Head::kLanguage);
 
 // Writes weights, config and tokenizer files as a Hugging Face directory.
 Status write_policy(const Policy& policy, const std::string& dir);

@@ -131,10 +131,8 @@ Status validate(const OptimizerConfig& config, int64_t num_steps, const std::str
   return rules.status();
 }
 
-namespace {
-
-void check_blocks(const std::string& section, const BackwardConfig& backward, int64_t world_size,
-                  ConfigRules& rules) {
+Status validate(const BackwardConfig& backward, int64_t world_size, const std::string& section) {
+  ConfigRules rules;
   rules.require(backward.reduction_blocks % world_size == 0,
                 "{}.reduction_blocks ({}) must be a multiple of the number of ranks ({})", section,
                 backward.reduction_blocks, world_size);
@@ -145,14 +143,13 @@ void check_blocks(const std::string& section, const BackwardConfig& backward, in
       "{}.reduction_blocks ({}) must be the number of ranks ({}) times a power of two, or "
       "the weights would depend on the number of ranks",
       section, backward.reduction_blocks, world_size);
+  return rules.status();
 }
-
-}  // namespace
 
 Status validate(const TrainerConfig& config, int64_t world_size) {
   ConfigRules rules;
   rules.add(validate(config.optimizer, config.num_steps * config.mini_batches, "trainer"));
-  check_blocks("trainer", config.backward, world_size, rules);
+  rules.add(validate(config.backward, world_size, "trainer"));
   rules.require(config.prompts_per_step % world_size == 0,
                 "trainer.prompts_per_step ({}) must be a multiple of the number of ranks ({})",
                 config.prompts_per_step, world_size);
@@ -167,7 +164,7 @@ Status validate(const TrainerConfig& config, int64_t world_size) {
 Status validate(const SftConfig& config, int64_t world_size) {
   ConfigRules rules;
   rules.add(validate(config.optimizer, config.num_steps, "sft"));
-  check_blocks("sft", config.backward, world_size, rules);
+  rules.add(validate(config.backward, world_size, "sft"));
   rules.require(config.num_steps > 0, "sft.num_steps is 0; say how many updates to make");
   rules.require(config.batch_rows % world_size == 0,
                 "sft.batch_rows ({}) must be a multiple of the number of ranks ({})",

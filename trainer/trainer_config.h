@@ -101,6 +101,7 @@ struct RunSettings {
 // InvalidArgument lists every broken rule between fields, one a line, each naming its keys in full.
 // Rules of the optimizer name `section` ("trainer" or "sft").
 Status validate(const OptimizerConfig& config, int64_t num_steps, const std::string& section);
+Status validate(const BackwardConfig& config, int64_t world_size, const std::string& section);
 Status validate(const TrainerConfig& config, int64_t world_size);
 Status validate(const SftConfig& config, int64_t world_size);
 Status validate(const RunSettings& config);

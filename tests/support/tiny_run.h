@@ -16,7 +16,7 @@
 namespace gradus::test {
 
 // Reinforcement learning whose reward a random model earns about every second time, and supervised
-// fine-tuning on the same rows.
+// fine-tuning and training on preferences on the same rows.
 inline const char* const kTinyRun = R"(
 run: {name: run, seed: 3, checkpoint_every: 2, keep_checkpoints: 3}
 model:
@@ -35,6 +35,8 @@ reward:
 trainer: {num_steps: 6, prompts_per_step: 8, mini_batches: 2, learning_rate: 1e-3,
           micro_batch_tokens: 256}
 sft: {num_steps: 6, batch_rows: 16, learning_rate: 1e-3}
+dpo: {num_steps: 6, batch_pairs: 16, learning_rate: 1e-3, micro_batch_tokens: 256}
+reward_model: {num_steps: 6, batch_pairs: 16, learning_rate: 1e-3, micro_batch_tokens: 256}
 eval: {every_steps: 3, before_training: true, num_samples: 2}
 )";
 

@@ -78,6 +78,12 @@ inline constexpr double kSamplingDecision = 5e-6;
 // at most 3.
 inline constexpr double kLossDifference = 1e-6;
 
+// Algorithms against float64 of another program, relative: the fixture has nine digits.
+inline constexpr double kAlgorithmReference = 1e-8;
+// Losses of pairs and their slopes against torch in double, relative: a dozen roundings, doubled by
+// log and exp. The product promises 1e-6.
+inline constexpr double kLossOfPair = 1e-12;
+
 // Logits and log-probs of a whole model against transformers, as the product promises. The tiny
 // models fail at 1e-5.
 inline constexpr double kLogits = 1e-4;

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cli/command.h"
+#include "cli/run_setup.h"
+
+// What the commands that make a run share (train, sft, dpo, reward-model): their arguments, and
+// what they print of the model and the memory before it starts.
+namespace gradus::cli {
+
+// Rows that a dry run looks at.
+constexpr int64_t kDryRunRows = 1000;
+
+struct RunArguments {
+  std::shared_ptr<ConfigArguments> config;
+  bool resume = false;
+  bool dry_run = false;
+};
+void add_run_command(CLI::App& app, Action& action, const std::string& name,
+                     const std::string& help, Status (*run)(const RunArguments&));
+
+std::string mebibytes(int64_t bytes);
+int64_t total_bytes(const std::vector<MemoryPart>& parts);
+void print_memory(const std::vector<MemoryPart>& parts);
+void print_model(const RunConfig& config, const model::ModelConfig& model);
+// The last line of a run: its peak beside the plan.
+std::string peak_text(int64_t planned);
+// "2 ranks of 1 thread".
+std::string ranks_text(const comm::Communicator& ranks);
+
+// The tokenizer and template of a policy without its weights.
+Result<trainer::Policy> policy_without_weights(const RunConfig& config);
+
+}  // namespace gradus::cli
