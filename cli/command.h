@@ -20,6 +20,7 @@ using Action = std::function<Status()>;
 
 // Each command is one file, cli/<name>_command.cpp, with one such function: it adds the subcommand
 // and its options to `app` and, when the subcommand is chosen, sets `action`.
+void add_bench_command(CLI::App& app, Action& action);
 void add_config_command(CLI::App& app, Action& action);
 void add_eval_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);

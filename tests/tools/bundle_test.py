@@ -51,6 +51,17 @@ class Bundle(unittest.TestCase):
                 self.assertTrue(OF_THE_SYSTEM.match(words[0]), f"{words[0]} is not in the bundle")
             self.assertFalse(re.match(r"lib(torch|c10|cu)", words[0]), f"{words[0]} is linked")
 
+    def test_takes_the_part_for_the_gpu_along_where_it_is_built(self):
+        made = self.folder / "made"
+        run = self.bundle(made, BINARY)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        built = pathlib.Path(BINARY).parent / "libgradus_cuda.so"
+        self.assertEqual((made / built.name).exists(), built.exists())
+        if (made / "gpu_check").exists():
+            run = subprocess.run([made / "gpu_check", "--benchmark"], capture_output=True, text=True)
+            self.assertEqual(run.returncode, 2)
+            self.assertIn("gpu_check: unknown argument '--benchmark'", run.stderr)
+
     def test_refuses_a_folder_with_something_in_it(self):
         (self.folder / "file").write_text("")
         run = self.bundle(self.folder, BINARY)

@@ -73,6 +73,18 @@ class Setup(unittest.TestCase):
         self.assertEqual(code, 1)
         self.assertIn("this system has no apt-get; install the counterparts of tools/packages.txt", output)
 
+    def test_cuda_that_cannot_be_fetched_is_said_with_what_was_asked_for(self):
+        self.stub("dpkg-query", "echo installed")
+        self.stub("apt-get", "exit 9")
+        script = (self.root / "tools/setup").read_text()
+        (self.root / "tools/setup").write_text(script.replace("/usr/bin/python3", str(self.programs / "python3")))
+        self.stub("python3", "exit 1")
+        self.stub("rm", "exit 0")
+        code, output = self.setup_says("--cuda")
+        self.assertEqual(code, 1)
+        self.assertIn("setup: fetching the CUDA 13.0 compiler", output)
+        self.assertIn("pip could not fetch nvidia-cuda-nvcc==13.0.88 ", output)
+
     def test_refuses_an_unknown_argument(self):
         code, output = self.setup_says("--test")
         self.assertEqual(code, 2)

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace gradus::kernels {
+
+struct LmHeadSampleParams;
+struct LmHeadScoreParams;
+
+namespace cuda {
+
+// What libgradus_cuda.so offers: a table of functions behind one C symbol, so that the binary needs
+// neither it nor CUDA to start. Errors cross as a code and a text, since the two sides may come
+// from different compilers.
+
+enum class CudaCode : int32_t { kOk = 0, kUnavailable = 1, kInvalidArgument = 2 };
+
+struct CudaErrorText {
+  char text[512];
+};
+
+struct CudaDevice {
+  char name[256];
+  int32_t major, minor;    // compute capability
+  int32_t num_processors;  // streaming multiprocessors
+  int32_t l2_bytes;
+  uint64_t memory_bytes, free_bytes;
+  int32_t driver_version, runtime_version;  // 1000 major + 10 minor
+};
+
+struct LmHeadFunctions {
+  CudaCode (*sample)(const LmHeadSampleParams&, CudaErrorText*);
+  CudaCode (*score)(const LmHeadScoreParams&, CudaErrorText*);
+  size_t (*sample_workspace_bytes)(int64_t b, int64_t v);
+  size_t (*score_workspace_bytes)(int64_t b, int64_t v);
+};
+
+// Memory, order and clocks of one device; what tests and benchmarks need of a runtime.
+struct DeviceFunctions {
+  CudaCode (*count)(int32_t* count, CudaErrorText*);
+  CudaCode (*describe)(int32_t device, CudaDevice*, CudaErrorText*);
+  CudaCode (*select)(int32_t device, CudaErrorText*);
+  CudaCode (*allocate)(void** p, size_t bytes, CudaErrorText*);
+  CudaCode (*release)(void* p, CudaErrorText*);
+  CudaCode (*fill)(void* p, int32_t byte, size_t bytes, void* stream, CudaErrorText*);
+  CudaCode (*copy)(void* to, const void* from, size_t bytes, void* stream, CudaErrorText*);
+  CudaCode (*synchronize)(CudaErrorText*);
+  CudaCode (*event_create)(void** event, CudaErrorText*);
+  CudaCode (*event_record)(void* event, void* stream, CudaErrorText*);
+  CudaCode (*event_elapsed_ms)(void* begin, void* end, float* ms, CudaErrorText*);
+};
+
+// Plain kernels to compare with, and rulers.
+struct CheckFunctions {
+  // See kernels/cuda_check.h.
+  CudaCode (*logits)(const void* w_VD, const void* h_BD, float* logits_BV, int64_t b, int64_t v,
+                     int64_t d, int32_t parts, void* stream, CudaErrorText*);
+  CudaCode (*random_bf16)(void* p, int64_t count, float scale, uint64_t seed, void* stream,
+                          CudaErrorText*);
+  CudaCode (*cublas_logits)(const void* w_VD, const void* h_BD, void* logits_BV, int64_t b,
+                            int64_t v, int64_t d, void* stream, CudaErrorText*);
+  CudaCode (*read)(const void* p, size_t bytes, float* sum, void* stream, CudaErrorText*);
+};
+
+inline constexpr uint32_t kCudaTableVersion = 1;
+struct CudaTable {
+  uint32_t version;  // kCudaTableVersion of the library's build
+  uint32_t bytes;    // sizeof(CudaTable)
+  DeviceFunctions device;
+  LmHeadFunctions lm_head;
+  CheckFunctions check;
+};
+
+inline constexpr const char* kCudaTableSymbol = "gradus_cuda_table";
+
+}  // namespace cuda
+}  // namespace gradus::kernels

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <filesystem>
+
+#include "kernels/internal/cuda_table.h"
+#include "kernels/lm_head.h"
+
+namespace gradus::kernels {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+TEST(CudaLibrary, ThatIsNotThereIsSaidWithWhereItWasLookedForAndHowToGetIt) {
+  const auto found = find_cuda_library("/nowhere");
+  ASSERT_FALSE(found.ok());
+  EXPECT_EQ(found.status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(
+      found.status().message(),
+      "cuda: libgradus_cuda.so is neither in /nowhere nor in its lib/; run tools/setup --cuda "
+      "and tools/build, or take it from a bundle");
+}
+
+TEST(CudaLibrary, IsFoundInTheLibFolderOfABundle) {
+  const std::filesystem::path folder = ::testing::TempDir() + "/cuda_library_test";
+  std::filesystem::create_directories(folder / "lib");
+  std::fclose(std::fopen((folder / "lib/libgradus_cuda.so").c_str(), "w"));
+  const auto found = find_cuda_library(folder.string());
+  ASSERT_TRUE(found.ok());
+  EXPECT_EQ(*found, (folder / "lib/libgradus_cuda.so").string());
+  std::filesystem::remove_all(folder);
+}
+
+TEST(CudaLibrary, ThatCannotBeLoadedOrIsAnotherOneIsSaidByName) {
+  const auto missing = Cuda::open("/nowhere/libgradus_cuda.so");
+  ASSERT_FALSE(missing.ok());
+  EXPECT_THAT(missing.status().message(),
+              StartsWith("cuda: cannot load /nowhere/libgradus_cuda.so: "));
+  const auto other = Cuda::open("libm.so.6");
+  ASSERT_FALSE(other.ok());
+  EXPECT_EQ(other.status().message(),
+            "cuda: libm.so.6 is not Gradus' CUDA library: it has no gradus_cuda_table");
+}
+
+TEST(CudaLibrary, OfAnotherBuildIsRefused) {
+  const cuda::CudaTable table = {.version = 99, .bytes = 8};
+  EXPECT_EQ(
+      check_cuda_table(table, "x.so").message(),
+      fmt::format("cuda: x.so is of another build (table version 99, 8 bytes; expected {}, {}); "
+                  "build the binary and the library together",
+                  cuda::kCudaTableVersion, sizeof(cuda::CudaTable)));
+}
+
+TEST(CudaDevice, OfAnotherComputeCapabilityIsRefused) {
+  cuda::CudaDevice device = {};
+  std::snprintf(device.name, sizeof(device.name), "NVIDIA A100");
+  device.major = 8;
+  EXPECT_EQ(check_cuda_device(device).message(),
+            "cuda: NVIDIA A100 has compute capability 8.0; the kernels are built for 9.0 alone "
+            "(H100, H200)");
+  device.major = 9;
+  EXPECT_TRUE(check_cuda_device(device).ok());
+}
+
+TEST(CudaDevice, ThatIsMissingIsSaidWithWhatIsNeeded) {
+  std::string built = std::string(GRADUS_BINARY);
+  built = built.substr(0, built.rfind('/')) + "/libgradus_cuda.so";
+  if (!std::filesystem::exists(built)) GTEST_SKIP() << built << " is not built (GRADUS_CUDA)";
+  if (std::filesystem::exists("/dev/nvidiactl")) GTEST_SKIP() << "there is a device here";
+  const auto cuda = Cuda::open(built);
+  ASSERT_FALSE(cuda.ok());
+  EXPECT_THAT(cuda.status().message(), StartsWith("cuda: no device is usable: "));
+  EXPECT_THAT(
+      cuda.status().message(),
+      HasSubstr("an H100 or H200 and an NVIDIA driver for CUDA 13 (580 or newer) are needed"));
+}
+
+// A table without a device: a megabyte of workspace is always enough, and every launch fails.
+cuda::CudaTable fake_table() {
+  cuda::CudaTable table = {};
+  table.lm_head.sample_workspace_bytes = [](int64_t, int64_t) { return size_t{1} << 20; };
+  table.lm_head.score_workspace_bytes = [](int64_t, int64_t) { return size_t{1} << 20; };
+  table.lm_head.sample = [](const LmHeadSampleParams&, cuda::CudaErrorText* error) {
+    std::snprintf(error->text, sizeof(error->text), "the launch failed");
+    return cuda::CudaCode::kUnavailable;
+  };
+  return table;
+}
+
+struct Sizes {
+  int64_t b = 4, v = 256, d = 64;
+};
+LmHeadSampleParams params_of(const Sizes& sizes) {
+  static const LmHeadRow rows[4];
+  alignas(256) static char memory[256];
+  static int32_t token;
+  static float logprob;
+  return {.w_VD = memory,
+          .h_BD = memory,
+          .rows_B = rows,
+          .b = sizes.b,
+          .v = sizes.v,
+          .d = sizes.d,
+          .token_B = &token,
+          .logprob_B = &logprob,
+          .workspace = memory,
+          .workspace_bytes = size_t{1} << 20};
+}
+
+TEST(LmHead, NamesTheParameterThatIsOutsideItsRange) {
+  const cuda::CudaTable table = fake_table();
+  const Cuda cuda = Cuda::over_table(table);
+  const auto message = [&](const LmHeadSampleParams& p) {
+    return lm_head_sample(cuda, p).message();
+  };
+  EXPECT_EQ(message(params_of({.d = 60})),
+            "lm_head_sample: d must be a multiple of 8, at least 8, got 60");
+  EXPECT_EQ(message(params_of({.b = 0})), "lm_head_sample: b must be in [1, 4096], got 0");
+  EXPECT_EQ(message(params_of({.v = 0})), "lm_head_sample: v must be in [1, 2^23], got 0");
+  LmHeadSampleParams p = params_of({});
+  p.rows_B = nullptr;
+  EXPECT_EQ(message(p), "lm_head_sample: rows_B is null");
+  p = params_of({});
+  p.h_BD = static_cast<const char*>(p.w_VD) + 2;
+  EXPECT_THAT(message(p), StartsWith("lm_head_sample: h_BD must be 16-byte aligned, got 0x"));
+  p = params_of({});
+  p.vocab_size = 1000;
+  EXPECT_EQ(message(p),
+            "lm_head_sample: filters need the whole vocabulary in one call, got 256 of 1000");
+  p.filters = false;
+  p.vocab_begin = 100;
+  EXPECT_EQ(message(p),
+            "lm_head_sample: the shard [100, 356) must begin at a multiple of 128 and lie in the "
+            "vocabulary of 1000");
+  p = params_of({});
+  p.workspace_bytes = 10;
+  EXPECT_EQ(message(p), "lm_head_sample: workspace has 10 bytes, needs 1048576");
+  p = params_of({});
+  p.num_top = 21;
+  EXPECT_EQ(message(p), "lm_head_sample: num_top must be in [0, 20], got 21");
+}
+
+TEST(LmHead, AFailedLaunchNamesOperationAndShapes) {
+  const cuda::CudaTable table = fake_table();
+  const Status status = lm_head_sample(Cuda::over_table(table), params_of({}));
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(status.message(), "lm_head_sample of 4 rows, 256 x 64: the launch failed");
+}
+
+}  // namespace
+}  // namespace gradus::kernels

@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the Markdown tables of docs/kernels/lm_head.md from the rows of `gradus bench kernels`.
+
+    gradus bench kernels --output rows.jsonl
+    tools/kernel_table.py rows.jsonl
+"""
+import json
+import sys
+
+FILTERS = ("top_k 50", "top_k 50 top_p 0.95 top 20")
+
+
+def samplers(rows):
+    cases = {}
+    for row in rows:
+        if row["case"] == "sample":
+            cases.setdefault((row["v"] * row["d"], row["v"], row["d"], row["b"]), {})[row["kind"]] = row
+    print("| V x D | B | cuBLAS | noise | % of read | % of GEMM | greedy | top-k 50 | + top-p 0.95, top 20 |")
+    print("|---" * 9 + "|")
+    for (_, v, d, b), kinds in sorted(cases.items()):
+        noise = kinds["noise"]
+        cells = [f"{v:,} x {d:,}", str(b), f"{noise['cublas_us']:.0f}", f"{noise['median_us']:.0f}",
+                 f"{noise['percent_of_read']:.0f}", f"{noise['percent_of_gemm']:.0f}",
+                 f"{kinds['greedy']['median_us']:.0f}"] + [f"{kinds[k]['median_us']:.0f}" for k in FILTERS]
+        print("| " + " | ".join(cells) + " |")
+
+
+def scorers(rows):
+    print("| rows x V x D | ms | TFLOP/s | cuBLAS, ms | cuBLAS / ours | workspace, MiB |")
+    print("|---" * 6 + "|")
+    for row in rows:
+        if row["case"] == "score":
+            cells = [f"{row['b']:,} x {row['v']:,} x {row['d']:,}", f"{row['median_us'] / 1000:.2f}",
+                     f"{row['tflop_per_s']:.0f}", f"{row['cublas_us'] / 1000:.2f}",
+                     f"{row['cublas_over_ours']:.2f}", f"{row['workspace_mib']:.0f}"]
+            print("| " + " | ".join(cells) + " |")
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit("usage: kernel_table.py ROWS.jsonl")
+    with open(sys.argv[1], encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if line.startswith("{")]
+    for row in rows:
+        if row["case"] in ("read", "gemm"):
+            print(f"{row['case']}: {row['gb_per_s']:.0f} GB/s, {row['tflop_per_s']:.0f} TFLOP/s")
+    print()
+    samplers(rows)
+    print()
+    scorers(rows)
+
+
+if __name__ == "__main__":
+    main()
