@@ -66,6 +66,7 @@ int main(int argc, char** argv) {
   gradus::cli::add_launch_command(app, action);
   gradus::cli::add_eval_command(app, action);
   gradus::cli::add_generate_command(app, action);
+  gradus::cli::add_inspect_command(app, action);
   gradus::cli::add_logprobs_command(app, action);
   gradus::cli::add_score_command(app, action);
   gradus::cli::add_config_command(app, action);

@@ -45,10 +45,14 @@ void check_training(const RunConfig& config, int64_t world_size, ConfigRules& ru
       config.trainer, std::max<int64_t>(1, trainer::num_trainers(config.cluster, world_size))));
   rules.require(!config.reward.parts.empty(),
                 "reward.parts is empty; name at least one reward, e.g. {{name: exact}}");
-  rules.require(config.trainer.algorithm.advantage != "grpo" || config.rollout.num_samples >= 2,
-                "rollout.num_samples is {} but trainer.algorithm.advantage is grpo, which compares "
+  const trainer::AlgorithmConfig& algorithm = config.trainer.algorithm;
+  rules.require(!trainer::compares_groups(algorithm.advantage) || config.rollout.num_samples >= 2,
+                "rollout.num_samples is {} but trainer.algorithm.advantage is {}, which compares "
                 "the responses of a group; use at least 2",
-                config.rollout.num_samples);
+                config.rollout.num_samples, algorithm.advantage);
+  rules.require(algorithm.advantage != "gae",
+                "trainer.algorithm.advantage is gae, which needs a critic, and this version trains "
+                "none; choose another, e.g. rloo");
   rules.require(
       !config.trainer.dynamic_sampling || config.rollout.num_samples >= 2,
       "rollout.num_samples is {} but trainer.dynamic_sampling is on: a group of one never "
@@ -112,8 +116,12 @@ Result<LoadedConfig<RunConfig>> read_run_config(const std::string& path,
   if (!loaded.ok()) return loaded;
   // Whatever source names the preset, written keys hold against it: read again on top of it.
   RunConfig defaults;
-  defaults.trainer.algorithm = trainer::preset(loaded->value.trainer.algorithm.name);
-  return load_config<RunConfig>(path, overrides, std::move(defaults));
+  trainer::apply_preset(loaded->value.trainer.algorithm.name, loaded->value.rollout.max_new_tokens,
+                        defaults.trainer);
+  loaded = load_config<RunConfig>(path, overrides, std::move(defaults));
+  if (!loaded.ok()) return loaded;
+  trainer::resolve(loaded->value.trainer.algorithm, loaded->value.rollout.max_new_tokens);
+  return loaded;
 }
 
 Result<LoadedConfig<RunConfig>> load_run_config(const std::string& path,
@@ -130,10 +138,17 @@ std::string resolved_yaml(const LoadedConfig<RunConfig>& config) {
   RunConfig copy = config.value;
   const VisitFields visit = [&](FieldVisitor& v) { copy.visit(v); };
   ConfigOrigins origins = config.origins;
+  const std::string preset = "preset " + copy.trainer.algorithm.name;
+  trainer::TrainerConfig of_preset, of_defaults;
+  trainer::apply_preset(copy.trainer.algorithm.name, copy.rollout.max_new_tokens, of_preset);
+  if (of_preset.dynamic_sampling != of_defaults.dynamic_sampling) {
+    origins.emplace("trainer.dynamic_sampling", preset);
+  }
+  if (of_preset.overlong_buffer_tokens != of_defaults.overlong_buffer_tokens) {
+    origins.emplace("trainer.overlong_buffer_tokens", preset);
+  }
   for (const std::string& path : config_paths(visit)) {
-    if (path.starts_with("trainer.algorithm.")) {
-      origins.emplace(path, "preset " + copy.trainer.algorithm.name);
-    }
+    if (path.starts_with("trainer.algorithm.")) origins.emplace(path, preset);
   }
   return config_yaml(visit, origins);
 }

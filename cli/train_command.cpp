@@ -200,7 +200,8 @@ Status train(const RunArguments& arguments) {
 
   const Result<rewards::RewardSum> rewards = make_rewards(config);
   if (!rewards.ok()) return rewards.status();
-  const Result<trainer::Algorithm> algorithm = trainer::make_algorithm(config.trainer.algorithm);
+  const Result<trainer::Algorithm> algorithm =
+      trainer::make_algorithm(config.trainer.algorithm, config.rollout.max_new_tokens);
   if (!algorithm.ok()) return algorithm.status();
   Result<trainer::Policy> policy =
       trainer::load_policy(config.model, static_cast<uint64_t>(config.run.seed));

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "comm/watch.h"
@@ -139,6 +141,21 @@ void all_gather_tree(Communicator& communicator, std::span<float> values,
 // Sum over ranks of each value, in rank order.
 std::vector<double> all_reduce_sum(Communicator& communicator, std::span<const double> values,
                                    const char* name = __builtin_FUNCTION());
+
+// `values` of all ranks, by rank, to the bit.
+template <class T>
+std::vector<T> all_gather_values(Communicator& communicator, const std::vector<T>& values) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  if (communicator.size() == 1) return values;
+  std::vector<T> all;
+  for (const std::string& bytes : communicator.all_gather(
+           std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)))) {
+    const size_t begin = all.size();
+    all.resize(begin + bytes.size() / sizeof(T));
+    if (!bytes.empty()) std::memcpy(all.data() + begin, bytes.data(), bytes.size());
+  }
+  return all;
+}
 
 // The first failure by rank, with its rank, on all ranks; ok if all are.
 Status agree(Communicator& communicator, const Status& status,

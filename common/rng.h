@@ -26,7 +26,8 @@ enum class RngStream : uint32_t {
   kShuffle = 1,
   kTask = 2,
   kInit = 3,
-  kBootstrap = 4
+  kBootstrap = 4,
+  kTokenChoice = 5
 };
 
 // A sequence of draws of one key and stream, for code that wants "the next number". The position is

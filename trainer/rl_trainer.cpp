@@ -7,6 +7,9 @@
 #include <cstring>
 
 #include "common/log.h"
+#include "common/rng.h"
+#include "trainer/algorithms/kl.h"
+#include "trainer/update_sums.h"
 
 namespace gradus::trainer {
 namespace {
@@ -28,13 +31,29 @@ class PhaseTimer {
   Clock::time_point start_ = Clock::now();
 };
 
-}  // namespace
+// The numbers of a group's responses from `at` on, which moves past them; none for those that do
+// not take part.
+std::vector<std::vector<float>> split_tokens(const ResponseGroup& group,
+                                             const AlgorithmConfig& config,
+                                             const std::vector<float>& numbers, size_t& at) {
+  std::vector<std::vector<float>> by_record;
+  for (const records::RolloutRecord& record : group.records) {
+    const size_t length =
+        takes_part(record, config) ? record.trajectory.behavior_logprobs.size() : 0;
+    const auto begin = numbers.begin() + static_cast<int64_t>(at);
+    by_record.emplace_back(begin, begin + static_cast<int64_t>(length));
+    at += length;
+  }
+  return by_record;
+}
 
-// A prompt with its responses; the records carry reward and advantage.
-struct RlTrainer::Group {
-  std::vector<records::RolloutRecord> records;
-  bool has_signal = false;  // some advantage is not 0
-};
+// The rollout of a single response to a prompt.
+RolloutSetup greedy_setup(RolloutSetup setup) {
+  setup.rollout.num_samples = 1;
+  return setup;
+}
+
+}  // namespace
 
 RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& rewards,
                      const Algorithm& algorithm, comm::Communicator& communicator,
@@ -52,13 +71,16 @@ RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& re
       order_(static_cast<int64_t>(setup_.train_prompts.size()), setup_.data_seed, setup_.shuffle),
       worker_(rollout_setup(setup_.trainer, setup_.rollout), engine_, rewards,
               setup_.train_prompts),
+      greedy_worker_(greedy_setup(rollout_setup(setup_.trainer, setup_.rollout)), engine_, rewards,
+                     setup_.train_prompts),
       phase_({rollout_setup(setup_.trainer, setup_.rollout), setup_.cluster,
               setup_.trainer.prompts_per_step, setup_.trainer.num_steps,
               static_cast<uint64_t>(setup_.run.seed)},
              policy.transformer->config(), setup_.train_prompts, order_, worker_, communicator,
              client),
       num_planned_updates_(setup_.trainer.num_steps * setup_.trainer.mini_batches) {
-  if (setup_.trainer.algorithm.kl.coef != 0) {
+  position_.kl_coef = algorithm_.config.kl.coef;
+  if (algorithm_.config.kl.coef != 0) {
     reference_ = std::make_unique<model::Transformer>(policy.transformer->config());
     std::copy_n(policy.transformer->parameters(), policy.transformer->layout().size,
                 reference_->parameters());
@@ -100,6 +122,7 @@ Status RlTrainer::step() {
       model::hash_parameters(policy_.transformer->parameters(), policy_.transformer->layout().size);
   Result<std::vector<Group>> groups = collect(metrics);
   if (!groups.ok()) return groups.status();
+  GRADUS_RETURN_IF_ERROR(prepare(*groups, metrics));
   {
     PhaseTimer timer(metrics, "timing_s/update_actor");
     display_.begin_phase("update", static_cast<int64_t>(groups->size()), "groups");
@@ -174,22 +197,45 @@ Result<std::vector<RlTrainer::Group>> RlTrainer::sample_round(uint64_t first_pos
   for (size_t i = 0; i < records->size(); ++i) {
     groups[i / static_cast<size_t>(num_samples)].records.push_back(std::move((*records)[i]));
   }
-  for (Group& group : groups) assign_advantages(group);
   return groups;
 }
 
-// From the rewards of the scored responses.
-void RlTrainer::assign_advantages(Group& group) const {
-  std::vector<double> totals;
+void RlTrainer::add_rollout_metrics(const Group& group, Metrics& metrics) const {
   for (const records::RolloutRecord& record : group.records) {
-    if (!std::isnan(record.reward)) totals.push_back(record.reward);
-  }
-  const std::vector<double> advantages = algorithm_.advantage->advantages(totals);
-  size_t next = 0;
-  for (records::RolloutRecord& record : group.records) {
-    if (std::isnan(record.reward)) continue;  // not scored: no advantage either
-    record.advantage = advantages[next++];
-    group.has_signal |= record.advantage != 0;
+    const data::Trajectory& trajectory = record.trajectory;
+    const double length = static_cast<double>(trajectory.behavior_logprobs.size());
+    const bool is_truncated = trajectory.finish_reason == data::FinishReason::kLength;
+    metrics.add("rollout/num_responses", 1);
+    metrics.add("rollout/truncated_fraction", is_truncated ? 1 : 0);
+    metrics.add("response_length/mean", length);
+    metrics.add("response_length/max", length);
+    metrics.add("response_length/min", length);
+    metrics.add("response_length/clip_ratio", is_truncated ? 1 : 0);
+    metrics.add("prompt_length/mean", static_cast<double>(trajectory.prompt_length));
+    metrics.add("prompt_length/max", static_cast<double>(trajectory.prompt_length));
+    metrics.add("prompt_length/min", static_cast<double>(trajectory.prompt_length));
+    const bool is_scored = !std::isnan(record.reward);
+    metrics.add("reward/skipped_fraction", is_scored ? 0 : 1);
+    if (is_scored) {
+      metrics.add(is_correct(record) ? "response_length/correct" : "response_length/incorrect",
+                  length);
+      double score = 0;
+      for (const records::RewardPartRecord& part : record.parts) {
+        if (part.status != "not_applicable") score += part.weighted;
+      }
+      for (const char* name : {"mean", "max", "min"}) {
+        metrics.add(fmt::format("critic/score/{}", name), score);
+        metrics.add(fmt::format("critic/rewards/{}", name), record.reward);
+      }
+    }
+    for (const records::RewardPartRecord& part : record.parts) {
+      const bool is_applicable = part.status != "not_applicable";
+      const std::string prefix = "reward/" + part.name + "/";
+      metrics.add(prefix + "not_applicable_fraction", is_applicable ? 0 : 1);
+      if (!is_applicable) continue;
+      metrics.add(prefix + "failed_fraction", part.status == "ok" ? 0 : 1);
+      if (part.status == "ok") metrics.add(prefix + "mean", part.raw);
+    }
   }
 }
 
@@ -199,7 +245,6 @@ Result<std::vector<RlTrainer::Group>> RlTrainer::collect(Metrics& metrics) {
   const size_t wanted = static_cast<size_t>(setup_.trainer.prompts_per_step);
   std::vector<Group> batch;
   int64_t num_rounds = 0, num_groups = 0, num_flat = 0;
-  Metrics round_metrics;
   do {
     Result<std::vector<Group>> round = sample_round(position_.data_position, metrics);
     if (!round.ok()) return round.status();
@@ -207,44 +252,9 @@ Result<std::vector<RlTrainer::Group>> RlTrainer::collect(Metrics& metrics) {
     ++num_rounds;
     for (Group& group : *round) {
       ++num_groups;
-      num_flat += group.has_signal ? 0 : 1;
-      for (const records::RolloutRecord& record : group.records) {
-        const data::Trajectory& trajectory = record.trajectory;
-        const double length = static_cast<double>(trajectory.behavior_logprobs.size());
-        const bool is_truncated = trajectory.finish_reason == data::FinishReason::kLength;
-        metrics.add("rollout/num_responses", 1);
-        metrics.add("rollout/truncated_fraction", is_truncated ? 1 : 0);
-        metrics.add("response_length/mean", length);
-        metrics.add("response_length/max", length);
-        metrics.add("response_length/min", length);
-        metrics.add("response_length/clip_ratio", is_truncated ? 1 : 0);
-        metrics.add("prompt_length/mean", static_cast<double>(trajectory.prompt_length));
-        metrics.add("prompt_length/max", static_cast<double>(trajectory.prompt_length));
-        metrics.add("prompt_length/min", static_cast<double>(trajectory.prompt_length));
-        const bool is_scored = !std::isnan(record.reward);
-        metrics.add("reward/skipped_fraction", is_scored ? 0 : 1);
-        if (is_scored) {
-          double score = 0;
-          for (const records::RewardPartRecord& part : record.parts) {
-            if (part.status != "not_applicable") score += part.weighted;
-          }
-          for (const char* name : {"mean", "max", "min"}) {
-            metrics.add(fmt::format("critic/score/{}", name), score);
-            metrics.add(fmt::format("critic/rewards/{}", name), record.reward);
-            metrics.add(fmt::format("critic/advantages/{}", name), record.advantage, length);
-          }
-        }
-        for (const records::RewardPartRecord& part : record.parts) {
-          const bool is_applicable = part.status != "not_applicable";
-          const std::string prefix = "reward/" + part.name + "/";
-          metrics.add(prefix + "not_applicable_fraction", is_applicable ? 0 : 1);
-          if (!is_applicable) continue;
-          metrics.add(prefix + "failed_fraction", part.status == "ok" ? 0 : 1);
-          if (part.status == "ok") metrics.add(prefix + "mean", part.raw);
-        }
-      }
-      if (setup_.trainer.dynamic_sampling && (!group.has_signal || batch.size() == wanted))
-        continue;
+      num_flat += is_flat(group) ? 1 : 0;
+      add_rollout_metrics(group, metrics);
+      if (setup_.trainer.dynamic_sampling && (is_flat(group) || batch.size() == wanted)) continue;
       batch.push_back(std::move(group));
     }
   } while (setup_.trainer.dynamic_sampling && batch.size() < wanted &&
@@ -271,99 +281,255 @@ Result<std::vector<RlTrainer::Group>> RlTrainer::collect(Metrics& metrics) {
   return batch;
 }
 
-Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metrics& metrics) {
-  // What takes part in the loss: scored responses. The counts are those of the whole mini-batch.
+double RlTrainer::kl_coef() const {
+  const KlConfig& kl = algorithm_.config.kl;
+  return kl.controller == KlController::kAdaptive ? position_.kl_coef : kl.coef;
+}
+
+// Log-probs and entropies of all targets of `packs`, under the policy as it is or the initial
+// model, each group computed by one rank and given to all.
+RlTrainer::TokenNumbers RlTrainer::forward_all(std::span<const data::PackGroup> packs,
+                                               bool of_reference) {
+  const float temperature = static_cast<float>(setup_.rollout.temperature);
+  TokenNumbers mine;
+  const auto append = [&](std::span<const float> logprobs, std::span<const float> entropies) {
+    mine.logprobs.insert(mine.logprobs.end(), logprobs.begin(), logprobs.end());
+    mine.entropies.insert(mine.entropies.end(), entropies.begin(), entropies.end());
+  };
+  if (of_reference) {
+    const BlockRange range = learner_.groups_of_this_rank(static_cast<int64_t>(packs.size()));
+    for (int64_t g = range.first_group; g < range.end_group; ++g) {
+      reference_pass_->forward(data::make_pack(packs.subspan(static_cast<size_t>(g), 1)),
+                               temperature, false);
+      append(reference_pass_->logprobs(), reference_pass_->entropies());
+    }
+  } else {
+    learner_.forward(packs, temperature,
+                     [&](int64_t, int64_t, std::span<const float> logprobs,
+                         std::span<const float> entropies) { append(logprobs, entropies); });
+  }
+  return {comm::all_gather_values(communicator_, mine.logprobs),
+          comm::all_gather_values(communicator_, mine.entropies)};
+}
+
+// Log-probs of the policy at the start of the step for responses of earlier weights, where the
+// algorithm compares the two; else the recorded ones stand for both.
+void RlTrainer::set_old_logprobs(std::span<Group> groups) {
+  if (!needs_old_logprobs(algorithm_.config)) return;
   std::vector<data::PackGroup> packs;
-  std::vector<std::vector<const records::RolloutRecord*>> sequences;
-  std::vector<bool> needs_gradient;
-  double num_tokens = 0, num_sequences = 0;
-  const bool has_other_terms =
-      setup_.trainer.algorithm.kl.coef != 0 || setup_.trainer.entropy_coef != 0;
+  std::vector<Group*> stale;
+  for (Group& group : groups) {
+    if (oldest_version({&group, 1}) == position_.policy_version) continue;
+    data::PackGroup pack = pack_of(group, algorithm_.config);
+    if (pack.responses.empty()) continue;
+    packs.push_back(std::move(pack));
+    stale.push_back(&group);
+  }
+  if (stale.empty()) return;
+  const TokenNumbers now = forward_all(packs, false);
+  size_t at = 0;
+  for (Group* group : stale) {
+    group->old_logprobs = split_tokens(*group, algorithm_.config, now.logprobs, at);
+  }
+}
+
+// The reward of the greedy response to each prompt, sampled by the weights as they are.
+Status RlTrainer::set_greedy_rewards(std::span<Group> groups, Metrics& metrics) {
+  const BlockRange mine = learner_.groups_of_this_rank(static_cast<int64_t>(groups.size()));
+  data::SamplingParams sampling = sampling_params(setup_.rollout, policy_.transformer->config());
+  sampling.greedy = true;
+  std::vector<data::RolloutRequest> requests;
+  for (int64_t g = mine.first_group; g < mine.end_group; ++g) {
+    const data::Trajectory& first = groups[static_cast<size_t>(g)].records[0].trajectory;
+    requests.push_back({});
+    requests.back().id = {first.id.prompt_id, 0};
+    requests.back().token_ids.assign(first.token_ids.begin(),
+                                     first.token_ids.begin() + first.prompt_length);
+    requests.back().sampling = sampling;
+  }
+  const Result<std::vector<records::RolloutRecord>> greedy = greedy_worker_.work(
+      requests, position_.step + 1, {position_.policy_version, weights_hash_}, metrics);
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, greedy.status()));
+  std::vector<double> rewards;
+  for (const records::RolloutRecord& record : *greedy) rewards.push_back(record.reward);
+  rewards = comm::all_gather_values(communicator_, rewards);
+  for (size_t g = 0; g < groups.size(); ++g) {
+    groups[g].greedy_reward = rewards[g];
+    if (!std::isnan(rewards[g])) continue;
+    // Without a baseline there is nothing to compare with.
+    for (records::RolloutRecord& record : groups[g].records) record.reward = rewards[g];
+  }
+  return {};
+}
+
+// With a KL in the reward: coefficient times KL at each token; the adaptive controller takes note.
+void RlTrainer::set_penalties(std::span<Group> groups, Metrics& metrics) {
+  PhaseTimer timer(metrics, "timing_s/ref");
+  std::vector<data::PackGroup> packs;
   for (const Group& group : groups) {
-    data::PackGroup pack;
-    std::vector<const records::RolloutRecord*> included;
-    for (const records::RolloutRecord& record : group.records) {
-      const data::Trajectory& trajectory = record.trajectory;
-      if (std::isnan(record.advantage) || trajectory.behavior_logprobs.empty()) continue;
-      const auto split = trajectory.token_ids.begin() + trajectory.prompt_length;
-      if (pack.prompt.empty()) pack.prompt.assign(trajectory.token_ids.begin(), split);
-      pack.responses.emplace_back(split, trajectory.token_ids.end());
-      included.push_back(&record);
-      num_tokens += static_cast<double>(trajectory.behavior_logprobs.size());
+    data::PackGroup pack = pack_of(group, algorithm_.config);
+    if (!pack.responses.empty()) packs.push_back(std::move(pack));
+  }
+  const TokenNumbers reference = forward_all(packs, true);
+  const double coef = kl_coef();
+  size_t at = 0;
+  double sum = 0, num_sequences = 0;
+  for (Group& group : groups) {
+    const auto reference_logprobs = split_tokens(group, algorithm_.config, reference.logprobs, at);
+    group.penalties.assign(group.records.size(), {});
+    for (size_t i = 0; i < group.records.size(); ++i) {
+      if (reference_logprobs[i].empty()) continue;
+      const std::vector<float>& old = group.old_logprobs.empty()
+                                          ? group.records[i].trajectory.behavior_logprobs
+                                          : group.old_logprobs[i];
+      double of_sequence = 0;
+      for (size_t t = 0; t < old.size(); ++t) {
+        const double value =
+            kl_term(algorithm_.config.kl.kind, old[t], old[t], old[t], reference_logprobs[i][t])
+                .value;
+        group.penalties[i].push_back(coef * value);
+        of_sequence += value / static_cast<double>(old.size());
+      }
+      sum += of_sequence;
       num_sequences += 1;
     }
-    if (included.empty()) continue;
+  }
+  if (num_sequences == 0) return;
+  metrics.set("actor/reward_kl_penalty", sum / num_sequences);
+  metrics.set("actor/reward_kl_penalty_coeff", coef);
+  position_.kl_coef =
+      adapted_kl_coef(algorithm_.config.kl, coef, sum / num_sequences, num_sequences);
+}
+
+// From rewards to advantages, over the whole step.
+Status RlTrainer::prepare(std::span<Group> groups, Metrics& metrics) {
+  if (algorithm_.config.advantage == "remax") {
+    GRADUS_RETURN_IF_ERROR(set_greedy_rewards(groups, metrics));
+  }
+  set_old_logprobs(groups);
+  const KlConfig& kl = algorithm_.config.kl;
+  if (kl.coef != 0 && kl.place == KlPlace::kReward) set_penalties(groups, metrics);
+  PhaseTimer timer(metrics, "timing_s/adv");
+  set_advantages(algorithm_, setup_.trainer, groups);
+  for (const Group& group : groups) {
+    for (const records::RolloutRecord& record : group.records) {
+      if (std::isnan(record.advantage)) continue;
+      const double length = static_cast<double>(record.trajectory.behavior_logprobs.size());
+      for (const char* name : {"mean", "max", "min"}) {
+        metrics.add(fmt::format("critic/advantages/{}", name), record.advantage, length);
+      }
+    }
+  }
+  return {};
+}
+
+// Whether the trainer computes what the rollout recorded, for a response of the policy as it is.
+Status RlTrainer::check_mismatch(const records::RolloutRecord& record,
+                                 std::span<const float> logprobs, double& largest) const {
+  const std::vector<float>& behavior = record.trajectory.behavior_logprobs;
+  for (size_t t = 0; t < behavior.size(); ++t) {
+    if (std::memcmp(&logprobs[t], &behavior[t], sizeof(float)) == 0) continue;
+    largest = std::max(largest, std::fabs(double{logprobs[t]} - double{behavior[t]}));
+    if (setup_.trainer.allow_mismatch) continue;
+    const data::RequestId& id = record.trajectory.id;
+    return {StatusCode::kInternal,
+            fmt::format("step {}, prompt {}, sample {}, response token {}: the trainer's log-prob "
+                        "is {}, the rollout recorded {}; they must be equal to the last bit; set "
+                        "trainer.allow_mismatch to go on all the same, and please report it",
+                        position_.step + 1, id.prompt_id, id.sample_index, t, logprobs[t],
+                        behavior[t])};
+  }
+  return {};
+}
+
+Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metrics& metrics) {
+  const AlgorithmConfig& config = algorithm_.config;
+  const bool has_kl_loss = config.kl.coef != 0 && config.kl.place == KlPlace::kLoss;
+  // Terms that move tokens without an advantage too.
+  const bool has_other_terms =
+      has_kl_loss || setup_.trainer.entropy_coef != 0 || config.loss == "kl_cov";
+  std::vector<data::PackGroup> packs;
+  std::vector<const records::RolloutRecord*> sequences;
+  std::vector<int64_t> first_sequence = {0};  // of each pack
+  std::vector<bool> needs_gradient;
+  for (const Group& group : groups) {
+    data::PackGroup pack = pack_of(group, config);
+    if (pack.responses.empty()) continue;
+    bool has_signal = false;
+    for (size_t i = 0; i < group.records.size(); ++i) {
+      if (takes_part(group.records[i], config)) sequences.push_back(&group.records[i]);
+      has_signal |= std::any_of(group.advantages[i].begin(), group.advantages[i].end(),
+                                [](double advantage) { return advantage != 0; });
+    }
     packs.push_back(std::move(pack));
-    sequences.push_back(std::move(included));
-    needs_gradient.push_back(group.has_signal || has_other_terms);
+    first_sequence.push_back(static_cast<int64_t>(sequences.size()));
+    needs_gradient.push_back(has_signal || has_other_terms);
   }
   const double learning_rate =
       learning_rate_at(setup_.trainer.optimizer, learner_.num_updates(), num_planned_updates_);
   metrics.set("actor/lr", learning_rate);
   if (std::find(needs_gradient.begin(), needs_gradient.end(), true) == needs_gradient.end()) {
     metrics.add("training/skipped_updates", 1);
-    warn_once("trainer", "no signal",
-              "a step had no group with different rewards: nothing to learn from it; make the task "
-              "easier or harder, or sample more responses per prompt");
+    if (packs.empty()) {
+      warn_once("trainer", "all masked",
+                "no response of an update takes part in the loss: each was cut off "
+                "(trainer.algorithm.mask_truncated), empty or not scored; raise "
+                "rollout.max_new_tokens or look at the rewards");
+    } else {
+      warn_once("trainer", "no signal",
+                "a step had no group with different rewards: nothing to learn from it; make the "
+                "task easier or harder, or sample more responses per prompt");
+    }
     return {};
   }
   metrics.add("training/skipped_updates", 0);
   metrics.add("training/num_updates", 1);
 
-  double max_mismatch = 0;
-  std::vector<double> sums(6,
-                           0.0);  // policy loss, kl loss, entropy, clipped, dual clipped, policy kl
+  MiniBatch batch = mini_batch_of(
+      groups, config, hash64({static_cast<uint64_t>(setup_.run.seed), position_.policy_version}));
+  if (needs_preview_of_entropies(config) || (needs_preview_of_logprobs(config) && !is_on_policy)) {
+    const TokenNumbers preview = forward_all(packs, false);
+    batch.logprobs.assign(preview.logprobs.begin(), preview.logprobs.end());
+    batch.entropies.assign(preview.entropies.begin(), preview.entropies.end());
+  }
+  const LossPlan plan(config, *algorithm_.loss, setup_.trainer.entropy_coef, std::move(batch));
+  UpdateSums sums;
   const float temperature = static_cast<float>(setup_.rollout.temperature);
   int64_t groups_done = 0;
   const Learner::LossFunction loss =
       [&](int64_t first_group, int64_t num_groups, std::span<const float> logprobs,
           std::span<const float> entropies, std::span<float> dlogprobs,
           std::span<float> dentropies) -> Status {
-    std::vector<int64_t> sequence_begin = {0};
-    std::vector<double> advantages;
-    std::vector<float> old_logprobs, reference_logprobs;
-    for (int64_t g = first_group; g < first_group + num_groups; ++g) {
-      for (const records::RolloutRecord* sequence : sequences[static_cast<size_t>(g)]) {
-        const std::vector<float>& behavior = sequence->trajectory.behavior_logprobs;
-        for (size_t t = 0; t < behavior.size(); ++t) {
-          const float now = logprobs[old_logprobs.size() + t];
-          if (!is_on_policy || std::memcmp(&now, &behavior[t], sizeof(float)) == 0) continue;
-          max_mismatch = std::max(max_mismatch, std::fabs(double{now} - double{behavior[t]}));
-          if (setup_.trainer.allow_mismatch) continue;
-          const data::RequestId& id = sequence->trajectory.id;
-          return Status(
-              StatusCode::kInternal,
-              fmt::format(
-                  "step {}, prompt {}, sample {}, response token {}: the trainer's log-prob "
-                  "is {}, the rollout recorded {}; they must be equal to the last bit; set "
-                  "trainer.allow_mismatch to go on all the same, and please report it",
-                  position_.step + 1, id.prompt_id, id.sample_index, t, now, behavior[t]));
-        }
-        old_logprobs.insert(old_logprobs.end(), behavior.begin(), behavior.end());
-        sequence_begin.push_back(static_cast<int64_t>(old_logprobs.size()));
-        advantages.push_back(sequence->advantage);
+    const int64_t first = first_sequence[static_cast<size_t>(first_group)];
+    const int64_t end = first_sequence[static_cast<size_t>(first_group + num_groups)];
+    size_t at = 0;
+    for (int64_t s = first; s < end; ++s) {
+      const records::RolloutRecord& record = *sequences[static_cast<size_t>(s)];
+      const size_t length = record.trajectory.behavior_logprobs.size();
+      if (is_on_policy) {
+        GRADUS_RETURN_IF_ERROR(
+            check_mismatch(record, logprobs.subspan(at, length), sums.max_mismatch));
       }
+      sums.add_entropies(is_correct(record), entropies.subspan(at, length));
+      at += length;
     }
-    if (reference_pass_ != nullptr) {
+    std::vector<double> reference_logprobs;
+    if (has_kl_loss) {
       const data::Pack pack = data::make_pack(std::span(packs).subspan(
           static_cast<size_t>(first_group), static_cast<size_t>(num_groups)));
       reference_pass_->forward(pack, temperature, false);
       reference_logprobs.assign(reference_pass_->logprobs().begin(),
                                 reference_pass_->logprobs().end());
     }
-    const LossTerms terms = loss_terms(*algorithm_.loss, setup_.trainer,
-                                       {sequence_begin, advantages, logprobs, old_logprobs,
-                                        reference_logprobs, entropies, num_tokens, num_sequences});
+    const std::vector<double> now(logprobs.begin(), logprobs.end());
+    const std::vector<double> entropies_now(entropies.begin(), entropies.end());
+    const LossTerms terms =
+        plan.terms({first, end - first, now, reference_logprobs, entropies_now, {}});
     for (size_t i = 0; i < dlogprobs.size(); ++i) {
       dlogprobs[i] = static_cast<float>(terms.dlogprobs[i]);
       dentropies[i] = static_cast<float>(terms.dentropies[i]);
     }
-    sums[0] += terms.policy_loss;
-    sums[1] += terms.kl_loss;
-    sums[2] += terms.entropy;
-    sums[3] += terms.clipped_tokens / num_tokens;
-    sums[4] += terms.dual_clipped_tokens / num_tokens;
-    sums[5] += terms.policy_kl / num_tokens;
+    sums.add(terms, plan.counts().num_tokens);
     phase_.progress();
     groups_done += num_groups;
     display_.advance_phase(groups_done * communicator_.size());
@@ -375,23 +541,13 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
     return stats.status().with_prefix(fmt::format("step {}", position_.step + 1));
   }
   ++position_.policy_version;
-  sums = comm::all_reduce_sum(communicator_, sums);
-  for (const std::string& theirs : communicator_.all_gather(fmt::format("{}", max_mismatch))) {
-    max_mismatch = std::max(max_mismatch, std::stod(theirs));
-  }
-  metrics.add("actor/pg_loss", sums[0]);
-  metrics.add("actor/entropy", sums[2]);
-  metrics.add("actor/pg_clipfrac", sums[3]);
-  metrics.add("actor/pg_clipfrac_lower", sums[4]);
-  metrics.add("actor/ppo_kl", sums[5]);
-  metrics.add("actor/loss", sums[0] + setup_.trainer.algorithm.kl.coef * sums[1] -
-                                setup_.trainer.entropy_coef * sums[2]);
+  sums.reduce(communicator_);
+  sums.write(config, setup_.trainer.entropy_coef, metrics);
   metrics.add("actor/grad_norm", stats->grad_norm);
-  if (setup_.trainer.algorithm.kl.coef != 0) {
-    metrics.add("actor/kl_loss", sums[1]);
-    metrics.set("actor/kl_coef", setup_.trainer.algorithm.kl.coef);
+  if (config.correction.kind != CorrectionKind::kNone || plan.has_foreign_tokens()) {
+    plan.add_correction_metrics(metrics);
   }
-  if (is_on_policy) metrics.add("mismatch/max_abs_logprob", max_mismatch);
+  if (is_on_policy) metrics.add("mismatch/max_abs_logprob", sums.max_mismatch);
   return {};
 }
 

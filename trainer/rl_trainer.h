@@ -12,6 +12,7 @@
 #include "records/run_folder.h"
 #include "records/terminal.h"
 #include "trainer/algorithm.h"
+#include "trainer/response_group.h"
 #include "trainer/rollout_phase.h"
 #include "trainer/run_state.h"
 
@@ -62,13 +63,25 @@ class RlTrainer {
   const std::vector<Evaluation>& evaluations() const { return evaluations_; }
 
  private:
-  struct Group;
+  using Group = ResponseGroup;
+  // One number per response token of the groups at hand, over all ranks.
+  struct TokenNumbers {
+    std::vector<float> logprobs, entropies;
+  };
 
   Status step();
   Result<std::vector<Group>> sample_round(uint64_t first_position, Metrics& metrics);
-  void assign_advantages(Group& group) const;
   uint64_t oldest_version(std::span<const Group> groups) const;
   Result<std::vector<Group>> collect(Metrics& metrics);
+  void add_rollout_metrics(const Group& group, Metrics& metrics) const;
+  Status prepare(std::span<Group> groups, Metrics& metrics);
+  Status set_greedy_rewards(std::span<Group> groups, Metrics& metrics);
+  void set_old_logprobs(std::span<Group> groups);
+  void set_penalties(std::span<Group> groups, Metrics& metrics);
+  TokenNumbers forward_all(std::span<const data::PackGroup> packs, bool of_reference);
+  Status check_mismatch(const records::RolloutRecord& record, std::span<const float> logprobs,
+                        double& largest) const;
+  double kl_coef() const;
   Status update(std::span<const Group> groups, bool is_on_policy, Metrics& metrics);
   Status evaluate_now(Metrics& metrics);
   Status write_step(Metrics& metrics, std::span<const Group> groups);
@@ -85,6 +98,7 @@ class RlTrainer {
   rollout::Engine engine_;
   data::DataOrder order_;
   RolloutWorker worker_;
+  RolloutWorker greedy_worker_;  // of one response to a prompt, for remax
   RolloutPhase phase_;
   std::unique_ptr<model::Transformer> reference_;  // the initial model, with a KL term
   std::unique_ptr<model::TrainingPass> reference_pass_;

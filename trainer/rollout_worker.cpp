@@ -2,6 +2,7 @@
 #include "trainer/rollout_worker.h"
 
 #include <chrono>
+#include <cmath>
 
 namespace gradus::trainer {
 namespace {
@@ -109,6 +110,13 @@ Status RolloutWorker::score(std::span<records::RolloutRecord> group) const {
     const data::RewardBreakdown& score = (*scores)[i];
     for (const data::WeightedPart& part : score.parts) group[i].parts.push_back(part_record(part));
     if (!score.is_scored) continue;
+    if (!std::isfinite(score.total)) {
+      return invalid_argument(
+          "step {}, prompt {}, sample {}: the reward is {}; rewards must be finite numbers; repair "
+          "the reward, or let it report an error",
+          group[i].step, group[i].trajectory.id.prompt_id, group[i].trajectory.id.sample_index,
+          score.total);
+    }
     group[i].reward = score.total;
     if (setup_.overlong_buffer_tokens > 0) {
       group[i].reward += rewards::overlong_penalty(

@@ -174,6 +174,7 @@ Status save_checkpoint(records::CheckpointStore& store, const Policy& policy,
   GRADUS_RETURN_IF_ERROR(writer->add("run/data_position", position.data_position));
   GRADUS_RETURN_IF_ERROR(writer->add("run/policy_version", position.policy_version));
   GRADUS_RETURN_IF_ERROR(writer->add_text("run/ahead", position.ahead));
+  GRADUS_RETURN_IF_ERROR(writer->add("run/kl_coef", position.kl_coef));
   GRADUS_RETURN_IF_ERROR(writer->finish());
   return store.commit(std::move(*draft), metric);
 }
@@ -202,7 +203,9 @@ Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learn
   if (!policy_version.ok()) return policy_version.status();
   Result<std::string> ahead = reader->read_text("run/ahead");
   if (!ahead.ok()) return ahead.status();
-  position = {*step, *data_position, *policy_version, std::move(*ahead)};
+  const Result<double> kl_coef = reader->read_f64("run/kl_coef");
+  if (!kl_coef.ok()) return kl_coef.status();
+  position = {*step, *data_position, *policy_version, std::move(*ahead), *kl_coef};
   return {};
 }
 

@@ -58,6 +58,7 @@ struct RunPosition {
   uint64_t policy_version = 0;  // updates made
   // Responses begun for later steps (RolloutPhase::take_down); in a checkpoint alone.
   std::string ahead;
+  double kl_coef = 0;  // of the adaptive controller, for the next step
 };
 
 // Writes a checkpoint of the store (rank 0 alone) and reads one back into policy and learner (every

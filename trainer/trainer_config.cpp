@@ -109,6 +109,13 @@ void RunSettings::visit(FieldVisitor& v) {
           one_of({"error", "warn", "info", "debug"}));
 }
 
+void apply_preset(const std::string& name, int64_t max_new_tokens, TrainerConfig& config) {
+  config.algorithm = preset(name);
+  if (name != "dapo") return;
+  config.dynamic_sampling = true;
+  config.overlong_buffer_tokens = max_new_tokens / 5;
+}
+
 Status validate(const OptimizerConfig& config, int64_t num_steps, const std::string& section) {
   ConfigRules rules;
   rules.require(config.warmup_steps < num_steps || config.warmup_steps == 0,

@@ -98,6 +98,10 @@ struct RunSettings {
   void visit(FieldVisitor& v);
 };
 
+// Sets what a preset stands for, beyond trainer.algorithm too: dapo replaces groups without signal
+// and makes the last fifth of a response's length cost reward, as in its paper.
+void apply_preset(const std::string& name, int64_t max_new_tokens, TrainerConfig& config);
+
 // InvalidArgument lists every broken rule between fields, one a line, each naming its keys in full.
 // Rules of the optimizer name `section` ("trainer" or "sft").
 Status validate(const OptimizerConfig& config, int64_t num_steps, const std::string& section);

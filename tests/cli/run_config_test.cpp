@@ -168,10 +168,53 @@ INSTANTIATE_TEST_SUITE_P(
              "trainer.algorithm.clip_dual (1.28) must be greater than 1 + "
              "trainer.algorithm.clip_high (1.28); use 0 to disable"},
         Case{{"trainer.algorithm=grpoo"},
-             "'trainer.algorithm.name' must be one of grpo, reinforce, got 'grpoo'; did you mean "
-             "'grpo'?"},
+             "'trainer.algorithm.name' must be one of cispo, dapo, dppo_tv, dr_grpo, gmpo, gpg, "
+             "grpo, gspo, luspo, m2po, maxrl, opo, ppo, reinforce, reinforce_pp, "
+             "reinforce_pp_baseline, remax, rloo, sapo, vespo, got 'grpoo'; did you mean 'grpo'?"},
         Case{{"trainer.algorithm={name: grpo, los: ppo}"},
              "unknown key 'los' in 'trainer.algorithm'; did you mean 'loss'?"},
+        Case{{"trainer.algorithm.loss=gsop"},
+             "must be one of cispo, clip_cov, decoupled_ppo, dppo_tv, gmpo, gpg, gspo, kl_cov, "
+             "luspo, m2po, ppo, reinforce, sapo, vespo; did you mean 'gspo'?"},
+        Case{{"trainer.algorithm.delta=1.2"},
+             "trainer.algorithm.delta (1.2) must be greater than 1 + trainer.algorithm.clip_high "
+             "(1.28); use 0 to disable"},
+        Case{{"trainer.algorithm.scaling=group", "trainer.algorithm.advantage=opo"},
+             "trainer.algorithm.scaling is group but trainer.algorithm.advantage is opo, which "
+             "knows none; leave scaling out, or choose another advantage"},
+        Case{{"trainer.algorithm.aggregation_length=4"},
+             "trainer.algorithm.aggregation_length is set but trainer.algorithm.aggregation is not "
+             "seq_mean_token_sum_norm, which alone has it; leave one out"},
+        Case{{"trainer.algorithm.correction.high=4"},
+             "trainer.algorithm.correction.high is set but trainer.algorithm.correction.kind is "
+             "none, which ignores it; choose a kind"},
+        Case{{"trainer.algorithm.correction={kind: icepop, low: 3, high: 2}"},
+             "trainer.algorithm.correction.low (3) must not be above "
+             "trainer.algorithm.correction.high (2)"},
+        Case{{"trainer.algorithm.correction={kind: tis_token, weigh_kept: true}"},
+             "trainer.algorithm.correction.weigh_kept is for the kinds geometric and reject, but "
+             "trainer.algorithm.correction.kind is tis_token; leave it out"},
+        Case{{"trainer.algorithm.correction={kind: geometric, level: sequence}"},
+             "trainer.algorithm.correction.level is for the kinds icepop and reject, but "
+             "trainer.algorithm.correction.kind is geometric; leave it out"},
+        Case{{"trainer.algorithm={loss: decoupled_ppo, correction: {kind: icepop}}"},
+             "trainer.algorithm.loss is decoupled_ppo, which weighs by rho itself, but "
+             "trainer.algorithm.correction.kind is icepop; set one of them back"},
+        Case{{"trainer.algorithm.kl={controller: adaptive, coef: 0.1}"},
+             "trainer.algorithm.kl.controller is adaptive but trainer.algorithm.kl.place is loss"},
+        Case{{"trainer.algorithm.kl={controller: adaptive, place: reward}"},
+             "trainer.algorithm.kl.controller is adaptive but trainer.algorithm.kl.coef is 0"},
+        Case{{"trainer.algorithm.kl={kind: k3_corrected, place: reward}"},
+             "trainer.algorithm.kl.kind is k3_corrected, which weighs by the ratio of the update"},
+        Case{{"trainer.algorithm={advantage: gdpo, kl: {coef: 0.1, place: reward}}"},
+             "trainer.algorithm.advantage is gdpo, which scales each part of the reward, but "
+             "trainer.algorithm.kl.place is reward; set it to loss"},
+        Case{{"trainer.algorithm=ppo"},
+             "trainer.algorithm.advantage is gae, which needs a critic, and this version trains "
+             "none; choose another, e.g. rloo"},
+        Case{{"trainer.algorithm=rloo", "rollout.num_samples=1"},
+             "rollout.num_samples is 1 but trainer.algorithm.advantage is rloo, which compares the "
+             "responses of a group; use at least 2"},
         Case{{"trainer.clip_low=0.1"},
              "unknown key 'clip_low' in 'trainer'; did you mean 'trainer.algorithm.clip_low'?"},
         Case{{"trainer.warmup_steps=20", "trainer.mini_batches=2"},
@@ -230,6 +273,33 @@ TEST(RunConfig, WrittenKeysHoldAgainstThePresetWhicheverSourceNamesIt) {
   EXPECT_THAT(yaml, HasSubstr("    name: reinforce  # --set trainer.algorithm=reinforce\n"));
   EXPECT_THAT(yaml, HasSubstr("    loss: reinforce  # preset reinforce\n"));
   EXPECT_THAT(yaml, HasSubstr("    clip_low: 0.1  # --set trainer.algorithm.clip_low=0.1\n"));
+}
+
+TEST(RunConfig, ResolvedYamlShowsTheValueThatHolds) {
+  const auto loaded = load_run_config(
+      kFixture,
+      std::vector<std::string>{"trainer.algorithm={name: dr_grpo, correction: {kind: icepop}}"},
+      RunKind::kTrain);
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  const std::string yaml = resolved_yaml(*loaded);
+  EXPECT_THAT(yaml, HasSubstr("    aggregation_length: 32  # preset dr_grpo\n"));
+  EXPECT_THAT(yaml, HasSubstr("    scaling: none  # preset dr_grpo\n"));
+  EXPECT_THAT(yaml, HasSubstr("      low: 0.5  # preset dr_grpo\n"));
+}
+
+TEST(RunConfig, ThePresetDapoReplacesFlatGroupsAndShapesTheLength) {
+  const auto loaded = load_run_config(kFixture, std::vector<std::string>{"trainer.algorithm=dapo"},
+                                      RunKind::kTrain);
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  const std::string yaml = resolved_yaml(*loaded);
+  EXPECT_THAT(yaml, HasSubstr("  dynamic_sampling: true  # preset dapo\n"));
+  EXPECT_THAT(yaml, HasSubstr("  overlong_buffer_tokens: 6  # preset dapo\n"));
+  const auto off = load_run_config(
+      kFixture,
+      std::vector<std::string>{"trainer.algorithm=dapo", "trainer.dynamic_sampling=false"},
+      RunKind::kTrain);
+  ASSERT_TRUE(off.ok()) << off.status().message();
+  EXPECT_FALSE(off->value.trainer.dynamic_sampling);
 }
 
 TEST(Documents, ConfigReferenceIsUpToDate) {

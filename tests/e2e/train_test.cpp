@@ -9,6 +9,7 @@
 #include <map>
 #include <regex>
 #include <set>
+#include <sstream>
 
 #include "tests/support/tiny_run.h"
 
@@ -136,6 +137,19 @@ TEST_F(Train, EveryAlgorithmAndTermIsTheSameOnRanksAndAfterAResume) {
       {"kl", "--set trainer.algorithm.kl.coef=0.2 --set trainer.algorithm.kl.kind=k3 "},
       {"entropy", "--set trainer.entropy_coef=0.02 --set trainer.overlong_buffer_tokens=6 "},
       {"dynamic", "--set trainer.dynamic_sampling=true "},
+      {"reward_kl",
+       "--set 'trainer.algorithm={name: rloo, kl: {coef: 0.1, controller: adaptive, target: 0.01, "
+       "horizon: 200}}' "},
+      {"returns",
+       "--set 'trainer.algorithm={name: reinforce_pp, gamma: 0.9, mask_truncated: true}' "},
+      {"remax", "--set trainer.algorithm=remax "},
+      {"whole_batch",
+       "--set 'trainer.algorithm={loss: clip_cov, covariance: {fraction: 0.05, low: 0}, "
+       "top_entropy_quantile: 0.5}' "},
+      {"bypass",
+       "--set 'trainer.algorithm={name: reinforce, opsm_threshold: 0.0001, correction: {kind: "
+       "bypass, "
+       "normalize: true}}' "},
       {"reinforce",
        "--set trainer.algorithm=reinforce --set trainer.lr_schedule=cosine "
        "--set trainer.warmup_steps=3 "}};
@@ -196,6 +210,58 @@ TEST_F(Train, MuonAndTheAverageAreTheSameOnRanksAndAfterAResume) {
                  "echo '{\"text\": \"1+1\"}' > " + path("prompts.jsonl") + "; ")
                 .exit_code,
             0);
+}
+
+TEST_F(Train, CorrectionsActOnResponsesOfEarlierWeights) {
+  const std::string async =
+      "--set cluster.mode=async --set cluster.rollout_ranks=1 --set trainer.learning_rate=1e-2 "
+      "--set trainer.algorithm=";
+  std::set<std::string> states;
+  for (const std::string algorithm :
+       {"grpo", "m2po", "'{correction: {kind: tis_token, high: 1.01}}'",
+        "'{correction: {kind: geometric}}'"}) {
+    const std::string name = "run" + std::to_string(states.size());
+    train("train", name, async + algorithm, test::mpirun(2));
+    states.insert(state(name));
+    // The second step's responses are of the weights before the first update.
+    const json row = metrics(name).at(2);
+    EXPECT_GT(row["rollout/policy_lag"], 0) << algorithm;
+    EXPECT_EQ(row.contains("rollout_corr/k3_kl"), algorithm != "grpo") << algorithm;
+    if (algorithm != "grpo") {
+      EXPECT_GT(row["rollout_corr/k3_kl"], 0.0) << algorithm;
+    }
+    // Another trainer changes nothing.
+    train("train", name + "_3", async + algorithm, test::mpirun(3));
+    EXPECT_EQ(state(name + "_3"), state(name)) << algorithm;
+  }
+  EXPECT_EQ(states.size(), 4u) << "each changes what is learned";
+}
+
+TEST_F(Train, EveryPresetTrains) {
+  const std::string output =
+      test::run_command(std::string(GRADUS_BINARY) + " inspect loss --algorithm none 2>&1").output;
+  const size_t begin = output.find("known: ") + 7;
+  std::stringstream names(output.substr(begin, output.find('\n') - begin));
+  std::set<std::string> states;
+  int count = 0;
+  const std::string quick =
+      "--set trainer.num_steps=2 --set eval.every_steps=0 --set eval.before_training=false "
+      "--set trainer.algorithm=";
+  for (std::string name; std::getline(names >> std::ws, name, ',');) {
+    if (name == "ppo") continue;  // needs a critic
+    train("train", name, quick + name);
+    for (const json& row : metrics(name)) {
+      EXPECT_EQ(row["mismatch/max_abs_logprob"], 0.0) << name;
+      EXPECT_GT(row["actor/grad_norm"], 0.0) << name;
+      EXPECT_LE(row["actor/ratio_min"], 1.0) << name;
+    }
+    states.insert(state(name));
+    ++count;
+  }
+  EXPECT_EQ(count, 19);
+  // The first of two updates is the same for losses that agree at r = 1; the second tells most
+  // apart.
+  EXPECT_GT(states.size(), 12u);
 }
 
 TEST_F(Train, AKilledRunResumesToTheSameWeights) {
@@ -483,7 +549,9 @@ TEST_F(Train, AnUnknownAlgorithmIsPlacedAndTheNearestNamed) {
   EXPECT_EQ(outcome.exit_code, 2);
   EXPECT_EQ(outcome.messages,
             "gradus: error: --set trainer.algorithm=grpoo: 'trainer.algorithm.name' must be one of "
-            "grpo, reinforce, got 'grpoo'; did you mean 'grpo'?\n");
+            "cispo, dapo, dppo_tv, dr_grpo, gmpo, gpg, grpo, gspo, luspo, m2po, maxrl, opo, ppo, "
+            "reinforce, reinforce_pp, reinforce_pp_baseline, remax, rloo, sapo, vespo, got "
+            "'grpoo'; did you mean 'grpo'?\n");
 }
 
 TEST_F(Train, UnderMpirunRanksSpeakOnceAndEndTogether) {

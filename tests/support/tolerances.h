@@ -74,8 +74,8 @@ inline constexpr double kLogprobDifference = 1e-4;
 // / T in fp32 is off by eps / 2 * |x|, about 1e-6 for |x| < 20; sums of probabilities by as much.
 inline constexpr double kSamplingDecision = 5e-6;
 
-// Central differences with step 2^-10 of a loss in double: step^2 / 6 times a third derivative of
-// at most 3.
+// Central differences with step 1e-6 of a loss in double: rounding of order 1e-16 / step times a
+// loss of at most 100, truncation of order step^2. A factor or sign that is wrong is off by 1e-2.
 inline constexpr double kLossDifference = 1e-6;
 
 // Algorithms against float64 of another program, relative: the fixture has nine digits.
