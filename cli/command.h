@@ -37,6 +37,7 @@ void add_data_command(CLI::App& app, Action& action);
 void add_reward_command(CLI::App& app, Action& action);
 void add_tokenize_command(CLI::App& app, Action& action);
 void add_convert_command(CLI::App& app, Action& action);
+void add_merge_command(CLI::App& app, Action& action);
 
 // The arguments of commands that take a run's YAML: CONFIG and any number of `--set KEY=VALUE`,
 // which load_run_config reads. Filled when the command line is parsed.

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
-#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
+#include "cli/partial_directory.h"
 #include "common/atomic_file.h"
 #include "data/gguf_tokenizer.h"
 #include "model/checkpoint.h"
@@ -15,39 +13,10 @@
 namespace gradus::cli {
 namespace {
 
-namespace fs = std::filesystem;
-
 struct ConvertOptions {
   std::string input;
   std::string output;
   std::string dtype = "f32";
-};
-
-// The directory that a conversion fills; it gets its name when all of it is there, and goes if it
-// does not come to that.
-class PartialDirectory {
- public:
-  explicit PartialDirectory(const std::string& target)
-      : target_(target), path_(fmt::format("{}.partial-{}", target, ::getpid())) {}
-  PartialDirectory(const PartialDirectory&) = delete;
-  PartialDirectory& operator=(const PartialDirectory&) = delete;
-  ~PartialDirectory() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-
-  const std::string& path() const { return path_; }
-  Status commit() {
-    std::error_code error;
-    fs::rename(path_, target_, error);
-    if (error)
-      return unavailable("{}: cannot rename {} to it: {}", target_, path_, error.message());
-    return {};
-  }
-
- private:
-  std::string target_;
-  std::string path_;
 };
 
 // The special tokens alone, a file that older readers ask for.
@@ -62,13 +31,8 @@ std::string special_tokens_map(const std::string& tokenizer_config_json) {
 }
 
 Status convert(ConvertOptions options) {
-  while (options.output.size() > 1 && options.output.ends_with('/')) options.output.pop_back();
-  std::error_code error;
-  if (fs::exists(options.output, error) &&
-      !(fs::is_directory(options.output, error) && fs::is_empty(options.output, error))) {
-    return invalid_argument("{}: exists already; choose another directory or remove it",
-                            options.output);
-  }
+  options.output = without_trailing_slashes(options.output);
+  GRADUS_RETURN_IF_ERROR(check_new_directory(options.output));
   const Result<model::GgufCheckpoint> gguf = model::GgufCheckpoint::open(options.input);
   if (!gguf.ok()) return gguf.status();
   const auto metadata = model::tokenizer_metadata(gguf->file());

@@ -13,7 +13,7 @@ namespace {
 
 struct EvalArguments {
   std::shared_ptr<ConfigArguments> config;
-  std::string model;
+  std::string model, adapter;
   std::vector<int64_t> ks = {1};
   std::string out;
 };
@@ -59,10 +59,13 @@ Status eval(const EvalArguments& arguments) {
   comm::Communicator& ranks = **communicator;
   std::vector<std::string> overrides = arguments.config->overrides;
   if (!arguments.model.empty()) {
-    overrides.push_back("model.init=null");
     // A YAML string: quotes keep any path one value.
     overrides.push_back("model.init=null");
     overrides.push_back("model.path=" + nlohmann::json(arguments.model).dump());
+  }
+  if (!arguments.model.empty() || !arguments.adapter.empty()) {
+    // Another model does not take the configuration's adapter along.
+    overrides.push_back("model.adapter=" + nlohmann::json(arguments.adapter).dump());
   }
   Result<LoadedConfig<RunConfig>> loaded =
       load_run_config(arguments.config->path, overrides, RunKind::kEval, ranks.size());
@@ -121,6 +124,7 @@ void add_eval_command(CLI::App& app, Action& action) {
   arguments->config = add_config_arguments(*command);
   command->add_option("--model", arguments->model,
                       "Model directory instead of the configuration's");
+  command->add_option("--adapter", arguments->adapter, "LoRA adapter of it (PEFT's format)");
   command->add_option("--k", arguments->ks, "The k of pass@k and maj@k; repeatable")
       ->allow_extra_args(false);
   command->add_option("--out", arguments->out,

@@ -17,7 +17,7 @@ namespace gradus::cli {
 namespace {
 
 struct GenerateArguments {
-  std::string model, prompts = "-", out = "-";
+  std::string model, adapter, prompts = "-", out = "-";
   int64_t num_samples = 1;
   data::SamplingParams sampling;
   uint64_t seed = 0;
@@ -94,7 +94,8 @@ Status check_sampling(const GenerateArguments& arguments) {
 
 Status generate(const GenerateArguments& arguments) {
   GRADUS_RETURN_IF_ERROR(check_sampling(arguments));
-  Result<ModelForRows> loaded = load_model_for_rows(arguments.model);
+  Result<ModelForRows> loaded =
+      load_model_for_rows(arguments.model, model::Head::kLanguage, arguments.adapter);
   if (!loaded.ok()) return loaded.status();
   const model::ModelConfig& config = loaded->transformer->config();
   std::vector<data::RolloutRequest> requests;
@@ -151,7 +152,7 @@ Status generate(const GenerateArguments& arguments) {
 }
 
 struct LogprobsArguments {
-  std::string model, input = "-", out = "-";
+  std::string model, adapter, input = "-", out = "-";
   double temperature = 1.0;
 };
 
@@ -159,7 +160,8 @@ Status logprobs(const LogprobsArguments& arguments) {
   if (!(arguments.temperature >= 1e-4 && arguments.temperature <= 1e4)) {
     return invalid_argument("--temperature {}: must be in [0.0001, 10000]", arguments.temperature);
   }
-  Result<ModelForRows> loaded = load_model_for_rows(arguments.model);
+  Result<ModelForRows> loaded =
+      load_model_for_rows(arguments.model, model::Head::kLanguage, arguments.adapter);
   if (!loaded.ok()) return loaded.status();
   const model::ModelConfig& config = loaded->transformer->config();
   Result<std::unique_ptr<JsonLinesWriter>> writer = JsonLinesWriter::open(arguments.out);
@@ -219,6 +221,7 @@ void add_generate_command(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<GenerateArguments>();
   data::SamplingParams& sampling = arguments->sampling;
   command->add_option("--model", arguments->model, "Hugging Face model directory")->required();
+  command->add_option("--adapter", arguments->adapter, "LoRA adapter of it (PEFT's format)");
   command->add_option("--prompts,--input", arguments->prompts,
                       "JSON lines to read; - is standard input");
   command->add_option("--out", arguments->out, "JSON lines to write; - is standard output");
@@ -247,6 +250,7 @@ void add_logprobs_command(CLI::App& app, Action& action) {
       "logprobs", "Score given tokens: JSON lines {\"ids\"} or {\"text\"} in, {\"logprobs\"} out");
   auto arguments = std::make_shared<LogprobsArguments>();
   command->add_option("--model", arguments->model, "Hugging Face model directory")->required();
+  command->add_option("--adapter", arguments->adapter, "LoRA adapter of it (PEFT's format)");
   command->add_option("--input", arguments->input, "JSON lines to read; - is standard input");
   command->add_option("--out", arguments->out, "JSON lines to write; - is standard output");
   command->add_option("--temperature", arguments->temperature, "Divides the logits");

@@ -76,6 +76,7 @@ int main(int argc, char** argv) {
   gradus::cli::add_tokenize_command(app, action);
   gradus::cli::add_report_command(app, action);
   gradus::cli::add_convert_command(app, action);
+  gradus::cli::add_merge_command(app, action);
   gradus::cli::add_bench_command(app, action);
   if (const gradus::Status known = check_command(app, argc, argv); !known.ok()) {
     return report(known);

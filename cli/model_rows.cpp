@@ -4,15 +4,30 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/json_lines.h"
+#include "model/peft_adapter.h"
 
 namespace gradus::cli {
 
-Result<ModelForRows> load_model_for_rows(const std::string& dir, model::Head head) {
+Result<ModelForRows> load_model_for_rows(const std::string& dir, model::Head head,
+                                         const std::string& adapter) {
   ModelForRows loaded;
   loaded.dir = dir;
+  GRADUS_RETURN_IF_ERROR(model::check_holds_model(dir));
   Result<std::unique_ptr<model::Transformer>> transformer = model::Transformer::load(dir);
   if (!transformer.ok()) return transformer.status();
   loaded.transformer = std::move(*transformer);
+  if (!adapter.empty()) {
+    // A score head comes with the adapter that was trained with it.
+    if (model::has_score_head(adapter) &&
+        loaded.transformer->config().head == model::Head::kLanguage) {
+      loaded.transformer = model::Transformer::with_score_head(*loaded.transformer, 0);
+    }
+    float* parameters = loaded.transformer->parameters();
+    const Result<std::unique_ptr<model::LoraAdapter>> opened =
+        model::open_adapter(adapter, dir, loaded.transformer->config(), parameters);
+    if (!opened.ok()) return opened.status();
+    (*opened)->merge(parameters);
+  }
   GRADUS_RETURN_IF_ERROR(model::require_head(loaded.transformer->config(), head, dir));
   Result<std::unique_ptr<data::Tokenizer>> tokenizer = data::Tokenizer::load(dir);
   if (tokenizer.ok()) {

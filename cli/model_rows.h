@@ -21,9 +21,11 @@ struct ModelForRows {
   std::unique_ptr<data::Tokenizer> tokenizer;
   std::optional<data::ChatTemplate> chat_template;
 };
-// InvalidArgument for a model with another head than the command needs.
+// The head of the model, under its adapter, must be the one that the command needs. `adapter` is
+// the directory of one to merge into the model; empty: none.
 Result<ModelForRows> load_model_for_rows(const std::string& dir,
-                                         model::Head head = model::Head::kLanguage);
+                                         model::Head head = model::Head::kLanguage,
+                                         const std::string& adapter = "");
 
 // Ids of a row {"ids"}, {"text"} or, if allowed, {"messages"} (rendered with the generation
 // prompt): exactly one of them. At least one id, each in the model's vocabulary.

@@ -19,6 +19,7 @@ const trainer::PreferenceConfig& loop_of(const RunConfig& config, RunKind kind) 
 
 std::vector<MemoryPart> plan_preferences(const RunConfig& config, RunKind kind,
                                          const model::ModelConfig& model,
+                                         const model::LoraConfig& adapter,
                                          const std::vector<trainer::PreferencePair>& pairs,
                                          int num_ranks) {
   size_t longest = 0;
@@ -30,6 +31,7 @@ std::vector<MemoryPart> plan_preferences(const RunConfig& config, RunKind kind,
       .num_ranks = num_ranks,
       .groups_per_update = loop.batch_pairs,
       .rows_per_group = static_cast<int64_t>(longest),
+      .adapter = adapter,
       // While its log-probs are computed, the policy's weights stand aside.
       .has_reference = kind == RunKind::kDpo && !config.dpo.reference_path.empty()};
   return plan_memory(model, work, loop.optimizer, loop.backward, nullptr);
@@ -55,18 +57,22 @@ Status load_all(const RunConfig& config, const trainer::Policy& policy,
 Status dry_run(const RunConfig& config, RunKind kind, int num_ranks) {
   const Result<model::ModelConfig> model = trainer::policy_config(config.model, head_of(kind));
   if (!model.ok()) return model.status();
+  const Result<model::LoraConfig> adapter =
+      trainer::trained_adapter(config.model, config.lora, *model);
+  if (!adapter.ok()) return adapter.status();
   const Result<trainer::Policy> policy = policy_without_weights(config);
   if (!policy.ok()) return policy.status();
   trainer::PreferenceSetup setup;
   int64_t num_dropped = 0;
   GRADUS_RETURN_IF_ERROR(load_all(config, *policy, *model, kDryRunRows, setup, num_dropped));
   print_model(config, *model);
+  print_adapter(*adapter, *model);
   fmt::print("data       {} pairs looked at, {} with a prompt too long\n",
              static_cast<int64_t>(setup.train_pairs.size()) + num_dropped, num_dropped);
   const trainer::PreferenceConfig& loop = loop_of(config, kind);
   fmt::print("run        {} steps of {} pairs into {}\nmemory\n", loop.num_steps, loop.batch_pairs,
              run_folder_of(config));
-  print_memory(plan_preferences(config, kind, *model, setup.train_pairs, num_ranks));
+  print_memory(plan_preferences(config, kind, *model, *adapter, setup.train_pairs, num_ranks));
   fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
   return {};
 }
@@ -83,8 +89,8 @@ Status run_on_pairs(const RunArguments& arguments, RunKind kind) {
   if (!watchdog.ok()) return watchdog.status();
   if (arguments.dry_run) return ranks.rank() == 0 ? dry_run(config, kind, ranks.size()) : Status();
 
-  Result<trainer::Policy> policy =
-      trainer::load_policy(config.model, static_cast<uint64_t>(config.run.seed), head_of(kind));
+  Result<trainer::Policy> policy = trainer::load_policy_to_train(
+      config.model, config.lora, static_cast<uint64_t>(config.run.seed), head_of(kind));
   if (!policy.ok()) return policy.status();
   const model::ModelConfig& model = policy->transformer->config();
   trainer::PreferenceSetup setup;
@@ -105,8 +111,8 @@ Status run_on_pairs(const RunArguments& arguments, RunKind kind) {
                                .first_step = run->resume_step + 1,
                                .columns = records::preference_columns(),
                                .is_quiet = ranks.rank() != 0});
-  const int64_t planned =
-      total_bytes(plan_preferences(config, kind, model, setup.train_pairs, ranks.size()));
+  const int64_t planned = total_bytes(
+      plan_preferences(config, kind, model, adapter_of(*policy), setup.train_pairs, ranks.size()));
   display.print(fmt::format(
       "{}: {:.2f}M weights, {} pairs ({} with too long a prompt were left out), {}, planned peak "
       "memory {} per rank",
@@ -123,7 +129,9 @@ Status run_on_pairs(const RunArguments& arguments, RunKind kind) {
   display.print(peak_text(planned));
   display.print(fmt::format("{0}{1}, its {2} in {1}/checkpoints/latest", kEndMessage,
                             run_folder_of(config),
-                            kind == RunKind::kDpo ? "model" : "reward model"));
+                            adapter_of(*policy).rank > 0 ? "adapter"
+                            : kind == RunKind::kDpo      ? "model"
+                                                         : "reward model"));
   return {};
 }
 

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 
 #include "common/parallel.h"
+#include "common/strings.h"
 
 namespace gradus::cli {
 
@@ -45,6 +46,23 @@ void print_model(const RunConfig& config, const model::ModelConfig& model) {
              config.model.init ? "new" : config.model.path, model::family_name(model.family),
              static_cast<double>(model::num_parameters(model)) / 1e6, model.num_layers,
              model.hidden_size, model.vocab_size);
+}
+
+void print_adapter(const model::LoraConfig& adapter, const model::ModelConfig& model) {
+  if (adapter.rank == 0) return;
+  int64_t num_trained = 0;
+  const model::LoraLayout layout = model::lora_layout(model, adapter).value();
+  for (const model::ParameterPlace& place : layout.places) {
+    num_trained += place.rows * place.columns;
+  }
+  fmt::print("adapter    rank {}, alpha {}{}, {:.2f}M weights on {}\n", adapter.rank, adapter.alpha,
+             adapter.rslora ? " (rsLoRA)" : "", static_cast<double>(num_trained) / 1e6,
+             join(adapter.targets, ", "));
+}
+
+model::LoraConfig adapter_of(const trainer::Policy& policy) {
+  const model::LoraAdapter* adapter = policy.transformer->adapter();
+  return adapter == nullptr ? model::LoraConfig() : adapter->config();
 }
 
 std::string ranks_text(const comm::Communicator& ranks) {

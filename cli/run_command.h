@@ -27,6 +27,10 @@ std::string mebibytes(int64_t bytes);
 int64_t total_bytes(const std::vector<MemoryPart>& parts);
 void print_memory(const std::vector<MemoryPart>& parts);
 void print_model(const RunConfig& config, const model::ModelConfig& model);
+// What is trained of it, if that is an adapter (rank 0: not).
+void print_adapter(const model::LoraConfig& adapter, const model::ModelConfig& model);
+// The adapter that a policy is trained with; rank 0: none.
+model::LoraConfig adapter_of(const trainer::Policy& policy);
 // The last line of a run: its peak beside the plan.
 std::string peak_text(int64_t planned);
 // "2 ranks of 1 thread".

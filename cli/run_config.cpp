@@ -12,6 +12,7 @@ namespace gradus::cli {
 void RunConfig::visit(FieldVisitor& v) {
   v.field("run", run, "The run and its folder.");
   v.field("model", model, "The model that the run starts from.");
+  v.field("lora", lora, "A low-rank adapter that is trained instead of all weights.");
   v.field("data", data, "Problems and how they become prompts.");
   v.field("rollout", rollout, "Sampling of responses.");
   v.field("reward", reward, "What a response earns.");
@@ -37,6 +38,23 @@ void check_rewards(const rewards::RewardConfig& config, ConfigRules& rules) {
             .status()
             .with_prefix(fmt::format("reward.parts[{}].{}", i, is_known ? "options" : "name")));
   }
+}
+
+void check_adapter(const RunConfig& config, const trainer::OptimizerConfig& optimizer,
+                   const std::string& section, ConfigRules& rules) {
+  rules.add(model::validate(config.lora));
+  rules.require(config.lora.rank == 0 || !config.model.init,
+                "lora.rank is {} but model.init makes a new model, which no file holds for the "
+                "adapter to be loaded onto; train it whole, or set model.path",
+                config.lora.rank);
+  rules.require(config.lora.rank == 0 || config.model.adapter.empty(),
+                "both lora.rank and model.adapter are set; the adapter that is trained on brings "
+                "its own rank, alpha and targets: drop one of them");
+  const bool has_adapter = config.lora.rank > 0 || !config.model.adapter.empty();
+  rules.require(!has_adapter || optimizer.optimizer == trainer::OptimizerKind::kAdamW,
+                "{}.optimizer is muon but {} is set; Muon makes the updates of whole matrices "
+                "orthogonal and is not offered for an adapter's factors: set it to adamw",
+                section, config.lora.rank > 0 ? "lora.rank" : "model.adapter");
 }
 
 void check_training(const RunConfig& config, int64_t world_size, ConfigRules& rules) {
@@ -75,15 +93,19 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
   switch (kind) {
     case RunKind::kTrain:
       check_training(config, world_size, rules);
+      check_adapter(config, config.trainer.optimizer, "trainer", rules);
       break;
     case RunKind::kSft:
       rules.add(trainer::validate(config.sft, world_size));
+      check_adapter(config, config.sft.optimizer, "sft", rules);
       break;
     case RunKind::kDpo:
       rules.add(trainer::validate(config.dpo, world_size));
+      check_adapter(config, config.dpo.loop.optimizer, "dpo", rules);
       break;
     case RunKind::kRewardModel:
       rules.add(trainer::validate(config.reward_model, world_size));
+      check_adapter(config, config.reward_model.loop.optimizer, "reward_model", rules);
       break;
     case RunKind::kEval:
       rules.require(config.data.eval.is_given(),

@@ -8,6 +8,7 @@
 #include "common/config/field_visitor.h"
 #include "common/status.h"
 #include "data/data_config.h"
+#include "model/lora.h"
 #include "model/model_source_config.h"
 #include "rewards/reward_config.h"
 #include "rollout/rollout_config.h"
@@ -21,6 +22,7 @@ namespace gradus::cli {
 struct RunConfig {
   trainer::RunSettings run;
   model::ModelSourceConfig model;
+  model::LoraConfig lora;
   data::DataConfig data;
   rollout::RolloutConfig rollout;
   rewards::RewardConfig reward;

@@ -264,8 +264,16 @@ std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const Plann
                                     const trainer::BackwardConfig& backward,
                                     const rollout::RolloutConfig* rollout) {
   constexpr int64_t kFloat = sizeof(float);
-  const model::ParameterLayout layout = model::parameter_layout(model);
-  const int64_t weights = layout.size * kFloat;
+  const model::ParameterLayout all = model::parameter_layout(model);
+  const int64_t weights = all.size * kFloat;
+  std::vector<MemoryPart> parts = {{"program and data", kProcessBytes}, {"weights", weights}};
+  model::WeightLayout trained = all;
+  if (work.adapter.rank > 0) {
+    const model::LoraLayout layout = model::lora_layout(model, work.adapter).value();
+    trained = layout;
+    parts.push_back({"adapter", layout.size * kFloat});
+    parts.push_back({"matrices under the adapter", layout.base_size * kFloat});
+  }
   const int64_t own_blocks = std::max<int64_t>(1, backward.reduction_blocks / work.num_ranks);
   // Sums of 1, 2, 4, ... blocks that wait for their neighbours, and the one in the making.
   int64_t gradients = 1;
@@ -275,17 +283,14 @@ std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const Plann
       (work.groups_per_update + backward.reduction_blocks - 1) / backward.reduction_blocks;
   const int64_t pack_rows = std::min(block_groups * work.rows_per_group,
                                      std::max(backward.micro_batch_tokens, work.rows_per_group));
-  std::vector<MemoryPart> parts = {
-      {"program and data", kProcessBytes},
-      {"weights", weights},
-      {optimizer.optimizer == trainer::OptimizerKind::kMuon ? "Muon and AdamW moments"
-                                                            : "AdamW moments",
-       trainer::Optimizer::planned_bytes(layout, optimizer)},
-      {"gradients", gradients * weights},
-      {fmt::format("activations of {} tokens", pack_rows),
-       model::TrainingPass::planned_bytes(model, pack_rows, backward.gradient_checkpointing,
-                                          true)}};
-  const int64_t average = trainer::Optimizer::planned_average_bytes(layout, optimizer);
+  parts.push_back({optimizer.optimizer == trainer::OptimizerKind::kMuon ? "Muon and AdamW moments"
+                                                                        : "AdamW moments",
+                   trainer::Optimizer::planned_bytes(trained, optimizer)});
+  parts.push_back({"gradients", gradients * trained.size * kFloat});
+  parts.push_back({fmt::format("activations of {} tokens", pack_rows),
+                   model::TrainingPass::planned_bytes(model, pack_rows,
+                                                      backward.gradient_checkpointing, true)});
+  const int64_t average = trainer::Optimizer::planned_average_bytes(trained, optimizer);
   if (average > 0) parts.push_back({"average of the weights", average});
   if (work.has_reference) {
     parts.push_back({"initial model", weights});

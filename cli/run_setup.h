@@ -80,6 +80,7 @@ struct PlannedWork {
   int64_t longest_prompt = 0;     // tokens
   int64_t groups_per_update = 0;  // over all ranks
   int64_t rows_per_group = 0;     // packed tokens of a prompt with its responses
+  model::LoraConfig adapter;      // rank 0: all weights are trained
   bool has_reference = false;
   bool has_evaluation = false;
 };

@@ -15,7 +15,7 @@ namespace gradus::cli {
 namespace {
 
 struct ScoreArguments {
-  std::string model, input = "-", out = "-";
+  std::string model, adapter, input = "-", out = "-";
   bool pairs = false;
   bool plain_prompts = false;
 };
@@ -156,7 +156,8 @@ Result<std::vector<int32_t>> scored_ids(const Result<data::PromptBuilder>& build
 }
 
 Status score(const ScoreArguments& arguments) {
-  Result<ModelForRows> model = load_model_for_rows(arguments.model, model::Head::kScore);
+  Result<ModelForRows> model =
+      load_model_for_rows(arguments.model, model::Head::kScore, arguments.adapter);
   if (!model.ok()) return model.status();
   Result<std::unique_ptr<JsonLinesWriter>> writer = JsonLinesWriter::open(arguments.out);
   if (!writer.ok()) return writer.status();
@@ -185,6 +186,8 @@ void add_score_command(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<ScoreArguments>();
   command->add_option("--model", arguments->model, "Hugging Face directory with a score head")
       ->required();
+  command->add_option("--adapter", arguments->adapter,
+                      "LoRA adapter of it (PEFT's format), which may bring the score head");
   command->add_option("--input", arguments->input, "JSON lines to read; - is standard input");
   command->add_option("--out", arguments->out, "JSON lines to write; - is standard output");
   command->add_flag("--pairs", arguments->pairs,

@@ -42,13 +42,15 @@ Status check_lengths(const std::vector<data::Prompt>& prompts,
 }
 
 std::vector<MemoryPart> plan_training(const RunConfig& config, const model::ModelConfig& model,
-                                      int64_t longest_prompt, int num_ranks) {
+                                      const model::LoraConfig& adapter, int64_t longest_prompt,
+                                      int num_ranks) {
   const PlannedWork work = {
       .num_ranks = num_ranks,
       .longest_prompt = longest_prompt,
       .groups_per_update = config.trainer.prompts_per_step / config.trainer.mini_batches,
       .rows_per_group =
           longest_prompt + config.rollout.num_samples * (config.rollout.max_new_tokens - 1),
+      .adapter = adapter,
       .has_reference = config.trainer.algorithm.kl.coef != 0,
       .has_evaluation = config.eval.is_asked_for()};
   return plan_memory(model, work, config.trainer.optimizer, config.trainer.backward,
@@ -56,6 +58,7 @@ std::vector<MemoryPart> plan_training(const RunConfig& config, const model::Mode
 }
 
 std::vector<MemoryPart> plan_fine_tuning(const RunConfig& config, const model::ModelConfig& model,
+                                         const model::LoraConfig& adapter,
                                          const std::vector<trainer::SftExample>& examples,
                                          const std::vector<trainer::SftExample>& held_out,
                                          int num_ranks) {
@@ -67,7 +70,8 @@ std::vector<MemoryPart> plan_fine_tuning(const RunConfig& config, const model::M
   }
   const PlannedWork work = {.num_ranks = num_ranks,
                             .groups_per_update = config.sft.batch_rows,
-                            .rows_per_group = static_cast<int64_t>(longest)};
+                            .rows_per_group = static_cast<int64_t>(longest),
+                            .adapter = adapter};
   return plan_memory(model, work, config.sft.optimizer, config.sft.backward, nullptr);
 }
 
@@ -76,6 +80,9 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
   const RunConfig& config = loaded.value;
   const Result<model::ModelConfig> model = trainer::policy_config(config.model);
   if (!model.ok()) return model.status();
+  const Result<model::LoraConfig> adapter =
+      trainer::trained_adapter(config.model, config.lora, *model);
+  if (!adapter.ok()) return adapter.status();
   Result<trainer::Policy> policy = policy_without_weights(config);
   if (!policy.ok()) return policy.status();
   const Result<rewards::RewardSum> rewards = make_rewards(config);
@@ -93,6 +100,7 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
   GRADUS_RETURN_IF_ERROR(check_lengths(*prompts, config.rollout, *model));
   const int64_t longest = longest_of(*prompts);
   print_model(config, *model);
+  print_adapter(*adapter, *model);
   fmt::print("data       {} rows looked at, {} too long, longest prompt {} tokens\n",
              static_cast<int64_t>(prompts->size()) + num_dropped, num_dropped, longest);
   fmt::print("step       {} prompts x {} responses of up to {} tokens on {} rank{}, {} update{}\n",
@@ -101,7 +109,7 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
              config.trainer.mini_batches, config.trainer.mini_batches == 1 ? "" : "s");
   fmt::print("run        {} steps of {} into {}\nmemory\n", config.trainer.num_steps,
              config.trainer.algorithm.name, run_folder_of(config));
-  print_memory(plan_training(config, *model, longest, num_ranks));
+  print_memory(plan_training(config, *model, *adapter, longest, num_ranks));
   fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
   return {};
 }
@@ -122,6 +130,9 @@ Result<std::vector<trainer::SftExample>> load_held_out(const RunConfig& config,
 Status sft_dry_run(const RunConfig& config, int num_ranks) {
   const Result<model::ModelConfig> model = trainer::policy_config(config.model);
   if (!model.ok()) return model.status();
+  const Result<model::LoraConfig> adapter =
+      trainer::trained_adapter(config.model, config.lora, *model);
+  if (!adapter.ok()) return adapter.status();
   Result<trainer::Policy> policy = policy_without_weights(config);
   if (!policy.ok()) return policy.status();
   const Result<std::vector<trainer::SftExample>> examples =
@@ -131,10 +142,11 @@ Status sft_dry_run(const RunConfig& config, int num_ranks) {
       load_held_out(config, *policy, *model, kDryRunRows);
   if (!held_out.ok()) return held_out.status();
   print_model(config, *model);
+  print_adapter(*adapter, *model);
   fmt::print("data       {} examples looked at, {} held out\n", examples->size(), held_out->size());
   fmt::print("run        {} steps of {} rows into {}\nmemory\n", config.sft.num_steps,
              config.sft.batch_rows, run_folder_of(config));
-  print_memory(plan_fine_tuning(config, *model, *examples, *held_out, num_ranks));
+  print_memory(plan_fine_tuning(config, *model, *adapter, *examples, *held_out, num_ranks));
   fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
   return {};
 }
@@ -203,8 +215,8 @@ Status train(const RunArguments& arguments) {
   const Result<trainer::Algorithm> algorithm =
       trainer::make_algorithm(config.trainer.algorithm, config.rollout.max_new_tokens);
   if (!algorithm.ok()) return algorithm.status();
-  Result<trainer::Policy> policy =
-      trainer::load_policy(config.model, static_cast<uint64_t>(config.run.seed));
+  Result<trainer::Policy> policy = trainer::load_policy_to_train(
+      config.model, config.lora, static_cast<uint64_t>(config.run.seed));
   if (!policy.ok()) return policy.status();
   trainer::RlSetup setup;
   setup.trainer = config.trainer;
@@ -238,7 +250,8 @@ Status train(const RunArguments& arguments) {
                                .is_quiet = ranks.rank() != 0});
   const model::ModelConfig& model = policy->transformer->config();
   const int64_t longest = longest_of(setup.train_prompts);
-  const int64_t planned = total_bytes(plan_training(config, model, longest, ranks.size()));
+  const int64_t planned =
+      total_bytes(plan_training(config, model, adapter_of(*policy), longest, ranks.size()));
   display.print(fmt::format(
       "{}: {:.2f}M weights, {} prompts ({} too long were left out), {}, planned peak memory {} per "
       "rank",
@@ -275,8 +288,8 @@ Status fine_tune(const RunArguments& arguments) {
   if (!watchdog.ok()) return watchdog.status();
   if (arguments.dry_run) return ranks.rank() == 0 ? sft_dry_run(config, ranks.size()) : Status();
 
-  Result<trainer::Policy> policy =
-      trainer::load_policy(config.model, static_cast<uint64_t>(config.run.seed));
+  Result<trainer::Policy> policy = trainer::load_policy_to_train(
+      config.model, config.lora, static_cast<uint64_t>(config.run.seed));
   if (!policy.ok()) return policy.status();
   Result<std::vector<trainer::SftExample>> examples =
       load_examples(config.data, config.data.train, *policy, policy->transformer->config(), 0);
@@ -291,8 +304,8 @@ Status fine_tune(const RunArguments& arguments) {
                                .columns = records::sft_columns(),
                                .is_quiet = ranks.rank() != 0});
   const model::ModelConfig& model = policy->transformer->config();
-  const int64_t planned =
-      total_bytes(plan_fine_tuning(config, model, *examples, *held_out, ranks.size()));
+  const int64_t planned = total_bytes(
+      plan_fine_tuning(config, model, adapter_of(*policy), *examples, *held_out, ranks.size()));
   display.print(fmt::format("{}: {:.2f}M weights, {} examples, {}, planned peak memory {} per rank",
                             config.run.name,
                             static_cast<double>(model::num_parameters(model)) / 1e6,
@@ -308,8 +321,9 @@ Status fine_tune(const RunArguments& arguments) {
   }
   GRADUS_RETURN_IF_ERROR(trainer.run());
   display.print(peak_text(planned));
-  display.print(fmt::format("{0}{1}, its model in {1}/checkpoints/latest", kEndMessage,
-                            run_folder_of(config)));
+  display.print(fmt::format("{0}{1}, its {2} in {1}/checkpoints/latest", kEndMessage,
+                            run_folder_of(config),
+                            adapter_of(*policy).rank > 0 ? "adapter" : "model"));
   return {};
 }
 

@@ -39,6 +39,9 @@ void ModelSourceConfig::visit(FieldVisitor& v) {
   v.field("path", path,
           "Hugging Face directory (config.json, safetensors, tokenizer.json) to start from; leave "
           "it empty with model.init.");
+  v.field("adapter", adapter,
+          "Directory of a LoRA adapter of model.path (PEFT's format): trained on, or merged for "
+          "evaluation.");
   v.field("init", init, "A model from scratch, instead of model.path.");
 }
 
@@ -69,6 +72,9 @@ Status validate(const ModelSourceConfig& config) {
   rules.require(config.path.empty() || !config.init.has_value(),
                 "both model.path and model.init are set; keep one: model.path loads a checkpoint, "
                 "model.init starts from scratch");
+  rules.require(config.adapter.empty() || !config.init.has_value(),
+                "both model.adapter and model.init are set; an adapter needs the base that it was "
+                "trained on: set model.path instead of model.init");
   if (config.init) {
     const NewArchitectureConfig& shape = config.init->architecture;
     rules.require(shape.num_heads % shape.num_kv_heads == 0,

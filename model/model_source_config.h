@@ -39,6 +39,7 @@ struct NewModelConfig {
 
 struct ModelSourceConfig {
   std::string path;                    // of a Hugging Face directory; empty if `init` is set
+  std::string adapter;                 // of a PEFT directory on top of `path`; empty: none
   std::optional<NewModelConfig> init;  // a model from scratch
 
   void visit(FieldVisitor& v);

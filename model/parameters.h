@@ -32,12 +32,16 @@ struct LayerPlaces {
   int64_t mlp_norm = -1, gate_up = -1, gate_up_bias = -1, down = -1, down_bias = -1;
 };
 
-struct ParameterLayout {
+// What stands where in a buffer of weights.
+struct WeightLayout {
   std::vector<ParameterPlace> places;  // in the order of the buffer
+  int64_t size = 0;                    // floats
+};
+
+struct ParameterLayout : WeightLayout {
   std::vector<LayerPlaces> layers;
   int64_t embedding = 0, final_norm = 0;
   int64_t head = 0;  // [head_rows(), D]; equals `embedding` when tied
-  int64_t size = 0;  // floats
   // Columns of the fused products' outputs: k starts at q_columns, v at q_columns + kv_columns.
   int64_t q_columns = 0, kv_columns = 0, mlp_columns = 0;
   int64_t qkv_columns() const { return q_columns + 2 * kv_columns; }

@@ -71,6 +71,11 @@ void Gradients::finish(const ParameterLayout& layout, int64_t hidden_size) {
   kernels::embedding_scatter_add(buffer.data() + layout.embedding, embedding_tokens.data(),
                                  embedding_rows.data(), hidden_size,
                                  static_cast<int64_t>(embedding_tokens.size()), hidden_size);
+  if (scale != 1) {
+    parallel_for(num_scaled, int64_t{1} << 15, [this](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) buffer.data()[i] *= scale;
+    });
+  }
   embedding_tokens.clear();
   embedding_rows.clear();
 }
@@ -208,7 +213,14 @@ void TrainingPass::backward(std::span<const float> dlogprobs, std::span<const fl
   GRADUS_CHECK(dlogprobs.size() == pack.targets.size() && dentropies.size() == pack.targets.size(),
                "one gradient per target");
   const float* weights = transformer_.parameters();
+  const LoraAdapter* adapter = transformer_.adapter();
   float* grads = gradients.buffer.data();
+  // Null where the head is not trained.
+  float* head_gradient = grads + layout.head;
+  if (adapter != nullptr) {
+    const int64_t head = adapter->layout().head;
+    head_gradient = head < 0 ? nullptr : grads + head;
+  }
 
   // Targets without gradient add exact zeros: they are left out.
   std::vector<int64_t> active;
@@ -251,15 +263,17 @@ void TrainingPass::backward(std::span<const float> dlogprobs, std::span<const fl
         }
       });
     }
-    kernels::gemm_backward_weight({.dy_MN = logits_.data(),
-                                   .dy_stride = columns,
-                                   .x_MK = gathered_.data(),
-                                   .x_stride = width,
-                                   .dw_packed = grads + layout.head,
-                                   .m = count,
-                                   .n = head_rows,
-                                   .k = width,
-                                   .accumulate = true});
+    if (head_gradient != nullptr) {
+      kernels::gemm_backward_weight({.dy_MN = logits_.data(),
+                                     .dy_stride = columns,
+                                     .x_MK = gathered_.data(),
+                                     .x_stride = width,
+                                     .dw_packed = head_gradient,
+                                     .m = count,
+                                     .n = head_rows,
+                                     .k = width,
+                                     .accumulate = true});
+    }
     kernels::gemm_backward_input({.dy_MN = logits_.data(),
                                   .dy_stride = columns,
                                   .w_packed = weights + layout.head,
@@ -282,13 +296,36 @@ void TrainingPass::backward(std::span<const float> dlogprobs, std::span<const fl
                               .rstd_M = final_rstd_.data(),
                               .dx_MD = dx,
                               .dx_stride = width,
-                              .dweight_D = grads + layout.final_norm,
+                              .dweight_D = adapter != nullptr ? nullptr : grads + layout.final_norm,
                               .m = num_rows,
                               .d = width});
   for (int64_t i = config.num_layers - 1; i >= 0; --i) layer_backward(i, dx, gradients);
+  if (adapter != nullptr) return;  // the embedding is not trained
   gradients.embedding_tokens.insert(gradients.embedding_tokens.end(), pack.token_ids.begin(),
                                     pack.token_ids.end());
   gradients.embedding_rows.insert(gradients.embedding_rows.end(), dx, dx + num_rows * width);
+}
+
+// dw += dy^T x and db += column sums of dy for a linear layer, or what the adapter makes of them.
+void TrainingPass::linear_gradient(int64_t weight, int64_t bias, const float* dy, int64_t dy_stride,
+                                   const float* x, int64_t x_stride, int64_t n, int64_t k,
+                                   Gradients& gradients) {
+  const int64_t num_rows = pack_->num_rows();
+  float* grads = gradients.buffer.data();
+  if (LoraAdapter* adapter = transformer_.adapter(); adapter != nullptr) {
+    adapter->add_gradient(weight, dy, dy_stride, x, x_stride, num_rows, grads);
+    return;
+  }
+  kernels::gemm_backward_weight({.dy_MN = dy,
+                                 .dy_stride = dy_stride,
+                                 .x_MK = x,
+                                 .x_stride = x_stride,
+                                 .dw_packed = grads + weight,
+                                 .m = num_rows,
+                                 .n = n,
+                                 .k = k,
+                                 .accumulate = true});
+  if (bias >= 0) kernels::column_sums(dy, dy_stride, num_rows, n, grads + bias);
 }
 
 void TrainingPass::layer_backward(int64_t layer, float* dx_TD, Gradients& gradients) {
@@ -297,7 +334,10 @@ void TrainingPass::layer_backward(int64_t layer, float* dx_TD, Gradients& gradie
   const ParameterLayout& layout = transformer_.layout();
   const LayerPlaces& places = layout.layers[static_cast<size_t>(layer)];
   const float* weights = transformer_.parameters();
-  float* grads = gradients.buffer.data();
+  // Norms are trained with all weights, not with an adapter.
+  const auto norm_gradient = [&](int64_t place) {
+    return transformer_.adapter() != nullptr ? nullptr : gradients.buffer.data() + place;
+  };
   const int64_t num_rows = pack.num_rows(), width = config.hidden_size;
   const int64_t head_dim = config.head_dim, mlp_columns = layout.mlp_columns;
   const int64_t q_columns = layout.q_columns, kv_columns = layout.kv_columns;
@@ -320,20 +360,11 @@ void TrainingPass::layer_backward(int64_t layer, float* dx_TD, Gradients& gradie
   dattention_.reserve(num_rows * q_columns);
   dqkv_.reserve(num_rows * qkv_columns);
 
-  // Gradients of one linear layer: dw += dy^T x, db += column sums of dy, dx = dy w.
+  // Gradients of one linear layer: of its weights, and dx = dy w.
   const auto linear = [&](const float* dy, int64_t dy_stride, const float* x, int64_t x_stride,
                           int64_t weight, int64_t bias, int64_t n, int64_t k, float* dx,
                           int64_t dx_stride) {
-    kernels::gemm_backward_weight({.dy_MN = dy,
-                                   .dy_stride = dy_stride,
-                                   .x_MK = x,
-                                   .x_stride = x_stride,
-                                   .dw_packed = grads + weight,
-                                   .m = num_rows,
-                                   .n = n,
-                                   .k = k,
-                                   .accumulate = true});
-    if (bias >= 0) kernels::column_sums(dy, dy_stride, num_rows, n, grads + bias);
+    linear_gradient(weight, bias, dy, dy_stride, x, x_stride, n, k, gradients);
     kernels::gemm_backward_input({.dy_MN = dy,
                                   .dy_stride = dy_stride,
                                   .w_packed = weights + weight,
@@ -365,7 +396,7 @@ void TrainingPass::layer_backward(int64_t layer, float* dx_TD, Gradients& gradie
                                 .dx_MD = dx_TD,
                                 .dx_stride = width,
                                 .accumulate = true,
-                                .dweight_D = grads + weight,
+                                .dweight_D = norm_gradient(weight),
                                 .m = num_rows,
                                 .d = width});
   };
@@ -431,13 +462,18 @@ void TrainingPass::layer_backward(int64_t layer, float* dx_TD, Gradients& gradie
     const int64_t rstd_columns = config.num_heads + config.num_kv_heads;
     norm_heads_backward(num_rows, config.num_heads, head_dim, dqkv, qkv_columns,
                         saved.raw_qk.data(), raw_columns, saved.qk_rstd.data(), rstd_columns,
-                        weights + places.q_norm, grads + places.q_norm);
+                        weights + places.q_norm, norm_gradient(places.q_norm));
     norm_heads_backward(num_rows, config.num_kv_heads, head_dim, dk, qkv_columns,
                         saved.raw_qk.data() + q_columns, raw_columns,
                         saved.qk_rstd.data() + config.num_heads, rstd_columns,
-                        weights + places.k_norm, grads + places.k_norm);
+                        weights + places.k_norm, norm_gradient(places.k_norm));
   }
   norm_again(saved.input_TD.data(), places.attention_norm);
+  if (layer == 0 && transformer_.adapter() != nullptr) {  // nothing below it is trained
+    linear_gradient(places.qkv, -1, dqkv, qkv_columns, normed_.data(), width, qkv_columns, width,
+                    gradients);
+    return;
+  }
   linear(dqkv, qkv_columns, normed_.data(), width, places.qkv, places.qkv_bias, qkv_columns, width,
          dnormed_.data(), width);
   norm_backward(saved.input_TD.data(), saved.rstd_T.data(), places.attention_norm);

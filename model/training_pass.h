@@ -14,15 +14,23 @@ namespace gradus::model {
 
 // Gradient of a sum over sequences, in the layout of the parameters. Contributions are fma chains
 // in token order, so cutting a batch into micro-batches changes no bit; the embedding's rows are
-// kept aside until finish(), since a tied head adds to the same weights.
+// kept aside until finish(), since a tied head adds to the same weights. With an adapter it is the
+// gradient of the adapter, in its layout.
 struct Gradients {
   explicit Gradients(const ParameterLayout& layout) : buffer(layout.size) {}
+  explicit Gradients(const LoraAdapter& adapter)
+      : buffer(adapter.layout().size),
+        scale(static_cast<float>(adapter.config().scale())),
+        num_scaled(adapter.layout().factors_size) {}
   AlignedBuffer buffer;
+  // Of an adapter: finish() multiplies the first so many floats, its factors, by it.
+  float scale = 1;
+  int64_t num_scaled = 0;
   std::vector<int32_t> embedding_tokens;  // [rows so far]
   std::vector<float> embedding_rows;      // [rows so far, D]
 
   void clear();
-  // Adds the embedding rows; call once after the last backward.
+  // Adds the embedding rows, or scales; call once after the last backward.
   void finish(const ParameterLayout& layout, int64_t hidden_size);
 };
 
@@ -43,7 +51,8 @@ class TrainingPass {
   std::span<const float> entropies() const { return entropies_; }  // [targets]
 
   // Adds the gradient of sum_i dlogprobs[i] logprobs[i] + dentropies[i] entropies[i] to
-  // `gradients`. After forward(keep_for_backward = true) of the same pack, once.
+  // `gradients`, made for the transformer's adapter if it has one. After forward(keep_for_backward
+  // = true) of the same pack, once.
   void backward(std::span<const float> dlogprobs, std::span<const float> dentropies,
                 Gradients& gradients);
 
@@ -55,6 +64,9 @@ class TrainingPass {
   void plan_pages(const data::Pack& pack);
   ForwardRows forward_rows() const;
   void read_head(int64_t first, int64_t count, float temperature);
+  void linear_gradient(int64_t weight, int64_t bias, const float* dy, int64_t dy_stride,
+                       const float* x, int64_t x_stride, int64_t n, int64_t k,
+                       Gradients& gradients);
   void layer_backward(int64_t layer, float* dx_TD, Gradients& gradients);
 
   Transformer& transformer_;

@@ -102,6 +102,20 @@ std::unique_ptr<Transformer> Transformer::with_score_head(const Transformer& sou
   return scorer;
 }
 
+void Transformer::set_adapter(std::unique_ptr<LoraAdapter> adapter) {
+  adapter_ = std::move(adapter);
+  adapter_->merge(parameters());
+}
+
+TrainableWeights Transformer::trainable() {
+  if (adapter_ == nullptr) return {layout_, parameters()};
+  return {adapter_->layout(), adapter_->values()};
+}
+
+void Transformer::trainable_changed() {
+  if (adapter_ != nullptr) adapter_->merge(parameters());
+}
+
 int64_t Transformer::padded_vocab_size() const { return kernels::padded(config_.vocab_size); }
 
 int64_t Transformer::padded_head_rows() const { return kernels::padded(config_.head_rows()); }

@@ -11,6 +11,7 @@
 #include "kernels/attention.h"
 #include "kernels/rope.h"
 #include "model/kv_cache.h"
+#include "model/lora.h"
 #include "model/model_config.h"
 #include "model/parameters.h"
 
@@ -43,6 +44,12 @@ struct LayerActivations {
   void reserve(const ModelConfig& config, const ParameterLayout& layout, int64_t num_rows);
 };
 
+// A buffer of weights with what stands where in it.
+struct TrainableWeights {
+  const WeightLayout& layout;
+  float* values = nullptr;  // [layout.size]
+};
+
 // A dense decoder-only transformer of the Llama, Qwen2 and Qwen3 families with its weights: the one
 // forward implementation that rollout, scoring and training share. Not thread-safe: it owns scratch
 // memory; the kernels inside use all threads of common/parallel.h.
@@ -61,6 +68,15 @@ class Transformer {
   const float* parameters() const { return parameters_.data(); }
   int64_t padded_vocab_size() const;
   int64_t padded_head_rows() const;  // columns of head(); the same with a language head
+
+  // Takes an adapter of this model and merges it; from then on it is what training changes.
+  void set_adapter(std::unique_ptr<LoraAdapter> adapter);
+  LoraAdapter* adapter() { return adapter_.get(); }  // null: none
+  const LoraAdapter* adapter() const { return adapter_.get(); }
+  // What training changes: all weights, or the adapter's.
+  TrainableWeights trainable();
+  // To be called after the trainable weights were written to.
+  void trainable_changed();
 
   // Final hidden states after the last norm, [T, D]; D floats a row.
   void forward(const ForwardRows& rows, KvCache& cache, float* hidden_TD);
@@ -86,6 +102,7 @@ class Transformer {
   ModelConfig config_;
   ParameterLayout layout_;
   AlignedBuffer parameters_;
+  std::unique_ptr<LoraAdapter> adapter_;
   kernels::RopeTable rope_table_;
   LayerActivations scratch_;
   AlignedBuffer normed_, projected_, inner_, stream_;

@@ -47,10 +47,16 @@ BlockRange blocks_of_rank(int64_t num_blocks, int rank, int num_ranks) {
 Learner::Learner(model::Transformer& transformer, const OptimizerConfig& optimizer,
                  const BackwardConfig& backward, comm::Communicator& communicator)
     : transformer_(transformer),
-      optimizer_(transformer.layout(), optimizer, transformer.parameters()),
+      optimizer_(transformer.trainable().layout, optimizer, transformer.trainable().values),
       backward_(backward),
       communicator_(communicator),
       pass_(transformer, backward.gradient_checkpointing) {}
+
+std::unique_ptr<model::Gradients> Learner::new_gradients() const {
+  return transformer_.adapter() != nullptr
+             ? std::make_unique<model::Gradients>(*transformer_.adapter())
+             : std::make_unique<model::Gradients>(transformer_.layout());
+}
 
 BlockRange Learner::groups_of_this_rank(int64_t num_groups) const {
   const std::vector<BlockRange> blocks = block_ranges(num_groups, backward_.reduction_blocks);
@@ -110,7 +116,7 @@ Result<UpdateStats> Learner::update(std::span<const data::PackGroup> groups,
     std::unique_ptr<model::Gradients> sum;
   };
   std::vector<Partial> stack;
-  const int64_t size = transformer_.layout().size;
+  const int64_t size = transformer_.trainable().layout.size;
   const auto meet = [&] {
     Partial right = std::move(stack.back());
     stack.pop_back();
@@ -125,7 +131,7 @@ Result<UpdateStats> Learner::update(std::span<const data::PackGroup> groups,
   Status status;
   for (int64_t b = mine.first_group; b < mine.end_group && status.ok(); ++b) {
     if (free_gradients_.empty()) {
-      free_gradients_.push_back(std::make_unique<model::Gradients>(transformer_.layout()));
+      free_gradients_.push_back(new_gradients());
     }
     std::unique_ptr<model::Gradients> gradients = std::move(free_gradients_.back());
     free_gradients_.pop_back();
@@ -142,7 +148,7 @@ Result<UpdateStats> Learner::update(std::span<const data::PackGroup> groups,
     const std::span<float> values(total->buffer.data(), static_cast<size_t>(size));
     if (communicator_.size() > 1) {
       if (free_gradients_.empty()) {
-        free_gradients_.push_back(std::make_unique<model::Gradients>(transformer_.layout()));
+        free_gradients_.push_back(new_gradients());
       }
       comm::all_reduce_tree(communicator_, values,
                             {free_gradients_.back()->buffer.data(), static_cast<size_t>(size)},
@@ -150,7 +156,9 @@ Result<UpdateStats> Learner::update(std::span<const data::PackGroup> groups,
     }
     stats.grad_norm = gradient_norm(values.data());
     if (std::isfinite(stats.grad_norm)) {
-      optimizer_.apply(values.data(), stats.grad_norm, learning_rate, transformer_.parameters());
+      optimizer_.apply(values.data(), stats.grad_norm, learning_rate,
+                       transformer_.trainable().values);
+      transformer_.trainable_changed();
     } else {
       status = data_loss(
           "update {}: the gradient's norm is {}; the weights were not changed; lower the learning "
@@ -184,7 +192,7 @@ void Learner::forward(std::span<const data::PackGroup> groups, float temperature
 
 double Learner::gradient_norm(const float* gradient) const {
   double sum = 0;
-  for (const model::ParameterPlace& place : transformer_.layout().places) {
+  for (const model::ParameterPlace& place : transformer_.trainable().layout.places) {
     sum += kernels::sum_of_squares(gradient + place.offset, place.size);
   }
   return std::sqrt(sum);
@@ -194,10 +202,11 @@ Status Learner::with_average(const std::function<Status()>& body) {
   float* average = optimizer_.average();
   const auto exchange = [&] {
     if (average == nullptr) return;
-    float* weights = transformer_.parameters();
-    parallel_for(transformer_.layout().size, 1 << 16, [&](int64_t begin, int64_t end) {
-      std::swap_ranges(weights + begin, weights + end, average + begin);
+    const model::TrainableWeights weights = transformer_.trainable();
+    parallel_for(weights.layout.size, 1 << 16, [&](int64_t begin, int64_t end) {
+      std::swap_ranges(weights.values + begin, weights.values + end, average + begin);
     });
+    transformer_.trainable_changed();
   };
   exchange();
   const Status status = body();

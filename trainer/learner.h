@@ -38,7 +38,8 @@ struct UpdateStats {
 };
 
 // Computes one gradient over the batch's groups, shared out over the ranks, and applies the
-// optimizer. All ranks hold the same weights before and after. Not thread-safe.
+// optimizer: to all weights, or to the adapter that the transformer has by then. All ranks hold the
+// same weights before and after. Not thread-safe.
 class Learner {
  public:
   Learner(model::Transformer& transformer, const OptimizerConfig& optimizer,
@@ -71,7 +72,7 @@ class Learner {
   Status save(records::StateWriter& writer) const { return optimizer_.save(writer); }
   Status load(const records::StateReader& reader) { return optimizer_.load(reader); }
 
-  // The running average of the weights in the layout of the model, or null.
+  // The running average of the weights in the layout of what is trained, or null.
   const float* average() const { return optimizer_.average(); }
   float* average() { return optimizer_.average(); }
 
@@ -80,6 +81,7 @@ class Learner {
   Status with_average(const std::function<Status()>& body);
 
  private:
+  std::unique_ptr<model::Gradients> new_gradients() const;
   Status accumulate(std::span<const data::PackGroup> groups,
                     const std::vector<bool>& needs_gradient, BlockRange block, float temperature,
                     const LossFunction& loss, model::Gradients& gradients, UpdateStats& stats);

@@ -20,7 +20,7 @@ struct Sizes {
   int64_t second_moments = 0, scratch = 0;  // floats
 };
 
-Sizes sizes_of(const model::ParameterLayout& layout, const OptimizerConfig& config) {
+Sizes sizes_of(const model::WeightLayout& layout, const OptimizerConfig& config) {
   Sizes sizes;
   for (const model::ParameterPlace& place : layout.places) {
     if (is_muon_place(config, place)) {
@@ -51,7 +51,7 @@ const char* momentum_name(OptimizerKind kind) {
 
 }  // namespace
 
-Optimizer::Optimizer(const model::ParameterLayout& layout, const OptimizerConfig& config,
+Optimizer::Optimizer(const model::WeightLayout& layout, const OptimizerConfig& config,
                      const float* weights)
     : layout_(layout),
       config_(config),
@@ -143,13 +143,12 @@ Status Optimizer::load(const records::StateReader& reader) {
   return {};
 }
 
-int64_t Optimizer::planned_bytes(const model::ParameterLayout& layout,
-                                 const OptimizerConfig& config) {
+int64_t Optimizer::planned_bytes(const model::WeightLayout& layout, const OptimizerConfig& config) {
   const Sizes sizes = sizes_of(layout, config);
   return (layout.size + sizes.second_moments + sizes.scratch) * int64_t{sizeof(float)};
 }
 
-int64_t Optimizer::planned_average_bytes(const model::ParameterLayout& layout,
+int64_t Optimizer::planned_average_bytes(const model::WeightLayout& layout,
                                          const OptimizerConfig& config) {
   return config.ema_decay > 0 ? layout.size * int64_t{sizeof(float)} : 0;
 }

@@ -18,8 +18,7 @@ namespace gradus::trainer {
 class Optimizer {
  public:
   // `weights` [layout.size] start the average; `layout` outlives this.
-  Optimizer(const model::ParameterLayout& layout, const OptimizerConfig& config,
-            const float* weights);
+  Optimizer(const model::WeightLayout& layout, const OptimizerConfig& config, const float* weights);
 
   // One update of `weights` [layout.size] by `gradient` [layout.size], whose norm is `norm` (for
   // clipping). `learning_rate` is that of AdamW now; Muon's follows the same schedule.
@@ -40,14 +39,14 @@ class Optimizer {
   Status load(const records::StateReader& reader);
 
   // Bytes of moments and scratch memory, and of the average.
-  static int64_t planned_bytes(const model::ParameterLayout& layout, const OptimizerConfig& config);
-  static int64_t planned_average_bytes(const model::ParameterLayout& layout,
+  static int64_t planned_bytes(const model::WeightLayout& layout, const OptimizerConfig& config);
+  static int64_t planned_average_bytes(const model::WeightLayout& layout,
                                        const OptimizerConfig& config);
 
  private:
   void update_average(const float* weights);
 
-  const model::ParameterLayout& layout_;
+  const model::WeightLayout& layout_;
   OptimizerConfig config_;
   AlignedBuffer m_;  // first moments of AdamW, momentum of Muon
   AlignedBuffer v_;  // second moments of AdamW, of the weights that it updates, in their order

@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "common/atomic_file.h"
+#include "common/strings.h"
+#include "model/peft_adapter.h"
 #include "records/signals.h"
 
 namespace gradus::trainer {
@@ -43,11 +45,54 @@ Result<model::ModelConfig> new_config(const model::NewModelConfig& config,
   return result;
 }
 
+Result<std::unique_ptr<model::LoraAdapter>> open_adapter_of(const model::ModelSourceConfig& config,
+                                                            const Policy& policy) {
+  return model::open_adapter(config.adapter, config.path, policy.transformer->config(),
+                             policy.transformer->parameters());
+}
+
+// The checkpoint's adapter into that of the policy.
+Status load_adapter_checkpoint(const std::string& folder, Policy& policy) {
+  model::LoraAdapter& adapter = *policy.transformer->adapter();
+  const Result<model::LoraConfig> config = model::load_lora_config(folder);
+  if (!config.ok()) return config.status();
+  const model::LoraConfig& mine = adapter.config();
+  if (config->rank != mine.rank || config->alpha != mine.alpha || config->rslora != mine.rslora ||
+      config->targets != mine.targets) {
+    return invalid_argument(
+        "{}: the checkpoint's adapter (rank {}, alpha {}, targets {}) differs from that of this "
+        "run (rank {}, alpha {}, targets {}); resume with the configuration that the run was "
+        "started with",
+        folder, config->rank, config->alpha, join(config->targets, ", "), mine.rank, mine.alpha,
+        join(mine.targets, ", "));
+  }
+  GRADUS_RETURN_IF_ERROR(model::load_adapter(folder, policy.path, adapter, adapter.values()));
+  policy.transformer->trainable_changed();
+  return {};
+}
+
+// The checkpoint's weights into the policy.
+Status load_weights_checkpoint(const std::string& folder, Policy& policy) {
+  const Result<model::CheckpointReader> weights = model::CheckpointReader::open(folder);
+  if (!weights.ok()) return weights.status();
+  if (!(weights->config() == policy.transformer->config())) {
+    return invalid_argument(
+        "{}: the checkpoint's config.json differs from the model of this run; resume with the "
+        "configuration that the run was started with",
+        folder);
+  }
+  return model::load_parameters(*weights, policy.transformer->layout(),
+                                policy.transformer->parameters());
+}
+
 }  // namespace
 
 Result<model::ModelConfig> policy_config(const model::ModelSourceConfig& config, model::Head head) {
   const auto as_it_is = [&]() -> Result<model::ModelConfig> {
-    if (!config.init) return model::load_model_config(config.path);
+    if (!config.init) {
+      GRADUS_RETURN_IF_ERROR(model::check_holds_model(config.path));
+      return model::load_model_config(config.path);
+    }
     std::string json;
     Result<std::unique_ptr<data::Tokenizer>> tokenizer = new_tokenizer(*config.init, json);
     if (!tokenizer.ok()) return tokenizer.status();
@@ -75,11 +120,18 @@ Result<Policy> load_policy(const model::ModelSourceConfig& config, uint64_t seed
     model::init_parameters(*shape, policy.transformer->layout(), seed,
                            config.init->initializer_range, policy.transformer->parameters());
   } else {
+    GRADUS_RETURN_IF_ERROR(model::check_holds_model(config.path));
     Result<std::unique_ptr<model::Transformer>> transformer = model::Transformer::load(config.path);
     if (!transformer.ok()) return transformer.status();
     policy.transformer = std::move(*transformer);
     if (head == model::Head::kLanguage) {
       GRADUS_RETURN_IF_ERROR(model::require_head(policy.transformer->config(), head, config.path));
+    }
+    policy.path = config.path;
+    if (!config.adapter.empty()) {
+      const Result<std::unique_ptr<model::LoraAdapter>> adapter = open_adapter_of(config, policy);
+      if (!adapter.ok()) return adapter.status();
+      (*adapter)->merge(policy.transformer->parameters());
     }
     Result<std::unique_ptr<data::Tokenizer>> tokenizer = data::Tokenizer::load(config.path);
     if (!tokenizer.ok()) return tokenizer.status();
@@ -103,6 +155,36 @@ Result<Policy> load_policy(const model::ModelSourceConfig& config, uint64_t seed
         "together",
         policy.tokenizer_dir, policy.tokenizer->max_id(), policy.transformer->config().vocab_size);
   }
+  return policy;
+}
+
+Result<model::LoraConfig> trained_adapter(const model::ModelSourceConfig& config,
+                                          const model::LoraConfig& lora,
+                                          const model::ModelConfig& model) {
+  Result<model::LoraConfig> trained = lora;
+  if (!config.adapter.empty()) trained = model::load_lora_config(config.adapter);
+  if (!trained.ok() || trained->rank == 0) return trained;
+  const Status status = model::lora_layout(model, *trained).status();
+  if (!status.ok()) return config.adapter.empty() ? status : status.with_prefix(config.adapter);
+  trained->targets = model::resolved_targets(trained->targets);
+  return trained;
+}
+
+Result<Policy> load_policy_to_train(const model::ModelSourceConfig& config,
+                                    const model::LoraConfig& lora, uint64_t seed,
+                                    model::Head head) {
+  model::ModelSourceConfig base = config;
+  base.adapter.clear();
+  Result<Policy> policy = load_policy(base, seed, head);
+  if (!policy.ok() || (lora.rank == 0 && config.adapter.empty())) return policy;
+  model::Transformer& transformer = *policy->transformer;
+  Result<std::unique_ptr<model::LoraAdapter>> adapter =
+      config.adapter.empty()
+          ? model::LoraAdapter::create(transformer.config(), lora, transformer.parameters(),
+                                       lora.seed ? static_cast<uint64_t>(*lora.seed) : seed)
+          : open_adapter_of(config, *policy);
+  if (!adapter.ok()) return adapter.status();
+  transformer.set_adapter(std::move(*adapter));
   return policy;
 }
 
@@ -131,6 +213,13 @@ Status write_policy_with(const Policy& policy, const float* weights, const std::
   return write_file_atomically(dir + "/tokenizer_config.json", tokenizer_config.dump(1));
 }
 
+// What is trained, as `values` have it: the adapter alone, or the whole policy.
+Status write_trained(const Policy& policy, const float* values, const std::string& dir) {
+  const model::LoraAdapter* adapter = policy.transformer->adapter();
+  return adapter != nullptr ? model::write_adapter(dir, policy.path, *adapter, values)
+                            : write_policy_with(policy, values, dir);
+}
+
 // The average that a checkpoint holds, if the run keeps one.
 Status load_average(const std::string& folder, const Policy& policy, Learner& learner) {
   const bool is_there = std::filesystem::exists(folder + kAverageFolder);
@@ -141,6 +230,9 @@ Status load_average(const std::string& folder, const Policy& policy, Learner& le
         "with "
         "the ema_decay that the run was started with",
         folder, is_there ? "a" : "no", is_there ? "0" : "set");
+  }
+  if (const model::LoraAdapter* adapter = policy.transformer->adapter(); adapter != nullptr) {
+    return model::load_adapter(folder + kAverageFolder, policy.path, *adapter, learner.average());
   }
   const Result<model::CheckpointReader> average =
       model::CheckpointReader::open(folder + kAverageFolder);
@@ -157,14 +249,16 @@ Status write_policy(const Policy& policy, const std::string& dir) {
 Status save_checkpoint(records::CheckpointStore& store, const Policy& policy,
                        const Learner& learner, const RunPosition& position,
                        std::optional<double> metric) {
-  const int64_t num_models = learner.average() == nullptr ? 3 : 4;
-  const int64_t num_bytes = num_models * policy.transformer->layout().size * int64_t{sizeof(float)};
+  const model::WeightLayout& trained = policy.transformer->trainable().layout;
+  const int64_t num_copies = learner.average() == nullptr ? 3 : 4;
+  const int64_t num_bytes = num_copies * trained.size * int64_t{sizeof(float)};
   Result<records::CheckpointDraft> draft = store.begin(position.step, num_bytes);
   if (!draft.ok()) return draft.status();
-  GRADUS_RETURN_IF_ERROR(write_policy(policy, draft->folder()));
+  GRADUS_RETURN_IF_ERROR(
+      write_trained(policy, policy.transformer->trainable().values, draft->folder()));
   if (learner.average() != nullptr) {
     GRADUS_RETURN_IF_ERROR(
-        write_policy_with(policy, learner.average(), draft->folder() + kAverageFolder));
+        write_trained(policy, learner.average(), draft->folder() + kAverageFolder));
   }
   Result<records::StateWriter> writer =
       records::StateWriter::create(draft->folder() + "/optimizer.bin");
@@ -181,16 +275,16 @@ Status save_checkpoint(records::CheckpointStore& store, const Policy& policy,
 
 Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learner,
                        RunPosition& position) {
-  const Result<model::CheckpointReader> weights = model::CheckpointReader::open(folder);
-  if (!weights.ok()) return weights.status();
-  if (!(weights->config() == policy.transformer->config())) {
+  const bool has_adapter = policy.transformer->adapter() != nullptr;
+  if (has_adapter != model::is_adapter_dir(folder)) {
     return invalid_argument(
-        "{}: the checkpoint's config.json differs from the model of this run; resume with the "
-        "configuration that the run was started with",
-        folder);
+        "{}: the checkpoint holds {}, this run trains {} (lora.rank, model.adapter); resume with "
+        "the configuration that the run was started with",
+        folder, has_adapter ? "all weights" : "an adapter",
+        has_adapter ? "an adapter" : "all weights");
   }
-  GRADUS_RETURN_IF_ERROR(model::load_parameters(*weights, policy.transformer->layout(),
-                                                policy.transformer->parameters()));
+  GRADUS_RETURN_IF_ERROR(has_adapter ? load_adapter_checkpoint(folder, policy)
+                                     : load_weights_checkpoint(folder, policy));
   const Result<records::StateReader> reader = records::StateReader::open(folder + "/optimizer.bin");
   if (!reader.ok()) return reader.status();
   GRADUS_RETURN_IF_ERROR(learner.load(*reader).with_prefix(folder));

@@ -15,6 +15,7 @@
 #include "data/prompt_builder.h"
 #include "data/statistics.h"
 #include "data/tokenizer.h"
+#include "model/lora.h"
 #include "model/model_source_config.h"
 #include "model/transformer.h"
 #include "records/checkpoint_store.h"
@@ -34,15 +35,28 @@ struct Policy {
   std::unique_ptr<model::Transformer> transformer;
   std::unique_ptr<data::Tokenizer> tokenizer;
   std::optional<data::ChatTemplate> chat_template;
+  std::string path;            // of the directory it was loaded from; empty: made here
   std::string tokenizer_dir;   // whose files go into checkpoints
   std::string tokenizer_json;  // instead, for a tokenizer made here
 };
 
-// Loads a Hugging Face directory (`path`), or makes a new model with weights drawn by `seed`. With
-// a score head wanted, a language model gets a new one (Transformer::with_score_head); the other
-// way round is an error.
+// Loads a Hugging Face directory (`path`), or makes a new model with weights drawn by `seed`. An
+// adapter of the source is merged and forgotten. With a score head wanted, a language model gets a
+// new one (Transformer::with_score_head); the other way round is an error.
 Result<Policy> load_policy(const model::ModelSourceConfig& config, uint64_t seed,
                            model::Head head = model::Head::kLanguage);
+
+// The same to be trained: with the source's adapter, or with a new one as `lora` says, if it says
+// so.
+Result<Policy> load_policy_to_train(const model::ModelSourceConfig& config,
+                                    const model::LoraConfig& lora, uint64_t seed,
+                                    model::Head head = model::Head::kLanguage);
+
+// What load_policy_to_train would train: rank 0 is all weights. Reads no weights; the adapter is
+// checked against `model`.
+Result<model::LoraConfig> trained_adapter(const model::ModelSourceConfig& config,
+                                          const model::LoraConfig& lora,
+                                          const model::ModelConfig& model);
 
 // The config that a policy of this source would have, without reading weights: for plans.
 Result<model::ModelConfig> policy_config(const model::ModelSourceConfig& config,
