@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/fuzz/targets.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <array>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/run_config.h"
+#include "data/chat_template.h"
+#include "data/dataset.h"
+#include "data/tokenizer.h"
+#include "model/gguf.h"
+#include "model/safetensors.h"
+#include "records/metrics_log.h"
+#include "records/rollout_dump.h"
+#include "records/rollout_messages.h"
+#include "records/state_file.h"
+#include "trainer/rollout_work.h"
+
+namespace gradus::fuzz {
+namespace {
+
+// A file in memory, for parsers that take a path.
+class MemoryFile {
+ public:
+  explicit MemoryFile(std::string_view bytes) : descriptor_(::memfd_create("fuzz", MFD_CLOEXEC)) {
+    while (!bytes.empty()) {
+      const ssize_t written = ::write(descriptor_, bytes.data(), bytes.size());
+      GRADUS_CHECK(written > 0, "cannot write a file in memory");
+      bytes.remove_prefix(static_cast<size_t>(written));
+    }
+  }
+  MemoryFile(const MemoryFile&) = delete;
+  MemoryFile& operator=(const MemoryFile&) = delete;
+  ~MemoryFile() { ::close(descriptor_); }
+  std::string path() const { return "/proc/self/fd/" + std::to_string(descriptor_); }
+
+ private:
+  int descriptor_;
+};
+
+// Weights that a hostile header claims are not worth the fuzzer's memory.
+constexpr int64_t kMaxValues = 1 << 20;
+
+void run_config(std::string_view bytes) {
+  // A base is another file of the same form.
+  if (bytes.find("base") != std::string_view::npos) return;
+  const MemoryFile file(bytes);
+  const auto loaded = cli::load_run_config(file.path(), {}, cli::RunKind::kTrain, 2);
+  if (loaded.ok()) static_cast<void>(cli::resolved_yaml(*loaded));
+}
+
+void run_json_lines(std::string_view bytes) {
+  const MemoryFile file(bytes);
+  const std::array<std::string, 1> files = {file.path()};
+  data::DatasetOptions options;
+  options.require_ground_truth = false;
+  const auto rows = data::load_rows(files, options);
+  if (rows.ok()) {
+    for (const data::Row& row : *rows) static_cast<void>(data::row_to_json(row).dump());
+  }
+  static_cast<void>(records::read_metrics(file.path()));
+  const auto rollouts = records::read_rollouts(file.path());
+  if (rollouts.ok()) {
+    for (const auto& record : *rollouts) static_cast<void>(records::rollout_line(record));
+  }
+}
+
+void run_tokenizer(std::string_view bytes) {
+  const auto tokenizer = data::Tokenizer::from_json(bytes, "fuzz");
+  if (!tokenizer.ok()) return;
+  for (const std::string_view text : {"", "2+3=5", " A\tb\n\xC3\xA9\xE2\x82\xAC <|end|>"}) {
+    const auto ids = (*tokenizer)->encode(text);
+    if (ids.ok()) static_cast<void>((*tokenizer)->decode(*ids));
+  }
+}
+
+void run_safetensors(std::string_view bytes) {
+  const MemoryFile file(bytes);
+  const auto reader = model::SafetensorsReader::open(file.path());
+  if (!reader.ok()) return;
+  for (const model::SafetensorsTensor& tensor : reader->tensors()) {
+    if (tensor.num_values() > kMaxValues) continue;
+    std::vector<float> values(static_cast<size_t>(tensor.num_values()));
+    static_cast<void>(model::convert_to_f32(tensor, values.data()).ok());
+  }
+}
+
+void run_gguf(std::string_view bytes) {
+  const MemoryFile file(bytes);
+  const auto reader = model::GgufReader::open(file.path());
+  if (!reader.ok()) return;
+  for (const auto& [key, value] : reader->metadata()) {
+    static_cast<void>(value.integer());
+    static_cast<void>(value.number());
+    static_cast<void>(value.text());
+    static_cast<void>(value.integers());
+    static_cast<void>(value.numbers());
+  }
+  for (const model::GgufTensor& tensor : reader->tensors()) {
+    if (tensor.num_values() > kMaxValues) continue;
+    std::vector<float> values(static_cast<size_t>(tensor.num_values()));
+    model::GgufReader::read_f32(tensor, values.data());
+  }
+}
+
+void run_chat_template(std::string_view bytes) {
+  const auto parsed = data::ChatTemplate::parse(std::string(bytes), "fuzz");
+  if (!parsed.ok()) return;
+  const auto messages = nlohmann::ordered_json::array(
+      {{{"role", "system"}, {"content", "be brief"}},
+       {{"role", "user"}, {"content", "2+3?"}},
+       {{"role", "assistant"}, {"content", "<think>easy</think>5"}, {"n", 2.5}}});
+  data::RenderOptions options;
+  options.limits = {.max_steps = 20000,
+                    .max_output_bytes = 1 << 18,
+                    .max_value_bytes = 1 << 22,
+                    .max_depth = 100};
+  options.now = std::tm{};
+  static_cast<void>(parsed->render_chat(messages, true, nullptr, nullptr, nullptr, options).ok());
+}
+
+void run_state_file(std::string_view bytes) {
+  const MemoryFile file(bytes);
+  const auto reader = records::StateReader::open(file.path());
+  if (!reader.ok()) return;
+  for (const records::StateEntry& entry : reader->entries()) {
+    static_cast<void>(reader->read_text(entry.name));
+    static_cast<void>(reader->read_i64(entry.name));
+  }
+}
+
+// What one rank sends to another.
+void run_wire(std::string_view bytes) {
+  const auto rollouts = records::decode_rollouts(bytes);
+  if (rollouts.ok()) static_cast<void>(records::encode(*rollouts));
+  const auto work = trainer::decode_work(bytes);
+  if (work.ok()) static_cast<void>(trainer::encode(*work));
+  const auto answer = trainer::decode_answer(bytes);
+  if (answer.ok()) static_cast<void>(trainer::encode(*answer));
+}
+
+constexpr Target kTargets[] = {{"config", run_config},
+                               {"json_lines", run_json_lines},
+                               {"tokenizer", run_tokenizer},
+                               {"safetensors", run_safetensors},
+                               {"gguf", run_gguf},
+                               {"chat_template", run_chat_template},
+                               {"state_file", run_state_file},
+                               {"wire", run_wire}};
+
+}  // namespace
+
+std::span<const Target> targets() { return kTargets; }
+
+}  // namespace gradus::fuzz
