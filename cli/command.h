@@ -27,6 +27,7 @@ void add_generate_command(CLI::App& app, Action& action);
 void add_launch_command(CLI::App& app, Action& action);
 void add_inspect_command(CLI::App& app, Action& action);
 void add_logprobs_command(CLI::App& app, Action& action);
+void add_plan_command(CLI::App& app, Action& action);
 void add_sft_command(CLI::App& app, Action& action);
 void add_preference_commands(CLI::App& app, Action& action);  // dpo and reward-model
 void add_score_command(CLI::App& app, Action& action);

@@ -64,6 +64,7 @@ int main(int argc, char** argv) {
   gradus::cli::add_sft_command(app, action);
   gradus::cli::add_preference_commands(app, action);
   gradus::cli::add_launch_command(app, action);
+  gradus::cli::add_plan_command(app, action);
   gradus::cli::add_eval_command(app, action);
   gradus::cli::add_generate_command(app, action);
   gradus::cli::add_inspect_command(app, action);

@@ -8,8 +8,9 @@
 
 namespace gradus::cli {
 
-void add_run_command(CLI::App& app, Action& action, const std::string& name,
-                     const std::string& help, Status (*run)(const RunArguments&)) {
+std::shared_ptr<RunArguments> add_run_command(CLI::App& app, Action& action,
+                                              const std::string& name, const std::string& help,
+                                              Status (*run)(const RunArguments&)) {
   CLI::App* command = app.add_subcommand(name, help);
   auto arguments = std::make_shared<RunArguments>();
   arguments->config = add_config_arguments(*command);
@@ -17,6 +18,7 @@ void add_run_command(CLI::App& app, Action& action, const std::string& name,
   command->add_flag("--dry-run", arguments->dry_run,
                     "Check configuration and data, print the plan, train nothing");
   command->callback([&action, arguments, run] { action = [=] { return run(*arguments); }; });
+  return arguments;
 }
 
 std::string mebibytes(int64_t bytes) {

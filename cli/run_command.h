@@ -19,9 +19,12 @@ struct RunArguments {
   std::shared_ptr<ConfigArguments> config;
   bool resume = false;
   bool dry_run = false;
+  std::string load_rollouts, dump_rollouts;  // of `train` alone
 };
-void add_run_command(CLI::App& app, Action& action, const std::string& name,
-                     const std::string& help, Status (*run)(const RunArguments&));
+// Adds the command; further options may be bound to the arguments that it returns.
+std::shared_ptr<RunArguments> add_run_command(CLI::App& app, Action& action,
+                                              const std::string& name, const std::string& help,
+                                              Status (*run)(const RunArguments&));
 
 std::string mebibytes(int64_t bytes);
 int64_t total_bytes(const std::vector<MemoryPart>& parts);
@@ -31,6 +34,11 @@ void print_model(const RunConfig& config, const model::ModelConfig& model);
 void print_adapter(const model::LoraConfig& adapter, const model::ModelConfig& model);
 // The adapter that a policy is trained with; rank 0: none.
 model::LoraConfig adapter_of(const trainer::Policy& policy);
+int64_t longest_of(const std::vector<data::Prompt>& prompts);  // tokens
+// Of a run of reinforcement learning (train_command.cpp).
+std::vector<MemoryPart> plan_training(const RunConfig& config, const model::ModelConfig& model,
+                                      const model::LoraConfig& adapter, int64_t longest_prompt,
+                                      int64_t num_ranks);
 // The last line of a run: its peak beside the plan.
 std::string peak_text(int64_t planned);
 // "2 ranks of 1 thread".

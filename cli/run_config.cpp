@@ -22,6 +22,7 @@ void RunConfig::visit(FieldVisitor& v) {
   v.field("reward_model", reward_model, "Training of a reward model: `gradus reward-model`.");
   v.field("eval", eval, "Evaluation on data.eval.");
   v.field("cluster", cluster, "The ranks of a run (docs/cluster.md).");
+  v.field("numerics", numerics, "What may change a bit of the weights (docs/exactness.md).");
 }
 
 namespace {
@@ -151,6 +152,11 @@ Result<LoadedConfig<RunConfig>> load_run_config(const std::string& path,
                                                 RunKind kind, int64_t world_size) {
   Result<LoadedConfig<RunConfig>> loaded = read_run_config(path, overrides);
   if (!loaded.ok()) return loaded;
+  for (trainer::BackwardConfig* backward :
+       {&loaded->value.trainer.backward, &loaded->value.sft.backward,
+        &loaded->value.dpo.loop.backward, &loaded->value.reward_model.loop.backward}) {
+    backward->layout_invariant = loaded->value.numerics.layout_invariant;
+  }
   const Status status = validate(loaded->value, kind, world_size);
   if (!status.ok()) return with_places(status, path, loaded->origins);
   return loaded;

@@ -32,6 +32,7 @@ struct RunConfig {
   trainer::RewardModelConfig reward_model;
   trainer::EvalConfig eval;
   trainer::ClusterConfig cluster;
+  trainer::NumericsConfig numerics;
 
   void visit(FieldVisitor& v);
 };

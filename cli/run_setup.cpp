@@ -250,6 +250,7 @@ Result<OpenedRun> open_run(const LoadedConfig<RunConfig>& loaded, bool resume,
   };
   const Status status = communicator.rank() == 0 ? open_on_rank_0() : Status();
   GRADUS_RETURN_IF_ERROR(comm::agree(communicator, status));
+  run.saver = std::make_unique<trainer::CheckpointSaver>(run.checkpoints.get(), communicator);
   run.resume_from = communicator.all_gather(run.resume_from)[0];
   run.resume_step = std::stoll(communicator.all_gather(std::to_string(run.resume_step))[0]);
   GRADUS_RETURN_IF_ERROR(
@@ -279,8 +280,12 @@ std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const Plann
   int64_t gradients = 1;
   while ((int64_t{1} << gradients) <= own_blocks) ++gradients;
   if (work.num_ranks > 1) gradients = std::max<int64_t>(gradients, 2);
-  const int64_t block_groups =
-      (work.groups_per_update + backward.reduction_blocks - 1) / backward.reduction_blocks;
+  int64_t num_blocks = backward.reduction_blocks;
+  if (!backward.layout_invariant) {
+    gradients = work.num_ranks > 1 ? 2 : 1;
+    num_blocks = work.num_ranks;
+  }
+  const int64_t block_groups = (work.groups_per_update + num_blocks - 1) / num_blocks;
   const int64_t pack_rows = std::min(block_groups * work.rows_per_group,
                                      std::max(backward.micro_batch_tokens, work.rows_per_group));
   parts.push_back({optimizer.optimizer == trainer::OptimizerKind::kMuon ? "Muon and AdamW moments"
@@ -292,6 +297,8 @@ std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const Plann
                                                       backward.gradient_checkpointing, true)});
   const int64_t average = trainer::Optimizer::planned_average_bytes(trained, optimizer);
   if (average > 0) parts.push_back({"average of the weights", average});
+  const int64_t state = weights + trainer::Optimizer::planned_bytes(layout, optimizer) + average;
+  parts.push_back({"checkpoint being written", state / work.num_ranks});
   if (work.has_reference) {
     parts.push_back({"initial model", weights});
     parts.push_back(

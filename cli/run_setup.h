@@ -9,6 +9,7 @@
 #include "cli/run_config.h"
 #include "comm/communicator.h"
 #include "comm/watchdog.h"
+#include "trainer/checkpoint_saver.h"
 #include "trainer/preference_trainer.h"
 #include "trainer/rl_trainer.h"
 #include "trainer/sft_trainer.h"
@@ -62,9 +63,10 @@ struct OpenedRun {
   std::unique_ptr<records::RunFolder> folder;
   std::unique_ptr<records::MetricsLog> metrics;
   std::unique_ptr<records::CheckpointStore> checkpoints;
+  std::unique_ptr<trainer::CheckpointSaver> saver;  // on every rank
   std::string resume_from;
   int64_t resume_step = 0;
-  trainer::RunRecords records() const { return {folder.get(), metrics.get(), checkpoints.get()}; }
+  trainer::RunRecords records() const { return {folder.get(), metrics.get(), saver.get()}; }
 };
 Result<OpenedRun> open_run(const LoadedConfig<RunConfig>& loaded, bool resume,
                            comm::Communicator& communicator);

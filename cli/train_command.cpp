@@ -1,21 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <CLI/CLI.hpp>
 #include <algorithm>
 
 #include "cli/command.h"
+#include "cli/replay.h"
 #include "cli/run_command.h"
 #include "cli/run_setup.h"
+#include "cli/step_time.h"
 #include "common/log.h"
 #include "data/row_source.h"
 #include "records/signals.h"
 
 namespace gradus::cli {
-namespace {
 
 int64_t longest_of(const std::vector<data::Prompt>& prompts) {
   size_t longest = 0;
   for (const data::Prompt& prompt : prompts) longest = std::max(longest, prompt.token_ids.size());
   return static_cast<int64_t>(longest);
 }
+
+std::vector<MemoryPart> plan_training(const RunConfig& config, const model::ModelConfig& model,
+                                      const model::LoraConfig& adapter, int64_t longest_prompt,
+                                      int64_t num_ranks) {
+  const PlannedWork work = {
+      .num_ranks = num_ranks,
+      .longest_prompt = longest_prompt,
+      .groups_per_update = config.trainer.prompts_per_step / config.trainer.mini_batches,
+      .rows_per_group =
+          longest_prompt + config.rollout.num_samples * (config.rollout.max_new_tokens - 1),
+      .adapter = adapter,
+      .has_reference = config.trainer.algorithm.kl.coef != 0,
+      .has_evaluation = config.eval.is_asked_for()};
+  return plan_memory(model, work, config.trainer.optimizer, config.trainer.backward,
+                     &config.rollout);
+}
+
+namespace {
 
 // Whether prompts and their responses fit the model's context and, each alone, the cache.
 Status check_lengths(const std::vector<data::Prompt>& prompts,
@@ -39,22 +59,6 @@ Status check_lengths(const std::vector<data::Prompt>& prompts,
         rollout::cache_mib_for(model, needed));
   }
   return {};
-}
-
-std::vector<MemoryPart> plan_training(const RunConfig& config, const model::ModelConfig& model,
-                                      const model::LoraConfig& adapter, int64_t longest_prompt,
-                                      int num_ranks) {
-  const PlannedWork work = {
-      .num_ranks = num_ranks,
-      .longest_prompt = longest_prompt,
-      .groups_per_update = config.trainer.prompts_per_step / config.trainer.mini_batches,
-      .rows_per_group =
-          longest_prompt + config.rollout.num_samples * (config.rollout.max_new_tokens - 1),
-      .adapter = adapter,
-      .has_reference = config.trainer.algorithm.kl.coef != 0,
-      .has_evaluation = config.eval.is_asked_for()};
-  return plan_memory(model, work, config.trainer.optimizer, config.trainer.backward,
-                     &config.rollout);
 }
 
 std::vector<MemoryPart> plan_fine_tuning(const RunConfig& config, const model::ModelConfig& model,
@@ -226,6 +230,15 @@ Status train(const RunArguments& arguments) {
   setup.cluster = config.cluster;
   setup.shuffle = config.data.shuffle;
   setup.data_seed = static_cast<uint64_t>(config.data.seed);
+  setup.dump_rollouts = arguments.dump_rollouts;
+  Replay replay;
+  if (!arguments.load_rollouts.empty()) {
+    Result<Replay> found = find_replay(arguments.load_rollouts);
+    GRADUS_RETURN_IF_ERROR(comm::agree(ranks, found.status()));
+    replay = std::move(*found);
+    setup.load_rollouts = replay.folder;
+    setup.last_loaded_step = replay.last_step;
+  }
   int64_t num_dropped = 0;
   Result<std::vector<data::Prompt>> prompts =
       load_prompts(config.data, config.data.train, *policy, *rewards, 0, &num_dropped);
@@ -245,6 +258,10 @@ Status train(const RunArguments& arguments) {
   if (trainers == nullptr) return sample_for_trainers(config, *policy, *rewards, setup, ranks);
   Result<OpenedRun> run = open_run(*loaded, arguments.resume, *trainers);
   if (!run.ok()) return run.status();
+  if (run->resume_from.empty() && !replay.checkpoint.empty()) {
+    run->resume_from = replay.checkpoint;
+    run->resume_step = replay.first_step - 1;
+  }
   records::RunDisplay display({.num_steps = config.trainer.num_steps,
                                .first_step = run->resume_step + 1,
                                .is_quiet = ranks.rank() != 0});
@@ -269,6 +286,14 @@ Status train(const RunArguments& arguments) {
   GRADUS_RETURN_IF_ERROR(trainer.run());
   if (client != nullptr) client->end();
   print_evaluations(trainer.evaluations(), display);
+  if (ranks.rank() == 0 && config.cluster.mode == trainer::ClusterMode::kColocated) {
+    // All ranks are taken to be of this host: between hosts --bandwidth of `gradus plan` counts.
+    const Device device = measure_cpu(model);
+    const std::string compared = compare_with_measured(
+        model, step_work(config, num_trainers), device,
+        {device.bytes_per_s / 2, device.bytes_per_s / 2, num_trainers}, trainer.totals());
+    if (!compared.empty()) display.print(compared);
+  }
   display.print(peak_text(planned));
   display.print(fmt::format("{0}{1}; gradus report {1} makes a page of it", kEndMessage,
                             run_folder_of(config)));
@@ -330,9 +355,17 @@ Status fine_tune(const RunArguments& arguments) {
 }  // namespace
 
 void add_train_command(CLI::App& app, Action& action) {
-  add_run_command(app, action, "train",
-                  "Train by reinforcement learning with verifiable rewards (under mpirun or alone)",
-                  train);
+  const std::shared_ptr<RunArguments> arguments = add_run_command(
+      app, action, "train",
+      "Train by reinforcement learning with verifiable rewards (under mpirun or alone)", train);
+  CLI::App* command = app.get_subcommand("train");
+  CLI::Option* dump = command->add_option(
+      "--dump-rollouts", arguments->dump_rollouts,
+      "Sample and score alone: write the rollouts to this folder, train nothing");
+  command
+      ->add_option("--load-rollouts", arguments->load_rollouts,
+                   "Train alone: on the rollouts of this folder or file instead of sampling")
+      ->excludes(dump);
 }
 
 void add_sft_command(CLI::App& app, Action& action) {

@@ -238,6 +238,32 @@ void all_reduce_tree(Communicator& communicator, std::span<float> values, std::s
   if (is_power_of_two(communicator.size())) all_gather_tree(communicator, values, bounds, name);
 }
 
+void all_reduce_ring(Communicator& communicator, std::span<float> values, std::span<float> scratch,
+                     const char* name) {
+  const int rank = communicator.rank(), size = communicator.size();
+  GRADUS_CHECK(scratch.size() >= values.size(), "all_reduce_ring needs scratch memory");
+  const int next = (rank + 1) % size, previous = (rank + size - 1) % size;
+  const auto part = [&](int index) {
+    const size_t i = static_cast<size_t>((index + 2 * size) % size), n = static_cast<size_t>(size);
+    const size_t begin = values.size() * i / n, end = values.size() * (i + 1) / n;
+    return values.subspan(begin, end - begin);
+  };
+  // Part `sent` to the next rank while part `sent - 1` comes from the one before. A send may wait
+  // for its receiver, so every second rank receives first.
+  const auto turn = [&](int sent, std::span<float> received) {
+    if (rank % 2 == 0) communicator.send(part(sent), next, Tag::kTree, name);
+    communicator.receive(received, previous, Tag::kTree, name);
+    if (rank % 2 != 0) communicator.send(part(sent), next, Tag::kTree, name);
+  };
+  for (int step = 0; step < size - 1; ++step) {
+    const std::span<float> sum = part(rank - step - 1);
+    const std::span<float> received = scratch.first(sum.size());
+    turn(rank - step, received);
+    kernels::add_in_place(sum.data(), received.data(), static_cast<int64_t>(sum.size()));
+  }
+  for (int step = 0; step < size - 1; ++step) turn(rank + 1 - step, part(rank - step));
+}
+
 std::vector<double> all_reduce_sum(Communicator& communicator, std::span<const double> values,
                                    const char* name) {
   std::vector<double> sums(values.size(), 0.0);

@@ -138,6 +138,12 @@ void reduce_scatter_tree(Communicator& communicator, std::span<float> values,
 void all_gather_tree(Communicator& communicator, std::span<float> values,
                      std::span<const int64_t> bounds, const char* name = __builtin_FUNCTION());
 
+// The sum of all_reduce_tree in another order: parts go round the ring of ranks, once to be summed
+// and once to be told, 2 (ranks - 1) / ranks of the values for any number of ranks. Every rank gets
+// the same bits, but they depend on the number of ranks. `scratch` as above.
+void all_reduce_ring(Communicator& communicator, std::span<float> values, std::span<float> scratch,
+                     const char* name = __builtin_FUNCTION());
+
 // Sum over ranks of each value, in rank order.
 std::vector<double> all_reduce_sum(Communicator& communicator, std::span<const double> values,
                                    const char* name = __builtin_FUNCTION());

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "common/check.h"
@@ -21,7 +22,8 @@ namespace {
 // gap between two kernels of one forward pass, so that a decode step never pays for a wake-up.
 constexpr int kSpinPauses = 2000;
 
-thread_local bool in_parallel_body = false;
+// Inside a body of parallel_for or a SerialSection.
+thread_local bool is_serial = false;
 
 class ThreadPool {
  public:
@@ -92,7 +94,7 @@ class ThreadPool {
   }
 
   void take_ranges() {
-    in_parallel_body = true;
+    is_serial = true;
     for (;;) {
       const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
       if (begin >= count_) break;
@@ -103,7 +105,7 @@ class ThreadPool {
         if (!error_) error_ = std::current_exception();
       }
     }
-    in_parallel_body = false;
+    is_serial = false;
   }
 
   std::vector<std::thread> workers_;
@@ -149,11 +151,14 @@ void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t
   GRADUS_CHECK(grain >= 1, "parallel_for needs a grain of at least 1");
   if (count <= 0) return;
   ThreadPool& threads = pool_or_default();
-  if (in_parallel_body || count <= grain || threads.size() == 1) {
+  if (is_serial || count <= grain || threads.size() == 1) {
     body(0, count);
     return;
   }
   threads.run(count, grain, body);
 }
+
+SerialSection::SerialSection() : was_serial_(std::exchange(is_serial, true)) {}
+SerialSection::~SerialSection() { is_serial = was_serial_; }
 
 }  // namespace gradus

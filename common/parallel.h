@@ -18,4 +18,17 @@ int num_threads();
 // a body. An exception of a body is rethrown here.
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
+// While one lives, parallel_for runs in the thread that made it alone: for work beside the main
+// loop, such as writing a checkpoint, which must not hold the pool when the next kernel wants it.
+class SerialSection {
+ public:
+  SerialSection();
+  SerialSection(const SerialSection&) = delete;
+  SerialSection& operator=(const SerialSection&) = delete;
+  ~SerialSection();
+
+ private:
+  bool was_serial_;
+};
+
 }  // namespace gradus

@@ -68,13 +68,21 @@ bool exists(const std::string& path) {
   return std::filesystem::exists(path, error);
 }
 
+int64_t value_bytes_of(WeightDType dtype) { return dtype == WeightDType::kBF16 ? 2 : 4; }
+
 // Weights in the order of the file, cut into shards of at most `max_bytes` (but one weight at
-// least).
+// least) and, with several writers, of about equal size.
 std::vector<std::vector<WeightSpec>> split_shards(std::vector<WeightSpec> specs,
-                                                  int64_t value_bytes, int64_t max_bytes) {
+                                                  int64_t value_bytes, int64_t max_bytes,
+                                                  int num_writers) {
   // By name, as the reference implementation orders tensors of one dtype: a model that it saved is
   // reproduced byte for byte.
   std::ranges::sort(specs, {}, &WeightSpec::hf_name);
+  if (num_writers > 1) {
+    int64_t total = 0;
+    for (const WeightSpec& spec : specs) total += num_values(spec.shape) * value_bytes;
+    max_bytes = std::min(max_bytes, (total + num_writers - 1) / num_writers);
+  }
   std::vector<std::vector<WeightSpec>> shards(1);
   int64_t bytes = 0;
   for (WeightSpec& spec : specs) {
@@ -106,25 +114,25 @@ Status write_shard(const std::string& path, const std::vector<WeightSpec>& specs
 
 Status write_weights(const std::string& dir, const ModelConfig& config,
                      const WeightSource& read_weight, const WriteCheckpointOptions& options) {
-  const bool is_bf16 = options.dtype == WeightDType::kBF16;
-  const char* dtype = is_bf16 ? "BF16" : "F32";
-  const int64_t value_bytes = is_bf16 ? 2 : 4;
-  const auto shards = split_shards(weight_specs(config), value_bytes, options.max_shard_bytes);
+  const char* dtype = options.dtype == WeightDType::kBF16 ? "BF16" : "F32";
   const std::string single = dir + "/model.safetensors";
   const std::string index = single + ".index.json";
+  const std::vector<WeightFile> files = weight_files(config, options);
+  nlohmann::json map = nlohmann::json::object();
+  for (const WeightFile& file : files) {
+    if (file.writer == options.writer) {
+      GRADUS_RETURN_IF_ERROR(write_shard(dir + "/" + file.name, file.weights, dtype, read_weight));
+    }
+    for (const WeightSpec& spec : file.weights) map[spec.hf_name] = file.name;
+  }
   std::error_code ignored;
-  if (shards.size() == 1) {
-    GRADUS_RETURN_IF_ERROR(write_shard(single, shards[0], dtype, read_weight));
+  if (options.writer != 0) return {};
+  if (files.size() == 1) {
     std::filesystem::remove(index, ignored);
     return {};
   }
-  nlohmann::json map = nlohmann::json::object();
-  for (size_t i = 0; i < shards.size(); ++i) {
-    const std::string name = fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
-    GRADUS_RETURN_IF_ERROR(write_shard(dir + "/" + name, shards[i], dtype, read_weight));
-    for (const WeightSpec& spec : shards[i]) map[spec.hf_name] = name;
-  }
-  const nlohmann::json metadata = {{"total_size", num_parameters(config) * value_bytes}};
+  const nlohmann::json metadata = {
+      {"total_size", num_parameters(config) * value_bytes_of(options.dtype)}};
   const nlohmann::json content = {{"metadata", metadata}, {"weight_map", std::move(map)}};
   GRADUS_RETURN_IF_ERROR(write_file_atomically(index, content.dump(2) + "\n"));
   std::filesystem::remove(single, ignored);  // readers would prefer it to the index
@@ -204,6 +212,20 @@ Status check_finite(std::string_view name, std::span<const float> values) {
   return finite_status(name, num_bad, count);
 }
 
+std::vector<WeightFile> weight_files(const ModelConfig& config,
+                                     const WriteCheckpointOptions& options) {
+  std::vector<std::vector<WeightSpec>> shards =
+      split_shards(weight_specs(config), value_bytes_of(options.dtype), options.max_shard_bytes,
+                   options.num_writers);
+  if (shards.size() == 1) return {{"model.safetensors", std::move(shards[0]), 0}};
+  std::vector<WeightFile> files;
+  for (size_t i = 0; i < shards.size(); ++i) {
+    files.push_back({fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size()),
+                     std::move(shards[i]), static_cast<int>(i) % options.num_writers});
+  }
+  return files;
+}
+
 Status write_checkpoint(const std::string& dir, const ModelConfig& config,
                         const WeightSource& read_weight, const WriteCheckpointOptions& options) {
   GRADUS_RETURN_IF_ERROR(validate(config).with_prefix(dir));
@@ -211,6 +233,7 @@ Status write_checkpoint(const std::string& dir, const ModelConfig& config,
   std::filesystem::create_directories(dir, error);
   if (error) return unavailable("{}: cannot create the directory: {}", dir, error.message());
   GRADUS_RETURN_IF_ERROR(write_weights(dir, config, read_weight, options));
+  if (options.writer != 0) return {};
 
   const std::string& source = options.tokenizer_dir;
   const bool has_source = !source.empty() && !std::filesystem::equivalent(source, dir, error);

@@ -64,15 +64,29 @@ struct WriteCheckpointOptions {
   std::string tokenizer_dir = {};
   // Above this many bytes of weights the file is split into shards with an index.
   int64_t max_shard_bytes = int64_t{5} << 30;
+  // With several writers (ranks of a run) each writes its own shards of about equal size; writer 0
+  // also writes everything else.
+  int num_writers = 1;
+  int writer = 0;
 };
+
+// A file of weights, in the order of the file.
+struct WeightFile {
+  std::string name;  // model.safetensors, or model-00001-of-00002.safetensors
+  std::vector<WeightSpec> weights;
+  int writer = 0;
+};
+// The files that write_checkpoint makes of a model's weights, of all writers.
+std::vector<WeightFile> weight_files(const ModelConfig& config,
+                                     const WriteCheckpointOptions& options);
 
 // Fills `out` [product of the spec's shape], row-major, with the weight.
 using WeightSource = std::function<Status(const WeightSpec& spec, float* out)>;
 
 // Writes a directory that load_model_config, CheckpointReader and transformers read. `dir` is made
 // if it does not exist; files in it are replaced one by one, each complete or not at all,
-// config.json last. One weight at a time is in memory. `read_weight` is called once for each of
-// weight_specs(config), in the order of the file (by name). Unavailable when the disk is full or
+// config.json last. One weight at a time is in memory. `read_weight` is called once for each weight
+// of weight_files() that is this writer's, in that order. Unavailable when the disk is full or
 // `dir` cannot be written.
 Status write_checkpoint(const std::string& dir, const ModelConfig& config,
                         const WeightSource& read_weight,

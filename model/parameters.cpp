@@ -37,13 +37,6 @@ class LayoutBuilder {
   ParameterLayout& layout_;
 };
 
-const ParameterPlace& find_place(const ParameterLayout& layout, const std::string& hf_name) {
-  for (const ParameterPlace& place : layout.places) {
-    if (place.hf_name == hf_name) return place;
-  }
-  GRADUS_CHECK(false, "no weight named " + hf_name);
-}
-
 std::vector<int64_t> shape_of(const ParameterPlace& place) {
   return place.columns == 0 ? std::vector<int64_t>{place.rows}
                             : std::vector<int64_t>{place.rows, place.columns};
@@ -58,6 +51,13 @@ void init_matrix(const ParameterPlace& place, uint64_t seed, double deviation, f
 }
 
 }  // namespace
+
+const ParameterPlace& find_place(const ParameterLayout& layout, const std::string& hf_name) {
+  for (const ParameterPlace& place : layout.places) {
+    if (place.hf_name == hf_name) return place;
+  }
+  GRADUS_CHECK(false, "no weight named " + hf_name);
+}
 
 ParameterLayout parameter_layout(const ModelConfig& config) {
   ParameterLayout layout;
@@ -132,15 +132,19 @@ Status load_parameters(const CheckpointReader& checkpoint, const ParameterLayout
   return {};
 }
 
+void read_parameter(const ParameterPlace& place, const float* values, float* out) {
+  if (place.columns == 0) {
+    std::memcpy(out, values, static_cast<size_t>(place.rows) * sizeof(float));
+  } else {
+    kernels::unpack_weight(values, place.rows, place.columns, out, place.columns);
+  }
+}
+
 Status read_parameter(const ParameterLayout& layout, const float* buffer, const WeightSpec& spec,
                       float* out) {
   const ParameterPlace& place = find_place(layout, spec.hf_name);
   GRADUS_CHECK(shape_of(place) == spec.shape, "shape of " + spec.hf_name);
-  if (place.columns == 0) {
-    std::memcpy(out, buffer + place.offset, static_cast<size_t>(place.rows) * sizeof(float));
-  } else {
-    kernels::unpack_weight(buffer + place.offset, place.rows, place.columns, out, place.columns);
-  }
+  read_parameter(place, buffer + place.offset, out);
   return {};
 }
 

@@ -54,7 +54,12 @@ ParameterLayout parameter_layout(const ModelConfig& config);
 Status load_parameters(const CheckpointReader& checkpoint, const ParameterLayout& layout,
                        float* buffer);
 
-// Copies one weight out of the buffer, row-major: what write_checkpoint asks for.
+// The place of a weight; a name that the layout lacks is a bug and throws.
+const ParameterPlace& find_place(const ParameterLayout& layout, const std::string& hf_name);
+
+// Copies one weight, row-major, out of `values` [place.size], the buffer from place.offset on.
+void read_parameter(const ParameterPlace& place, const float* values, float* out);
+// The same of a whole buffer: what write_checkpoint asks for.
 Status read_parameter(const ParameterLayout& layout, const float* buffer, const WeightSpec& spec,
                       float* out);
 

@@ -6,15 +6,19 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <thread>
 #include <utility>
 
 #include "common/atomic_file.h"
 #include "common/strings.h"
 #include "records/internal/durable_file.h"
+#include "records/internal/file_regions.h"
 #include "records/internal/json_text.h"
 
 namespace fs = std::filesystem;
@@ -24,12 +28,14 @@ namespace {
 
 constexpr char kManifest[] = "manifest.json";
 constexpr char kDraftPrefix[] = ".tmp_";
-constexpr int kManifestVersion = 1;
+constexpr int kManifestVersion = 2;
+// How often rank 0 looks whether other ranks have written their shares.
+constexpr auto kShareInterval = std::chrono::milliseconds(2);
 
 struct FileRecord {
   std::string name;  // relative to the checkpoint
   int64_t num_bytes = 0;
-  uint64_t hash = 0;
+  std::vector<internal::FileRegion> regions;  // that cover it
 };
 
 struct Manifest {
@@ -51,6 +57,45 @@ std::optional<int64_t> step_of(const std::string& name) {
   return step;
 }
 
+std::string share_note(int share) { return fmt::format("{}share_{}.json", kDraftPrefix, share); }
+
+// [{"name", "bytes", "regions": [["name", offset, bytes, "hash"], ...]}, ...]
+std::string files_text(const std::vector<FileRecord>& files) {
+  std::string text = "[";
+  const char* separator = "\n    ";
+  for (const FileRecord& file : files) {
+    text += separator;
+    text += "{\"name\": ";
+    internal::append_json_string(text, file.name);
+    text += fmt::format(", \"bytes\": {}, \"regions\": [", file.num_bytes);
+    const char* region_separator = "\n      [";
+    for (const internal::FileRegion& region : file.regions) {
+      text += region_separator;
+      internal::append_json_string(text, region.name);
+      text += fmt::format(", {}, {}, \"{:016x}\"]", region.offset, region.num_bytes, region.hash);
+      region_separator = ",\n      [";
+    }
+    text += "]}";
+    separator = ",\n    ";
+  }
+  return text + "]";
+}
+
+// Throws what nlohmann and std::stoull throw.
+std::vector<FileRecord> parse_files(const nlohmann::json& json) {
+  std::vector<FileRecord> files;
+  for (const auto& file : json) {
+    FileRecord record{file.at("name").get<std::string>(), file.at("bytes").get<int64_t>(), {}};
+    for (const auto& region : file.at("regions")) {
+      record.regions.push_back({region.at(0).get<std::string>(), region.at(1).get<int64_t>(),
+                                region.at(2).get<int64_t>(),
+                                std::stoull(region.at(3).get<std::string>(), nullptr, 16)});
+    }
+    files.push_back(std::move(record));
+  }
+  return files;
+}
+
 std::string manifest_text(const Manifest& manifest, const std::string& metric_name) {
   std::string text = fmt::format("{{\n  \"format\": \"gradus checkpoint\",\n  \"version\": {},\n",
                                  kManifestVersion);
@@ -62,16 +107,7 @@ std::string manifest_text(const Manifest& manifest, const std::string& metric_na
     internal::append_json_number(text, *manifest.metric);
     text += "},\n";
   }
-  text += "  \"files\": [";
-  const char* separator = "\n    ";
-  for (const FileRecord& file : manifest.files) {
-    text += separator;
-    text += "{\"name\": ";
-    internal::append_json_string(text, file.name);
-    text += fmt::format(", \"bytes\": {}, \"hash\": \"{:016x}\"}}", file.num_bytes, file.hash);
-    separator = ",\n    ";
-  }
-  return text + "\n  ]\n}\n";
+  return text + "  \"files\": " + files_text(manifest.files) + "\n}\n";
 }
 
 // The manifest of a folder whose files have the recorded sizes.
@@ -93,10 +129,7 @@ Result<Manifest> read_manifest(const std::string& folder) {
     if (json.contains("metric") && json["metric"].at("value").is_number()) {
       manifest.metric = json["metric"]["value"].get<double>();
     }
-    for (const auto& file : json.at("files")) {
-      manifest.files.push_back({file.at("name").get<std::string>(), file.at("bytes").get<int64_t>(),
-                                std::stoull(file.at("hash").get<std::string>(), nullptr, 16)});
-    }
+    manifest.files = parse_files(json.at("files"));
   } catch (const std::exception& error) {
     return data_loss("{}: not a manifest: {}", path, error.what());
   }
@@ -115,19 +148,57 @@ Result<Manifest> read_manifest(const std::string& folder) {
 Status verify_hashes(const std::string& folder, const Manifest& manifest) {
   for (const FileRecord& file : manifest.files) {
     const std::string path = folder + "/" + file.name;
-    const Result<uint64_t> hash = internal::hash_file(path, file.num_bytes);
-    GRADUS_RETURN_IF_ERROR(hash.status());
-    if (*hash != file.hash) {
-      return data_loss("{}: hash {:016x}; the manifest says {:016x}: the content has changed", path,
-                       *hash, file.hash);
+    for (const internal::FileRegion& region : file.regions) {
+      const Result<uint64_t> hash = internal::hash_file(path, region.offset, region.num_bytes);
+      GRADUS_RETURN_IF_ERROR(hash.status());
+      if (*hash == region.hash) continue;
+      const std::string what = region.name.empty()
+                                   ? std::string()
+                                   : fmt::format("tensor '{}' is damaged: ", region.name);
+      return data_loss("{}: {}hash {:016x}; the manifest says {:016x}: the content has changed",
+                       path, what, *hash, region.hash);
     }
   }
   return {};
 }
 
-// Flushes and hashes every file below `folder`, and flushes its folders.
-Result<std::vector<FileRecord>> flush_files(const std::string& folder) {
+// Flushes and hashes a file of the folder.
+Result<FileRecord> flush_file(const std::string& folder, const std::string& name) {
+  const std::string path = folder + "/" + name;
+  std::error_code error;
+  const auto size = static_cast<int64_t>(fs::file_size(path, error));
+  if (error) return internal::file_error(path, "read", error.value());
+  GRADUS_RETURN_IF_ERROR(internal::sync_file(path));
+  Result<std::vector<internal::FileRegion>> regions = internal::hash_regions(path, size);
+  GRADUS_RETURN_IF_ERROR(regions.status());
+  return FileRecord{name, size, std::move(*regions)};
+}
+
+// The files that other ranks have noted; takes the notes away.
+Result<std::vector<FileRecord>> take_notes(const std::string& folder) {
   std::vector<FileRecord> files;
+  for (int share = 1;; ++share) {
+    const std::string path = folder + "/" + share_note(share);
+    std::error_code error;
+    if (!fs::exists(path, error)) return files;
+    const Result<std::string> text = internal::read_file(path);
+    GRADUS_RETURN_IF_ERROR(text.status());
+    try {
+      std::ranges::move(parse_files(nlohmann::json::parse(*text)), std::back_inserter(files));
+    } catch (const std::exception& exception) {
+      return data_loss("{}: not a list of files: {}", path, exception.what());
+    }
+    fs::remove(path, error);
+  }
+}
+
+// Every file below `folder` with its hashes; those that no other rank has hashed are flushed and
+// hashed here, and the folders flushed.
+Result<std::vector<FileRecord>> flush_files(const std::string& folder) {
+  Result<std::vector<FileRecord>> files = take_notes(folder);
+  GRADUS_RETURN_IF_ERROR(files.status());
+  std::set<std::string> noted;
+  for (const FileRecord& file : *files) noted.insert(file.name);
   std::error_code error;
   for (const auto& entry : fs::recursive_directory_iterator(folder, error)) {
     const std::string path = entry.path();
@@ -135,15 +206,14 @@ Result<std::vector<FileRecord>> flush_files(const std::string& folder) {
       GRADUS_RETURN_IF_ERROR(internal::sync_folder(path));
       continue;
     }
-    const auto size = static_cast<int64_t>(entry.file_size());
-    GRADUS_RETURN_IF_ERROR(internal::sync_file(path));
-    const Result<uint64_t> hash = internal::hash_file(path, size);
-    GRADUS_RETURN_IF_ERROR(hash.status());
-    files.push_back({fs::relative(path, folder), size, *hash});
+    const std::string name = fs::relative(path, folder);
+    if (noted.contains(name)) continue;
+    Result<FileRecord> file = flush_file(folder, name);
+    GRADUS_RETURN_IF_ERROR(file.status());
+    files->push_back(std::move(*file));
   }
   if (error) return internal::file_error(folder, "list", error.value());
-  std::sort(files.begin(), files.end(),
-            [](const FileRecord& a, const FileRecord& b) { return a.name < b.name; });
+  std::ranges::sort(*files, {}, &FileRecord::name);
   return files;
 }
 
@@ -207,6 +277,32 @@ Status CheckpointStore::commit(CheckpointDraft draft, std::optional<double> metr
   GRADUS_RETURN_IF_ERROR(publish(draft));
   draft.folder_.clear();
   return prune(manifest.step);
+}
+
+Status CheckpointStore::await_shares(const CheckpointDraft& draft, int num_shares,
+                                     const std::atomic<bool>& gives_up) {
+  for (int share = 1; share < num_shares; ++share) {
+    std::error_code error;
+    while (!fs::exists(draft.folder() + "/" + share_note(share), error)) {
+      if (gives_up) {
+        return unavailable("{}: rank {} has not written its share of the checkpoint",
+                           draft.folder(), share);
+      }
+      std::this_thread::sleep_for(kShareInterval);
+    }
+  }
+  return {};
+}
+
+Status CheckpointStore::finish_share(const std::string& draft_folder, int share,
+                                     std::span<const std::string> files) {
+  std::vector<FileRecord> records;
+  for (const std::string& name : files) {
+    Result<FileRecord> file = flush_file(draft_folder, name);
+    GRADUS_RETURN_IF_ERROR(file.status());
+    records.push_back(std::move(*file));
+  }
+  return write_file_atomically(draft_folder + "/" + share_note(share), files_text(records));
 }
 
 Status CheckpointStore::publish(const CheckpointDraft& draft) const {

@@ -1,24 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "common/status.h"
 
 // Checkpoints as folders step_N that are whole or absent. A checkpoint is written into .tmp_step_N;
-// its files are flushed, a manifest.json with their sizes and 64-bit hashes is written last, and
-// the folder is renamed. A crash or a full disk at any moment leaves the earlier ones as they were.
+// its files are flushed, a manifest.json with their sizes and the 64-bit hashes of their tensors is
+// written last, and the folder is renamed. A crash or a full disk at any moment leaves the earlier
+// ones as they were.
 //
 //   CheckpointStore store("runs/a/checkpoints", {.keep_last = 3, .best_metric = "val/pass@1"});
 //   Result<CheckpointDraft> draft = store.begin(step, num_bytes);
 //   ... write files into draft->folder() ...
 //   GRADUS_RETURN_IF_ERROR(store.commit(std::move(*draft), pass_at_1));
 //
-// One process writes (rank 0); any may read. Not thread-safe.
+// One process (rank 0) has the store; other ranks may write files into its draft and say so with
+// finish_share(). Not thread-safe.
 namespace gradus::records {
 
 struct CheckpointPolicy {
@@ -68,12 +72,21 @@ class CheckpointStore {
   // people. On an error the draft is gone and nothing else has changed.
   Status commit(CheckpointDraft draft, std::optional<double> metric);
 
+  // Waits until shares 1 .. num_shares - 1 of a draft are finished; unless `gives_up` is set
+  // meanwhile: Unavailable. commit() takes their hashes from the notes that finish_share() left.
+  static Status await_shares(const CheckpointDraft& draft, int num_shares,
+                             const std::atomic<bool>& gives_up);
+  // On another rank: flushes and hashes the files (names in `draft_folder`) that it has written
+  // there, and leaves a note with their hashes. `share` is in [1, num_shares).
+  static Status finish_share(const std::string& draft_folder, int share,
+                             std::span<const std::string> files);
+
   // Whole checkpoints by ascending step: those whose manifest can be read and whose files have the
   // right sizes. Others are named by a warning.
   std::vector<Checkpoint> list() const;
 
-  // The newest whose file hashes are right too; broken ones are named by a warning and the previous
-  // one is used. Nothing if there is none.
+  // The newest whose hashes are right too; a damaged one is named by a warning, with the file and
+  // the tensor, and the previous one is used. Nothing if there is none.
   std::optional<Checkpoint> latest() const;
 
   // The checkpoint of one step. NotFound names the steps that exist; DataLoss if it is broken.

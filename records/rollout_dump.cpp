@@ -100,6 +100,7 @@ data::FinishReason parse_finish_reason(const std::string& name) {
 RolloutRecord record_of(const Json& row) {
   RolloutRecord record;
   record.step = row.at("step").get<int64_t>();
+  record.data_position = row.value("data_position", uint64_t{0});
   record.prompt = row.at("prompt").get<std::string>();
   record.task = row.at("task").get<std::string>();
   record.answer = row.at("answer").get<std::string>();
@@ -139,8 +140,9 @@ RolloutRecord record_of(const Json& row) {
 
 std::string rollout_line(const RolloutRecord& record) {
   const data::Trajectory& trajectory = record.trajectory;
-  std::string line = fmt::format("{{\"step\": {}, \"prompt_id\": {}, \"sample_index\": {}",
-                                 record.step, trajectory.id.prompt_id, trajectory.id.sample_index);
+  std::string line = fmt::format(
+      "{{\"step\": {}, \"data_position\": {}, \"prompt_id\": {}, \"sample_index\": {}", record.step,
+      record.data_position, trajectory.id.prompt_id, trajectory.id.sample_index);
   append_text_field(line, "task", record.task);
   append_text_field(line, "prompt", record.prompt);
   append_text_field(line, "response", trajectory.text);

@@ -26,6 +26,7 @@ struct RewardPartRecord {
 
 struct RolloutRecord {
   int64_t step = 0;
+  uint64_t data_position = 0;  // rows of the data visited once the step's sampling was done
   data::Trajectory trajectory;
   std::string prompt;  // text of the prompt
   std::string task;
@@ -35,12 +36,12 @@ struct RolloutRecord {
   double advantage = std::numeric_limits<double>::quiet_NaN();
 };
 
-// One line: {"step", "prompt_id", "sample_index", "task", "prompt", "response", "answer", "reward",
-// "advantage", "parts", "finish_reason", "policy_version", "weights_hash" (hex), "prompt_ids",
-// "ids", "logprobs", "sampling_logprobs" (absent when equal to logprobs), "segments" (lists [begin,
-// end, policy_version, weights_hash]; absent when one version sampled all)}, without the line's
-// end. Log-probs read back to the same bits; bytes of the texts that are not UTF-8 become U+FFFD
-// (the ids keep the truth).
+// One line: {"step", "data_position", "prompt_id", "sample_index", "task", "prompt", "response",
+// "answer", "reward", "advantage", "parts", "finish_reason", "policy_version", "weights_hash"
+// (hex), "prompt_ids", "ids", "logprobs", "sampling_logprobs" (absent when equal to logprobs),
+// "segments" (lists [begin, end, policy_version, weights_hash]; absent when one version sampled
+// all)}, without the line's end. Log-probs read back to the same bits; bytes of the texts that are
+// not UTF-8 become U+FFFD (the ids keep the truth).
 std::string rollout_line(const RolloutRecord& record);
 Result<RolloutRecord> parse_rollout_line(std::string_view line);
 

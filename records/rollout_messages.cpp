@@ -10,6 +10,7 @@ namespace gradus::records {
 
 void to_message(const RolloutRecord& record, wire::RolloutRecord& message) {
   message.set_step(record.step);
+  message.set_data_position(record.data_position);
   data::to_message(record.trajectory, *message.mutable_trajectory());
   message.set_prompt(record.prompt);
   message.set_task(record.task);
@@ -30,6 +31,7 @@ void to_message(const RolloutRecord& record, wire::RolloutRecord& message) {
 Result<RolloutRecord> from_message(const wire::RolloutRecord& message) {
   RolloutRecord record;
   record.step = message.step();
+  record.data_position = message.data_position();
   Result<data::Trajectory> trajectory = data::from_message(message.trajectory());
   if (!trajectory.ok()) return trajectory.status();
   record.trajectory = std::move(*trajectory);

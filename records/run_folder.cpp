@@ -109,6 +109,10 @@ std::string RunPaths::rollouts(int64_t step) const {
   return fmt::format("{}/rollouts/step_{}.jsonl", folder_, step);
 }
 
+std::string RunPaths::failed_step(int64_t step) const {
+  return fmt::format("{}/failed_step_{}", folder_, step);
+}
+
 Result<RunFolder> RunFolder::open(const std::string& folder, RunStart start) {
   RunPaths paths(folder);
   std::error_code error;

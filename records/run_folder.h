@@ -13,6 +13,7 @@
 //   events.out.tfevents.*           the same metrics for TensorBoard
 //   rollouts/step_N.jsonl           trajectories with rewards (rollout_dump.h)
 //   checkpoints/step_N/             weights, optimizer, positions (checkpoint_store.h)
+//   failed_step_N/                  rollouts and state of a step whose gradients were not finite
 //   logs/                           rank_N.log
 //   report.html                     `gradus report`
 namespace gradus::records {
@@ -30,6 +31,7 @@ class RunPaths {
   std::string report() const { return folder_ + "/report.html"; }
   std::string rollouts() const { return folder_ + "/rollouts"; }
   std::string rollouts(int64_t step) const;
+  std::string failed_step(int64_t step) const;
 
  private:
   std::string folder_;

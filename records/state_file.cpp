@@ -76,6 +76,8 @@ const char* state_kind_name(StateKind kind) {
   GRADUS_CHECK(false, fmt::format("StateKind {}", static_cast<uint32_t>(kind)));
 }
 
+uint64_t StateEntry::num_bytes() const { return count * element_bytes(kind); }
+
 // ---- writing
 
 struct StateWriter::State {

@@ -32,6 +32,7 @@ struct StateEntry {
   uint64_t count = 0;   // elements, or bytes of text
   uint64_t offset = 0;  // in the file, a multiple of 64
   uint64_t hash = 0;    // of the bytes
+  uint64_t num_bytes() const;
 };
 
 // Writes entries straight from the caller's memory, without a copy. After an error every further

@@ -52,6 +52,7 @@ struct Sequence {
   std::unique_ptr<data::StreamingDecoder> decoder;
   std::string text;
   int64_t num_begun = 0;  // response tokens of earlier runs
+  double started_seconds = 0;
 };
 
 }  // namespace
@@ -138,6 +139,7 @@ class Engine::Scheduler {
   void add_segment(Sequence& sequence) const;
   void finish(Sequence& sequence);
   void cancel_all();
+  void account_slots(size_t num_running, double seconds);
   std::string name_of(size_t request) const {
     const data::RequestId& id = requests_[request].id;
     return fmt::format("prompt {}, sample {}", id.prompt_id, id.sample_index);
@@ -155,6 +157,7 @@ class Engine::Scheduler {
   std::deque<Sequence> preempted_;
   int64_t num_finished_ = 0;
   EngineStats stats_;
+  Clock::time_point start_ = Clock::now();
   AlignedBuffer hidden_, gathered_, logits_;
 
   friend class Engine;
@@ -311,6 +314,7 @@ Status Engine::Scheduler::start(size_t group_index, Sequence sequence) {
   sequence.stream.num_cached = static_cast<int64_t>(group.prompt.tokens.size());
   ++group.num_running;
   if (sequence.stream.num_pending() == 0) {  // new: its first token comes from the prompt's logits
+    sequence.started_seconds = seconds_since(start_);
     kernels::SampledToken token;
     GRADUS_RETURN_IF_ERROR(sample(sequence, group.first_logits.data(), token));
     Result<bool> ended = append(sequence, token);
@@ -471,6 +475,11 @@ void Engine::Scheduler::finish(Sequence& sequence) {
   add_segment(sequence);
   if (sequence.decoder != nullptr) sequence.text += sequence.decoder->finish();
   sequence.trajectory.text = std::move(sequence.text);
+  const int64_t length = static_cast<int64_t>(sequence.trajectory.behavior_logprobs.size());
+  if (length > stats_.longest_tokens) {
+    stats_.longest_tokens = length;
+    stats_.longest_seconds = seconds_since(start_) - sequence.started_seconds;
+  }
   release(sequence.stream);
   Group& group = groups_[sequence.group];
   --group.num_running;
@@ -633,7 +642,7 @@ Status Engine::Scheduler::pass() {
 
 Status Engine::Scheduler::run(const std::atomic<bool>* cancel,
                               const std::function<void(int64_t, int64_t)>& progress) {
-  const Clock::time_point start = Clock::now();
+  start_ = Clock::now();
   make_groups();
   const int64_t num_requests = static_cast<int64_t>(requests_.size());
   while (num_finished_ < num_requests) {
@@ -641,13 +650,25 @@ Status Engine::Scheduler::run(const std::atomic<bool>* cancel,
       cancel_all();
       break;
     }
-    stats_.seconds = seconds_since(start);
+    stats_.seconds = seconds_since(start_);
     GRADUS_RETURN_IF_ERROR(start_sequences());
+    const size_t num_running = running_.size();
     if (num_finished_ < num_requests) GRADUS_RETURN_IF_ERROR(pass());
+    account_slots(num_running, seconds_since(start_) - stats_.seconds);
     if (progress) progress(num_finished_, stats_.num_sampled_tokens);
   }
-  stats_.seconds = seconds_since(start);
+  stats_.seconds = seconds_since(start_);
   return {};
+}
+
+void Engine::Scheduler::account_slots(size_t num_running, double seconds) {
+  const size_t num_slots =
+      std::min(requests_.size(), static_cast<size_t>(engine_.options_.max_batch));
+  stats_.slot_seconds += static_cast<double>(num_slots) * seconds;
+  // Groups are started in order, so the last one tells.
+  const Group& last = groups_.back();
+  if (last.num_started < last.num_requests || !preempted_.empty()) return;
+  stats_.tail_idle_seconds += static_cast<double>(num_slots - num_running) * seconds;
 }
 
 }  // namespace gradus::rollout

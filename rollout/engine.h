@@ -29,6 +29,12 @@ struct EngineStats {
   int64_t num_preemptions = 0;
   double seconds = 0;
   double first_token_seconds = 0;  // from the call of run() to the first sampled token
+  // The longest response, on which a rollout waits, and how long it was in the making.
+  int64_t longest_tokens = 0;
+  double longest_seconds = 0;
+  // Places of the batch (at most one a request) times seconds, and of these the empty ones at the
+  // end, when no request is left to start.
+  double slot_seconds = 0, tail_idle_seconds = 0;
 };
 
 // Takes finished trajectories, in the order in which they finish. `request_index` counts the

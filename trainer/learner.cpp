@@ -2,8 +2,10 @@
 #include "trainer/learner.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <numbers>
+#include <sstream>
 
 #include "common/parallel.h"
 #include "kernels/norm.h"
@@ -58,12 +60,30 @@ std::unique_ptr<model::Gradients> Learner::new_gradients() const {
              : std::make_unique<model::Gradients>(transformer_.layout());
 }
 
-BlockRange Learner::groups_of_this_rank(int64_t num_groups) const {
+// The blocks of groups that this rank sums, in order.
+std::vector<BlockRange> Learner::own_blocks(int64_t num_groups) const {
+  const int rank = communicator_.rank(), num_ranks = communicator_.size();
+  if (!backward_.layout_invariant) return {blocks_of_rank(num_groups, rank, num_ranks)};
   const std::vector<BlockRange> blocks = block_ranges(num_groups, backward_.reduction_blocks);
-  const BlockRange mine =
-      blocks_of_rank(backward_.reduction_blocks, communicator_.rank(), communicator_.size());
-  return {blocks[static_cast<size_t>(mine.first_group)].first_group,
-          blocks[static_cast<size_t>(mine.end_group - 1)].end_group};
+  const BlockRange mine = blocks_of_rank(backward_.reduction_blocks, rank, num_ranks);
+  return {blocks.begin() + mine.first_group, blocks.begin() + mine.end_group};
+}
+
+BlockRange Learner::groups_of_this_rank(int64_t num_groups) const {
+  const std::vector<BlockRange> blocks = own_blocks(num_groups);
+  return {blocks.front().first_group, blocks.back().end_group};
+}
+
+// Over the ranks, the result on all of them.
+void Learner::reduce(std::span<float> values) {
+  if (communicator_.size() == 1) return;
+  if (free_gradients_.empty()) free_gradients_.push_back(new_gradients());
+  const std::span<float> scratch(free_gradients_.back()->buffer.data(), values.size());
+  if (backward_.layout_invariant) {
+    comm::all_reduce_tree(communicator_, values, scratch, "sum of gradients");
+  } else {
+    comm::all_reduce_ring(communicator_, values, scratch, "sum of gradients");
+  }
 }
 
 Status Learner::accumulate(std::span<const data::PackGroup> groups,
@@ -109,6 +129,7 @@ Result<UpdateStats> Learner::update(std::span<const data::PackGroup> groups,
                                     const std::vector<bool>& needs_gradient, float temperature,
                                     double learning_rate, const LossFunction& loss) {
   UpdateStats stats;
+  non_finite_.reset();
   // Sums of 2^level neighbouring blocks; equal levels meet at once, so at most log2(blocks) + 1 are
   // held.
   struct Partial {
@@ -124,47 +145,39 @@ Result<UpdateStats> Learner::update(std::span<const data::PackGroup> groups,
     stack.back().level = std::max(stack.back().level, right.level) + 1;
     free_gradients_.push_back(std::move(right.sum));
   };
-  const std::vector<BlockRange> blocks =
-      block_ranges(static_cast<int64_t>(groups.size()), backward_.reduction_blocks);
-  const BlockRange mine =
-      blocks_of_rank(backward_.reduction_blocks, communicator_.rank(), communicator_.size());
   Status status;
-  for (int64_t b = mine.first_group; b < mine.end_group && status.ok(); ++b) {
+  const auto started = std::chrono::steady_clock::now();
+  for (const BlockRange& block : own_blocks(static_cast<int64_t>(groups.size()))) {
+    if (!status.ok()) break;
     if (free_gradients_.empty()) {
       free_gradients_.push_back(new_gradients());
     }
     std::unique_ptr<model::Gradients> gradients = std::move(free_gradients_.back());
     free_gradients_.pop_back();
     gradients->clear();
-    status = accumulate(groups, needs_gradient, blocks[static_cast<size_t>(b)], temperature, loss,
-                        *gradients, stats);
+    status = accumulate(groups, needs_gradient, block, temperature, loss, *gradients, stats);
     stack.push_back({0, std::move(gradients)});
     while (stack.size() >= 2 && stack[stack.size() - 2].level == stack.back().level) meet();
   }
   while (stack.size() >= 2) meet();
+  stats.compute_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   std::unique_ptr<model::Gradients> total = std::move(stack.back().sum);
   status = comm::agree(communicator_, status);
   if (status.ok()) {
     const std::span<float> values(total->buffer.data(), static_cast<size_t>(size));
-    if (communicator_.size() > 1) {
-      if (free_gradients_.empty()) {
-        free_gradients_.push_back(new_gradients());
-      }
-      comm::all_reduce_tree(communicator_, values,
-                            {free_gradients_.back()->buffer.data(), static_cast<size_t>(size)},
-                            "sum of gradients");
-    }
+    reduce(values);
     stats.grad_norm = gradient_norm(values.data());
     if (std::isfinite(stats.grad_norm)) {
       optimizer_.apply(values.data(), stats.grad_norm, learning_rate,
                        transformer_.trainable().values);
       transformer_.trainable_changed();
     } else {
+      non_finite_ = locate_non_finite(groups, needs_gradient, temperature, loss, values.data());
       status = data_loss(
-          "update {}: the gradient's norm is {}; the weights were not changed; lower the learning "
-          "rate or "
-          "look for broken rewards in the rollouts of this step",
-          num_updates() + 1, stats.grad_norm);
+          "update {}: {} is not finite (group {}, response {} of the batch); the weights were not "
+          "changed; lower the learning rate or look for broken rewards",
+          num_updates() + 1, non_finite_->what, non_finite_->group, non_finite_->response);
     }
   }
   free_gradients_.push_back(std::move(total));
@@ -212,6 +225,83 @@ Status Learner::with_average(const std::function<Status()>& body) {
   const Status status = body();
   exchange();
   return status;
+}
+
+// The first weight whose gradient is not finite, or nothing.
+std::string Learner::non_finite_weight(const float* gradient) const {
+  for (const model::ParameterPlace& place : transformer_.trainable().layout.places) {
+    if (!std::isfinite(kernels::sum_of_squares(gradient + place.offset, place.size))) {
+      return place.hf_name;
+    }
+  }
+  return {};
+}
+
+// Looks at one group after the other, which computes the batch a second time: it is rare.
+NonFinite Learner::locate_non_finite(std::span<const data::PackGroup> groups,
+                                     const std::vector<bool>& needs_gradient, float temperature,
+                                     const LossFunction& loss, const float* gradient) {
+  const BlockRange mine = groups_of_this_rank(static_cast<int64_t>(groups.size()));
+  std::string found;
+  for (int64_t g = mine.first_group; g < mine.end_group && found.empty(); ++g) {
+    const std::optional<NonFinite> here =
+        locate_in_group(groups, g, needs_gradient[static_cast<size_t>(g)], temperature, loss);
+    if (here) found = fmt::format("{} {} {}", here->group, here->response, here->what);
+  }
+  for (const std::string& text : communicator_.all_gather(found)) {
+    if (text.empty()) continue;
+    NonFinite result;
+    std::istringstream stream(text);
+    stream >> result.group >> result.response >> std::ws;
+    std::getline(stream, result.what);
+    return result;
+  }
+  return {-1, -1, fmt::format("the gradient of '{}'", non_finite_weight(gradient))};
+}
+
+std::optional<NonFinite> Learner::locate_in_group(std::span<const data::PackGroup> groups,
+                                                  int64_t group, bool needs_gradient,
+                                                  float temperature, const LossFunction& loss) {
+  const data::PackGroup& one = groups[static_cast<size_t>(group)];
+  const data::Pack pack = data::make_pack({&one, 1});
+  std::vector<float> dlogprobs(pack.targets.size()), dentropies(pack.targets.size());
+  pass_.forward(pack, temperature, needs_gradient);
+  if (!loss(group, 1, pass_.logprobs(), pass_.entropies(), dlogprobs, dentropies).ok()) return {};
+  size_t target = 0;
+  for (size_t r = 0; r < one.responses.size(); ++r) {
+    for (size_t t = 0; t < one.responses[r].size(); ++t, ++target) {
+      const bool is_known =
+          std::isfinite(pass_.logprobs()[target]) && std::isfinite(pass_.entropies()[target]);
+      if (is_known && std::isfinite(dlogprobs[target]) && std::isfinite(dentropies[target]))
+        continue;
+      return NonFinite{
+          group, static_cast<int64_t>(r),
+          fmt::format("the {} of response token {}", is_known ? "loss" : "log-prob", t)};
+    }
+  }
+  if (!needs_gradient) return {};
+  // Log-probs and loss are sound: the backward pass of some response is not.
+  const std::unique_ptr<model::Gradients> gradients = new_gradients();
+  size_t begin = 0;
+  for (size_t r = 0; r < one.responses.size(); ++r) {
+    const size_t end = begin + one.responses[r].size();
+    std::vector<float> alone(dlogprobs.size()), alone_entropies(dlogprobs.size());
+    std::copy(dlogprobs.begin() + static_cast<std::ptrdiff_t>(begin),
+              dlogprobs.begin() + static_cast<std::ptrdiff_t>(end),
+              alone.begin() + static_cast<std::ptrdiff_t>(begin));
+    std::copy(dentropies.begin() + static_cast<std::ptrdiff_t>(begin),
+              dentropies.begin() + static_cast<std::ptrdiff_t>(end),
+              alone_entropies.begin() + static_cast<std::ptrdiff_t>(begin));
+    gradients->clear();
+    pass_.forward(pack, temperature, true);
+    pass_.backward(alone, alone_entropies, *gradients);
+    gradients->finish(transformer_.layout(), transformer_.config().hidden_size);
+    if (const std::string weight = non_finite_weight(gradients->buffer.data()); !weight.empty()) {
+      return NonFinite{group, static_cast<int64_t>(r), fmt::format("the gradient of '{}'", weight)};
+    }
+    begin = end;
+  }
+  return {};
 }
 
 }  // namespace gradus::trainer

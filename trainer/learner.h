@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -12,7 +13,7 @@
 #include "common/status.h"
 #include "data/packing.h"
 #include "model/training_pass.h"
-#include "records/state_file.h"
+#include "records/state_shards.h"
 #include "trainer/optimizer.h"
 #include "trainer/trainer_config.h"
 
@@ -34,12 +35,20 @@ BlockRange blocks_of_rank(int64_t num_blocks, int rank, int num_ranks);
 
 struct UpdateStats {
   double grad_norm = 0;
-  int64_t num_rows = 0;  // computed on this rank
+  int64_t num_rows = 0;        // computed on this rank
+  double compute_seconds = 0;  // forward and backward on this rank, without waiting for others
+};
+
+// What made a gradient not finite: a sequence of the batch, or the sum over the batch alone (-1).
+struct NonFinite {
+  int64_t group = -1, response = -1;
+  std::string what;  // e.g. "the gradient of 'model.norm.weight'"
 };
 
 // Computes one gradient over the batch's groups, shared out over the ranks, and applies the
 // optimizer: to all weights, or to the adapter that the transformer has by then. All ranks hold the
-// same weights before and after. Not thread-safe.
+// same weights before and after. Without backward.layout_invariant a rank's groups are one block
+// and gradients go round a ring: repeatable, but not equal over numbers of ranks. Not thread-safe.
 class Learner {
  public:
   Learner(model::Transformer& transformer, const OptimizerConfig& optimizer,
@@ -53,8 +62,9 @@ class Learner {
 
   // `groups` are those of the whole batch, of which this rank computes its blocks;
   // `needs_gradient[g]` false promises that group g has none: it is only run forward. DataLoss if
-  // the gradient is not finite or a log-prob is NaN; the weights are then unchanged. An error of
-  // the loss on any rank ends the update on all.
+  // the gradient is not finite or a log-prob is NaN; the weights are then unchanged, and
+  // non_finite() says where a gradient began not to be (`loss` is then called again, for each group
+  // alone). An error of the loss on any rank ends the update on all.
   Result<UpdateStats> update(std::span<const data::PackGroup> groups,
                              const std::vector<bool>& needs_gradient, float temperature,
                              double learning_rate, const LossFunction& loss);
@@ -68,9 +78,15 @@ class Learner {
   // Groups [first, end) of a batch that this rank computes.
   BlockRange groups_of_this_rank(int64_t num_groups) const;
 
+  // Of the last update: empty unless its gradient was not finite. The same on all ranks.
+  const std::optional<NonFinite>& non_finite() const { return non_finite_; }
+
   int64_t num_updates() const { return optimizer_.num_updates(); }
-  Status save(records::StateWriter& writer) const { return optimizer_.save(writer); }
-  Status load(const records::StateReader& reader) { return optimizer_.load(reader); }
+  // Adds this rank's share of the optimizer's state, and reads all of it.
+  void save(records::StateSnapshot& snapshot) const {
+    optimizer_.save(snapshot, communicator_.rank(), communicator_.size());
+  }
+  Status load(const records::StateShards& shards) { return optimizer_.load(shards); }
 
   // The running average of the weights in the layout of what is trained, or null.
   const float* average() const { return optimizer_.average(); }
@@ -82,16 +98,26 @@ class Learner {
 
  private:
   std::unique_ptr<model::Gradients> new_gradients() const;
+  std::vector<BlockRange> own_blocks(int64_t num_groups) const;
+  void reduce(std::span<float> values);
   Status accumulate(std::span<const data::PackGroup> groups,
                     const std::vector<bool>& needs_gradient, BlockRange block, float temperature,
                     const LossFunction& loss, model::Gradients& gradients, UpdateStats& stats);
   double gradient_norm(const float* gradient) const;
+  std::string non_finite_weight(const float* gradient) const;
+  NonFinite locate_non_finite(std::span<const data::PackGroup> groups,
+                              const std::vector<bool>& needs_gradient, float temperature,
+                              const LossFunction& loss, const float* gradient);
+  std::optional<NonFinite> locate_in_group(std::span<const data::PackGroup> groups, int64_t group,
+                                           bool needs_gradient, float temperature,
+                                           const LossFunction& loss);
 
   model::Transformer& transformer_;
   Optimizer optimizer_;
   BackwardConfig backward_;
   comm::Communicator& communicator_;
   model::TrainingPass pass_;
+  std::optional<NonFinite> non_finite_;
   std::vector<std::unique_ptr<model::Gradients>> free_gradients_;
 };
 

@@ -115,29 +115,50 @@ void Optimizer::update_average(const float* weights) {
   });
 }
 
-Status Optimizer::save(records::StateWriter& writer) const {
-  GRADUS_RETURN_IF_ERROR(
-      writer.add(momentum_name(config_.optimizer),
-                 std::span<const float>(m_.data(), static_cast<size_t>(m_.size()))));
-  GRADUS_RETURN_IF_ERROR(
-      writer.add("adam/v", std::span<const float>(v_.data(), static_cast<size_t>(v_.size()))));
-  return writer.add("adam/num_updates", num_updates_);
+void Optimizer::save(records::StateSnapshot& snapshot, int share, int num_shares) const {
+  // Equal shares of the layout, cut between vectors of 16 floats; a weight may lie on a cut.
+  const int64_t begin = layout_.size / 16 * share / num_shares * 16;
+  const int64_t end =
+      share + 1 == num_shares ? layout_.size : layout_.size / 16 * (share + 1) / num_shares * 16;
+  const std::string momentum = momentum_name(config_.optimizer);
+  int64_t second_moment = 0;
+  for (const model::ParameterPlace& place : layout_.places) {
+    const int64_t first = std::max<int64_t>(0, begin - place.offset);
+    const int64_t last = std::min(place.size, end - place.offset);
+    const auto add = [&](const std::string& prefix, const float* values) {
+      if (first >= last) return;
+      snapshot.add_slice(prefix + "/" + place.hf_name, first, place.size,
+                         {values + first, static_cast<size_t>(last - first)});
+    };
+    add(momentum, m_.data() + place.offset);
+    if (is_muon_place(config_, place)) continue;
+    add("adam/v", v_.data() + second_moment);
+    second_moment += place.size;
+  }
+  if (share == 0) snapshot.add("adam/num_updates", num_updates_);
 }
 
-Status Optimizer::load(const records::StateReader& reader) {
+Status Optimizer::load(const records::StateShards& shards) {
   const bool is_muon = config_.optimizer == OptimizerKind::kMuon;
   const OptimizerKind other = is_muon ? OptimizerKind::kAdamW : OptimizerKind::kMuon;
-  if (reader.has(momentum_name(other))) {
+  if (shards.has(momentum_name(other) + ("/" + layout_.places.front().hf_name))) {
     return invalid_argument(
         "the checkpoint has the state of optimizer: {}, this run asks for {}; resume with the "
         "optimizer that the run was started with",
         is_muon ? "adamw" : "muon", is_muon ? "muon" : "adamw");
   }
-  GRADUS_RETURN_IF_ERROR(reader.read(momentum_name(config_.optimizer),
-                                     std::span<float>(m_.data(), static_cast<size_t>(m_.size()))));
-  GRADUS_RETURN_IF_ERROR(
-      reader.read("adam/v", std::span<float>(v_.data(), static_cast<size_t>(v_.size()))));
-  const Result<int64_t> num_updates = reader.read_i64("adam/num_updates");
+  const std::string momentum = momentum_name(config_.optimizer);
+  int64_t second_moment = 0;
+  for (const model::ParameterPlace& place : layout_.places) {
+    const size_t count = static_cast<size_t>(place.size);
+    GRADUS_RETURN_IF_ERROR(shards.read(momentum + "/" + place.hf_name,
+                                       std::span<float>(m_.data() + place.offset, count)));
+    if (is_muon_place(config_, place)) continue;
+    GRADUS_RETURN_IF_ERROR(
+        shards.read("adam/v/" + place.hf_name, std::span<float>(v_.data() + second_moment, count)));
+    second_moment += place.size;
+  }
+  const Result<int64_t> num_updates = shards.read_i64("adam/num_updates");
   if (!num_updates.ok()) return num_updates.status();
   num_updates_ = *num_updates;
   return {};

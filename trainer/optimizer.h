@@ -6,7 +6,7 @@
 #include "common/aligned_buffer.h"
 #include "common/status.h"
 #include "model/parameters.h"
-#include "records/state_file.h"
+#include "records/state_shards.h"
 #include "trainer/trainer_config.h"
 
 namespace gradus::trainer {
@@ -33,10 +33,12 @@ class Optimizer {
   const float* average() const { return average_.size() > 0 ? average_.data() : nullptr; }
   float* average() { return average_.size() > 0 ? average_.data() : nullptr; }
 
-  // The average is not among what is saved: checkpoints hold it as a model.
-  Status save(records::StateWriter& writer) const;
-  // InvalidArgument for the state of the other optimizer.
-  Status load(const records::StateReader& reader);
+  // Adds a share of the state to a snapshot: "adam/m/WEIGHT" (or "muon/m/WEIGHT"), "adam/v/WEIGHT"
+  // of the weights that AdamW updates, "adam/num_updates". The average is not among it: checkpoints
+  // hold it as a model.
+  void save(records::StateSnapshot& snapshot, int share, int num_shares) const;
+  // Reads what any number of shares hold. InvalidArgument for the state of the other optimizer.
+  Status load(const records::StateShards& shards);
 
   // Bytes of moments and scratch memory, and of the average.
   static int64_t planned_bytes(const model::WeightLayout& layout, const OptimizerConfig& config);

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "trainer/checkpoint_saver.h"
+
 namespace gradus::trainer {
 namespace {
 
@@ -230,7 +232,7 @@ Status PreferenceTrainer::run() {
   }
   return run_steps(
       loop().num_steps, setup_.run.checkpoint_every, position_, communicator_, display_,
-      [this] { return step(); }, [this] { return save(); });
+      [this] { return step(); }, [this] { return save(); }, records_.saver);
 }
 
 std::span<const PreferencePair> PreferenceTrainer::eval_pairs() const {
@@ -328,15 +330,14 @@ Status PreferenceTrainer::write_row(Metrics& metrics) {
 }
 
 Status PreferenceTrainer::save() {
+  if (records_.saver == nullptr) return {};
   Status status;
-  if (records_.checkpoints != nullptr) {
-    std::optional<double> metric;
-    const auto best = last_metrics_.find(setup_.run.save_best_metric);
-    if (best != last_metrics_.end()) metric = best->second;
-    status = save_checkpoint(*records_.checkpoints, policy_, learner_, position_, metric);
-    if (status.ok()) status = records_.metrics->sync();
-  }
-  return comm::agree(communicator_, status);
+  if (records_.metrics != nullptr) status = records_.metrics->sync();
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, status));
+  std::optional<double> metric;
+  const auto best = last_metrics_.find(setup_.run.save_best_metric);
+  if (best != last_metrics_.end()) metric = best->second;
+  return records_.saver->save(policy_, learner_, position_, metric);
 }
 
 }  // namespace gradus::trainer

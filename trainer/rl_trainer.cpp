@@ -2,34 +2,21 @@
 #include "trainer/rl_trainer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 
 #include "common/log.h"
 #include "common/rng.h"
 #include "trainer/algorithms/kl.h"
+#include "trainer/checkpoint_saver.h"
 #include "trainer/update_sums.h"
 
 namespace gradus::trainer {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-// Adds the time since its making to a timing_s metric.
-class PhaseTimer {
- public:
-  PhaseTimer(Metrics& metrics, std::string name) : metrics_(metrics), name_(std::move(name)) {}
-  ~PhaseTimer() {
-    const double before = metrics_.contains(name_) ? metrics_.value(name_) : 0.0;
-    metrics_.set(name_, before + std::chrono::duration<double>(Clock::now() - start_).count());
-  }
-
- private:
-  Metrics& metrics_;
-  std::string name_;
-  Clock::time_point start_ = Clock::now();
-};
+// Versions whose hashes a checkpoint remembers; more than any bounded staleness.
+constexpr size_t kMaxKnownVersions = 64;
 
 // The numbers of a group's responses from `at` on, which moves past them; none for those that do
 // not take part.
@@ -106,61 +93,158 @@ Status RlTrainer::run() {
   if (setup_.eval.before_training && position_.step == 0 && !setup_.eval_prompts.empty()) {
     Metrics metrics;
     GRADUS_RETURN_IF_ERROR(evaluate_now(metrics));
+    for (const auto& [name, seconds] : clock_.lap()) metrics.set(name, seconds);
     if (records_.metrics != nullptr) {
       GRADUS_RETURN_IF_ERROR(records_.metrics->write(0, metrics.values()));
     }
   }
+  const int64_t last_step = setup_.load_rollouts.empty()
+                                ? setup_.trainer.num_steps
+                                : std::min(setup_.trainer.num_steps, setup_.last_loaded_step);
   return run_steps(
-      setup_.trainer.num_steps, setup_.run.checkpoint_every, position_, communicator_, display_,
-      [this] { return step(); }, [this] { return save(); });
+      last_step, setup_.run.checkpoint_every, position_, communicator_, display_,
+      [this] { return step(); }, [this] { return save(); }, records_.saver);
 }
 
 Status RlTrainer::step() {
   Metrics metrics;
-  const Clock::time_point start = Clock::now();
-  weights_hash_ =
-      model::hash_parameters(policy_.transformer->parameters(), policy_.transformer->layout().size);
-  Result<std::vector<Group>> groups = collect(metrics);
-  if (!groups.ok()) return groups.status();
-  GRADUS_RETURN_IF_ERROR(prepare(*groups, metrics));
+  load_ = {};
   {
-    PhaseTimer timer(metrics, "timing_s/update_actor");
-    display_.begin_phase("update", static_cast<int64_t>(groups->size()), "groups");
-    const size_t num_mini_batches = static_cast<size_t>(setup_.trainer.mini_batches);
-    for (size_t i = 0; i < num_mini_batches; ++i) {
-      const size_t first = groups->size() * i / num_mini_batches;
-      const size_t end = groups->size() * (i + 1) / num_mini_batches;
-      const std::span<const Group> mini_batch = std::span(*groups).subspan(first, end - first);
-      // A mini-batch without signal leaves the policy as it was.
-      const uint64_t oldest = oldest_version(mini_batch);
-      const bool is_on_policy = position_.policy_version == oldest;
-      metrics.add("rollout/policy_lag", static_cast<double>(position_.policy_version - oldest));
-      GRADUS_RETURN_IF_ERROR(update(mini_batch, is_on_policy, metrics));
-    }
-    display_.end_phase();
+    const Phase phase(clock_, "timing_s/hash_weights");
+    weights_hash_ = model::hash_parameters(policy_.transformer->parameters(),
+                                           policy_.transformer->layout().size);
   }
+  std::map<uint64_t, uint64_t>& known = position_.version_hashes;
+  known[position_.policy_version] = weights_hash_;
+  while (known.size() > kMaxKnownVersions) known.erase(known.begin());
+  Result<std::vector<Group>> groups =
+      setup_.load_rollouts.empty() ? collect(metrics) : load_groups();
+  if (!groups.ok()) return groups.status();
+  for (Group& group : *groups) {
+    for (records::RolloutRecord& record : group.records) {
+      record.data_position = position_.data_position;
+    }
+  }
+  {
+    const Phase phase(clock_, "timing_s/adv");
+    GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, check_versions(*groups)));
+  }
+  step_kl_coef_ = position_.kl_coef;
+  GRADUS_RETURN_IF_ERROR(prepare(*groups, metrics));
+  if (setup_.dump_rollouts.empty()) GRADUS_RETURN_IF_ERROR(update_all(*groups, metrics));
   ++position_.step;
   const bool is_last = position_.step == setup_.trainer.num_steps;
   const int64_t every = setup_.eval.every_steps;
   if (!setup_.eval_prompts.empty() && every > 0 && (is_last || position_.step % every == 0)) {
     GRADUS_RETURN_IF_ERROR(evaluate_now(metrics));
   }
-  int64_t num_tokens = 0;
-  for (const Group& group : *groups) {
+  return write_step(metrics, *groups);
+}
+
+// Every update of the step, one for each mini-batch.
+Status RlTrainer::update_all(std::span<const Group> groups, Metrics& metrics) {
+  const Phase phase(clock_, "timing_s/update_actor");
+  display_.begin_phase("update", static_cast<int64_t>(groups.size()), "groups");
+  const size_t num_mini_batches = static_cast<size_t>(setup_.trainer.mini_batches);
+  // What a replay of the step begins from: its start, or the last update with a finite gradient.
+  RunPosition replay = position_;
+  replay.kl_coef = step_kl_coef_;
+  Status status;
+  for (size_t i = static_cast<size_t>(position_.mini_batches_done);
+       i < num_mini_batches && status.ok(); ++i) {
+    if (position_.nonfinite_in_a_row == 0) {
+      replay = position_;
+      replay.kl_coef = step_kl_coef_;
+      replay.mini_batches_done = static_cast<int64_t>(i);
+    }
+    const size_t first = groups.size() * i / num_mini_batches;
+    const size_t end = groups.size() * (i + 1) / num_mini_batches;
+    const std::span<const Group> mini_batch = groups.subspan(first, end - first);
+    // A mini-batch without signal leaves the policy as it was.
+    const uint64_t oldest = oldest_version(mini_batch);
+    metrics.add("rollout/policy_lag", static_cast<double>(position_.policy_version - oldest));
+    status = update(mini_batch, position_.policy_version == oldest, metrics);
+  }
+  display_.end_phase();
+  if (!status.ok() && learner_.non_finite()) return dump_failure(groups, replay, status);
+  position_.mini_batches_done = 0;
+  return status;
+}
+
+// Rollouts of the failed step with the state before it, for `gradus train --load-rollouts`.
+Status RlTrainer::dump_failure(std::span<const Group> groups, const RunPosition& position,
+                               const Status& reason) {
+  const std::string folder = communicator_.all_gather(
+      records_.folder == nullptr ? std::string()
+                                 : records_.folder->paths().failed_step(position.step + 1))[0];
+  if (folder.empty()) return reason;
+  Status written;
+  if (records_.folder != nullptr) {
+    std::error_code error;
+    std::filesystem::remove_all(folder, error);
+    std::filesystem::create_directories(folder + "/checkpoint", error);
+    std::vector<records::RolloutRecord> all;
+    for (const Group& group : groups) {
+      all.insert(all.end(), group.records.begin(), group.records.end());
+    }
+    written =
+        records::write_rollouts(fmt::format("{}/step_{}.jsonl", folder, position.step + 1), all);
+  }
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, written));
+  const CheckpointShare share(policy_, learner_, position, communicator_.rank(),
+                              communicator_.size());
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, share.write(folder + "/checkpoint")));
+  return {reason.code(),
+          fmt::format("{}; its rollouts and the state before it are in {}, and gradus train CONFIG "
+                      "--load-rollouts {} --set run.name=NEW repeats it",
+                      reason.message(), folder, folder)};
+}
+
+// Weights that are not those of the version which a trajectory names are an error: it would be
+// trained on as if another policy had sampled it.
+Status RlTrainer::check_versions(std::span<const Group> groups) {
+  const auto check = [&](const data::RequestId& id, uint64_t version, uint64_t hash) -> Status {
+    const auto known = position_.version_hashes.find(version);
+    const bool is_known = known != position_.version_hashes.end();
+    if (is_known && known->second == hash) return {};
+    return data_loss(
+        "step {}, prompt {}, sample {}: sampled by weights {:016x} as policy version {}; here that "
+        "version {}; replay rollouts with the configuration, seed and model of the run that wrote "
+        "them",
+        position_.step + 1, id.prompt_id, id.sample_index, hash, version,
+        is_known ? fmt::format("has weights {:016x}", known->second) : "is not known");
+  };
+  for (const Group& group : groups) {
     for (const records::RolloutRecord& record : group.records) {
-      num_tokens += static_cast<int64_t>(record.trajectory.token_ids.size());
+      const data::Trajectory& trajectory = record.trajectory;
+      GRADUS_RETURN_IF_ERROR(
+          check(trajectory.id, trajectory.policy_version, trajectory.weights_hash));
+      for (const data::Segment& segment : trajectory.segments) {
+        GRADUS_RETURN_IF_ERROR(check(trajectory.id, segment.policy_version, segment.weights_hash));
+      }
     }
   }
-  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  metrics.set("timing_s/step", seconds);
-  metrics.set("perf/time_per_step", seconds);
-  metrics.set("perf/total_num_tokens", static_cast<double>(num_tokens));
-  const int64_t num_ranks =
-      communicator_.size() +
-      (setup_.cluster.mode == ClusterMode::kColocated ? 0 : setup_.cluster.rollout_ranks);
-  metrics.set("perf/throughput",
-              static_cast<double>(num_tokens) / seconds / static_cast<double>(num_ranks));
-  return write_step(metrics, *groups);
+  return {};
+}
+
+// The step's groups from disk, on every rank.
+Result<std::vector<RlTrainer::Group>> RlTrainer::load_groups() {
+  const Phase phase(clock_, "timing_s/load_rollouts");
+  const std::string path =
+      fmt::format("{}/step_{}.jsonl", setup_.load_rollouts, position_.step + 1);
+  Result<std::vector<records::RolloutRecord>> loaded = records::read_rollouts(path);
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, loaded.status()));
+  std::vector<Group> groups;
+  for (records::RolloutRecord& record : *loaded) {
+    const auto starts_group = [&](const records::RolloutRecord& before) {
+      return before.trajectory.id.prompt_id != record.trajectory.id.prompt_id ||
+             before.trajectory.id.sample_index >= record.trajectory.id.sample_index;
+    };
+    if (groups.empty() || starts_group(groups.back().records.back())) groups.emplace_back();
+    position_.data_position = std::max(position_.data_position, record.data_position);
+    groups.back().records.push_back(std::move(record));
+  }
+  return groups;
 }
 
 // Of the weights that sampled any token of the groups; the present one if there is no group.
@@ -184,6 +268,11 @@ Result<std::vector<RlTrainer::Group>> RlTrainer::sample_round(uint64_t first_pos
   const int64_t num_samples = setup_.rollout.num_samples;
   const std::span<const float> weights(policy_.transformer->parameters(),
                                        static_cast<size_t>(policy_.transformer->layout().size));
+  const Phase phase(clock_, "timing_s/exchange");
+  const auto measured = [&](const char* name) {
+    return metrics.contains(name) ? metrics.value(name) : 0.0;
+  };
+  const double gen_before = measured("timing_s/gen"), reward_before = measured("timing_s/reward");
   display_.begin_phase("rollout", num_prompts * num_samples, "responses");
   Result<std::vector<records::RolloutRecord>> records =
       phase_.batch(position_.step, first_position, learner_.groups_of_this_rank(num_prompts),
@@ -191,6 +280,11 @@ Result<std::vector<RlTrainer::Group>> RlTrainer::sample_round(uint64_t first_pos
                    [&](int64_t finished) { display_.advance_phase(finished); });
   display_.end_phase();
   if (!records.ok()) return records.status();
+  const double gen = measured("timing_s/gen") - gen_before;
+  const double reward = measured("timing_s/reward") - reward_before;
+  clock_.move("timing_s/exchange", "timing_s/gen", gen);
+  clock_.move("timing_s/exchange", "timing_s/reward", reward);
+  if (setup_.cluster.mode == ClusterMode::kColocated) add_load(gen + reward);
   GRADUS_CHECK(static_cast<int64_t>(records->size()) == num_prompts * num_samples,
                "groups of all ranks");
   std::vector<Group> groups(static_cast<size_t>(num_prompts));
@@ -248,6 +342,7 @@ Result<std::vector<RlTrainer::Group>> RlTrainer::collect(Metrics& metrics) {
   do {
     Result<std::vector<Group>> round = sample_round(position_.data_position, metrics);
     if (!round.ok()) return round.status();
+    const Phase phase(clock_, "timing_s/adv");
     position_.data_position += wanted;
     ++num_rounds;
     for (Group& group : *round) {
@@ -270,8 +365,8 @@ Result<std::vector<RlTrainer::Group>> RlTrainer::collect(Metrics& metrics) {
               {{"groups", batch.size()}, {"wanted", wanted}});
   }
   // Where others sample, timing_s/gen is how long the trainers waited for them.
-  const double gen =
-      metrics.value(metrics.contains("rollout/busy_s") ? "rollout/busy_s" : "timing_s/gen");
+  const double gen = metrics.contains("rollout/busy_s") ? metrics.value("rollout/busy_s")
+                                                        : clock_.seconds("timing_s/gen");
   const double tokens =
       metrics.value("response_length/mean") * metrics.value("rollout/num_responses");
   if (gen > 0) {
@@ -364,7 +459,7 @@ Status RlTrainer::set_greedy_rewards(std::span<Group> groups, Metrics& metrics) 
 
 // With a KL in the reward: coefficient times KL at each token; the adaptive controller takes note.
 void RlTrainer::set_penalties(std::span<Group> groups, Metrics& metrics) {
-  PhaseTimer timer(metrics, "timing_s/ref");
+  const Phase phase(clock_, "timing_s/ref");
   std::vector<data::PackGroup> packs;
   for (const Group& group : groups) {
     data::PackGroup pack = pack_of(group, algorithm_.config);
@@ -409,7 +504,7 @@ Status RlTrainer::prepare(std::span<Group> groups, Metrics& metrics) {
   set_old_logprobs(groups);
   const KlConfig& kl = algorithm_.config.kl;
   if (kl.coef != 0 && kl.place == KlPlace::kReward) set_penalties(groups, metrics);
-  PhaseTimer timer(metrics, "timing_s/adv");
+  const Phase phase(clock_, "timing_s/adv");
   set_advantages(algorithm_, setup_.trainer, groups);
   for (const Group& group : groups) {
     for (const records::RolloutRecord& record : group.records) {
@@ -482,8 +577,6 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
     }
     return {};
   }
-  metrics.add("training/skipped_updates", 0);
-  metrics.add("training/num_updates", 1);
 
   MiniBatch batch = mini_batch_of(
       groups, config, hash64({static_cast<uint64_t>(setup_.run.seed), position_.policy_version}));
@@ -515,6 +608,7 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
     }
     std::vector<double> reference_logprobs;
     if (has_kl_loss) {
+      const Phase phase(clock_, "timing_s/ref");
       const data::Pack pack = data::make_pack(std::span(packs).subspan(
           static_cast<size_t>(first_group), static_cast<size_t>(num_groups)));
       reference_pass_->forward(pack, temperature, false);
@@ -537,10 +631,30 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
   };
   Result<UpdateStats> stats =
       learner_.update(packs, needs_gradient, temperature, learning_rate, loss);
+  if (const std::optional<NonFinite>& found = learner_.non_finite()) {
+    const records::RolloutRecord* culprit =
+        found->group < 0
+            ? nullptr
+            : sequences[static_cast<size_t>(first_sequence[static_cast<size_t>(found->group)] +
+                                            found->response)];
+    const std::string where =
+        culprit == nullptr ? std::string("the sum over the batch")
+                           : fmt::format("prompt {}, sample {}", culprit->trajectory.id.prompt_id,
+                                         culprit->trajectory.id.sample_index);
+    return skip_update(
+        data_loss("step {}, {}: {} is not finite; the weights were not changed; lower the learning "
+                  "rate or look for broken rewards",
+                  position_.step + 1, where, found->what),
+        position_, metrics);
+  }
   if (!stats.ok()) {
     return stats.status().with_prefix(fmt::format("step {}", position_.step + 1));
   }
+  metrics.add("training/skipped_updates", 0);
+  metrics.add("training/num_updates", 1);
+  position_.nonfinite_in_a_row = 0;
   ++position_.policy_version;
+  load_.update_seconds += stats->compute_seconds;
   sums.reduce(communicator_);
   sums.write(config, setup_.trainer.entropy_coef, metrics);
   metrics.add("actor/grad_norm", stats->grad_norm);
@@ -552,7 +666,7 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
 }
 
 Status RlTrainer::evaluate_now(Metrics& metrics) {
-  PhaseTimer timer(metrics, "timing_s/testing");
+  const Phase phase(clock_, "timing_s/testing");
   const EvaluationSettings settings = evaluation_settings(
       setup_.eval, setup_.rollout, policy_.transformer->config(), setup_.run.seed);
   std::span<const data::Prompt> prompts = setup_.eval_prompts;
@@ -574,6 +688,90 @@ Status RlTrainer::evaluate_now(Metrics& metrics) {
   return status;
 }
 
+// What this rank sampled by itself.
+void RlTrainer::add_load(double rollout_seconds) {
+  const rollout::EngineStats& stats = engine_.stats();
+  load_.rollout_seconds += rollout_seconds;
+  load_.slot_seconds += stats.slot_seconds;
+  load_.tail_idle_seconds += stats.tail_idle_seconds;
+  if (static_cast<double>(stats.longest_tokens) > load_.longest_tokens) {
+    load_.longest_tokens = static_cast<double>(stats.longest_tokens);
+    load_.longest_seconds = stats.longest_seconds;
+  }
+}
+
+// How evenly the ranks were loaded, and what the longest responses cost.
+void RlTrainer::add_balance(Metrics& metrics) {
+  const Phase phase(clock_, "timing_s/exchange");
+  const std::string mine(reinterpret_cast<const char*>(&load_), sizeof(load_));
+  RankLoad sum, slowest;
+  double slowest_whole = 0, longest_tokens = 0, longest_seconds = 0;
+  const std::vector<std::string> all = communicator_.all_gather(mine);
+  for (const std::string& text : all) {
+    RankLoad load;
+    std::memcpy(&load, text.data(), sizeof(load));
+    sum.rollout_seconds += load.rollout_seconds;
+    sum.update_seconds += load.update_seconds;
+    sum.slot_seconds += load.slot_seconds;
+    sum.tail_idle_seconds += load.tail_idle_seconds;
+    slowest.rollout_seconds = std::max(slowest.rollout_seconds, load.rollout_seconds);
+    slowest.update_seconds = std::max(slowest.update_seconds, load.update_seconds);
+    if (load.longest_tokens > longest_tokens) {
+      longest_tokens = load.longest_tokens;
+      longest_seconds = load.longest_seconds;
+    }
+  }
+  // Ranks meet after sampling and after backward.
+  slowest_whole = slowest.rollout_seconds + slowest.update_seconds;
+  const double num_ranks = static_cast<double>(all.size());
+  if (sum.rollout_seconds > 0) {
+    metrics.set("perf/imbalance/gen", slowest.rollout_seconds * num_ranks / sum.rollout_seconds);
+  }
+  if (sum.update_seconds > 0) {
+    metrics.set("perf/imbalance/update_actor",
+                slowest.update_seconds * num_ranks / sum.update_seconds);
+  }
+  if (slowest_whole > 0) {
+    metrics.set("perf/rank_idle_fraction",
+                1 - (sum.rollout_seconds + sum.update_seconds) / (num_ranks * slowest_whole));
+  }
+  if (sum.slot_seconds > 0) {
+    metrics.set("perf/tail_idle_fraction", sum.tail_idle_seconds / sum.slot_seconds);
+  }
+  if (longest_seconds > 0) {
+    metrics.set("rollout/longest_tokens_per_s", longest_tokens / longest_seconds);
+  }
+}
+
+// The phases since the last line, and what follows from their sum.
+void RlTrainer::add_times(Metrics& metrics, double num_tokens) {
+  double step_seconds = 0;
+  std::map<std::string, double> phases = clock_.lap();
+  phases.try_emplace("timing_s/reward", 0.0);  // where others score, theirs is no part of the step
+  for (const auto& [name, seconds] : phases) {
+    metrics.set(name, seconds);
+    step_seconds += seconds;
+  }
+  metrics.set("timing_s/step", step_seconds);
+  metrics.set("perf/time_per_step", step_seconds);
+  metrics.set("perf/total_num_tokens", num_tokens);
+  const int64_t num_ranks =
+      communicator_.size() +
+      (setup_.cluster.mode == ClusterMode::kColocated ? 0 : setup_.cluster.rollout_ranks);
+  metrics.set("perf/throughput", num_tokens / step_seconds / static_cast<double>(num_ranks));
+  if (!metrics.contains("rollout/num_responses")) return;
+  if (++num_steps_here_ == 2) totals_ = {};
+  ++totals_.num_steps;
+  totals_.rollout_seconds += phases["timing_s/gen"];
+  totals_.update_seconds += phases["timing_s/update_actor"] + phases["timing_s/ref"];
+  totals_.exchange_seconds += phases["timing_s/exchange"];
+  const double num_responses = metrics.value("rollout/num_responses");
+  totals_.num_responses += num_responses;
+  totals_.response_tokens += num_responses * metrics.value("response_length/mean");
+  totals_.prompt_tokens += num_responses * metrics.value("prompt_length/mean");
+  totals_.longest_response += metrics.value("response_length/max");
+}
+
 Status RlTrainer::write_step(Metrics& metrics, std::span<const Group> groups) {
   const MemoryUse memory = memory_use();
   constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
@@ -582,16 +780,32 @@ Status RlTrainer::write_step(Metrics& metrics, std::span<const Group> groups) {
   metrics.set("training/global_step", static_cast<double>(position_.step));
   metrics.set("training/epoch", static_cast<double>(position_.data_position) /
                                     static_cast<double>(order_.num_rows()));
-  last_metrics_ = metrics.values();
+  add_balance(metrics);
+  double num_tokens = 0;
+  for (const Group& group : groups) {
+    for (const records::RolloutRecord& record : group.records) {
+      num_tokens += static_cast<double>(record.trajectory.token_ids.size());
+    }
+  }
   Status status;
-  if (records_.folder != nullptr && setup_.run.dump_rollouts) {
-    PhaseTimer timer(metrics, "timing_s/dump_rollouts");
+  const bool is_dump_asked_for = setup_.run.dump_rollouts && setup_.load_rollouts.empty();
+  if (records_.folder != nullptr && (is_dump_asked_for || !setup_.dump_rollouts.empty())) {
+    const Phase phase(clock_, "timing_s/dump_rollouts");
     std::vector<records::RolloutRecord> all;
     for (const Group& group : groups) {
       all.insert(all.end(), group.records.begin(), group.records.end());
     }
-    status = records::write_rollouts(records_.folder->paths().rollouts(position_.step), all);
+    const std::string path =
+        setup_.dump_rollouts.empty()
+            ? records_.folder->paths().rollouts(position_.step)
+            : fmt::format("{}/step_{}.jsonl", setup_.dump_rollouts, position_.step);
+    std::error_code error;  // write_rollouts names what cannot be made
+    std::filesystem::create_directories(std::filesystem::path(path).parent_path(), error);
+    status = records::write_rollouts(path, all);
   }
+  add_times(metrics, num_tokens);
+  last_metrics_ = metrics.values();
+  const Phase phase(clock_, "timing_s/write_metrics");
   if (records_.metrics != nullptr && status.ok()) {
     status = records_.metrics->write(position_.step, metrics.values());
     display_.finish_step(position_.step, metrics.values());
@@ -600,21 +814,23 @@ Status RlTrainer::write_step(Metrics& metrics, std::span<const Group> groups) {
 }
 
 Status RlTrainer::save() {
+  const Phase phase(clock_, "timing_s/save_checkpoint");
   Result<std::string> ahead = phase_.take_down();
   if (!ahead.ok()) return ahead.status();
-  position_.ahead = std::move(*ahead);
+  if (records_.saver == nullptr) return {};
+  // The lines up to here must be on disk before a checkpoint says that they are.
   Status status;
-  if (records_.checkpoints != nullptr) {
-    display_.begin_phase("checkpoint", 0, "");
-    std::optional<double> metric;
-    const auto best = last_metrics_.find(setup_.run.save_best_metric);
-    if (best != last_metrics_.end()) metric = best->second;
-    status = save_checkpoint(*records_.checkpoints, policy_, learner_, position_, metric);
-    if (status.ok()) status = records_.metrics->sync();
-    display_.end_phase();
-  }
-  position_.ahead.clear();
-  return comm::agree(communicator_, status);
+  if (records_.metrics != nullptr) status = records_.metrics->sync();
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, status));
+  display_.begin_phase("checkpoint", 0, "");
+  std::optional<double> metric;
+  const auto best = last_metrics_.find(setup_.run.save_best_metric);
+  if (best != last_metrics_.end()) metric = best->second;
+  RunPosition position = position_;
+  position.ahead = std::move(*ahead);
+  status = records_.saver->save(policy_, learner_, position, metric);
+  display_.end_phase();
+  return status;
 }
 
 }  // namespace gradus::trainer

@@ -15,14 +15,15 @@
 #include "trainer/response_group.h"
 #include "trainer/rollout_phase.h"
 #include "trainer/run_state.h"
+#include "trainer/step_clock.h"
 
 namespace gradus::trainer {
 
-// Where a run is written; rank 0 has one, the others none.
+// Where a run is written; folder and metrics are rank 0's alone, every rank has a saver.
 struct RunRecords {
   records::RunFolder* folder = nullptr;
   records::MetricsLog* metrics = nullptr;
-  records::CheckpointStore* checkpoints = nullptr;
+  CheckpointSaver* saver = nullptr;
 };
 
 // Everything that a run of reinforcement learning consists of. References outlive the trainer.
@@ -36,13 +37,27 @@ struct RlSetup {
   uint64_t data_seed = 0;
   std::vector<data::Prompt> train_prompts;  // all rows, in the order of the data set
   std::vector<data::Prompt> eval_prompts;   // may be empty
+  // Folder with the rollouts of earlier runs to train on, instead of sampling; empty: none. Their
+  // steps end at `last_loaded_step`.
+  std::string load_rollouts;
+  int64_t last_loaded_step = 0;
+  // Folder to write rollouts to, without training on them; empty: train.
+  std::string dump_rollouts;
+};
+
+// What the steps of a process took and did, summed; of several the first is left out,
+// since it also pays for memory that is touched for the first time.
+struct StepTotals {
+  int64_t num_steps = 0;
+  double rollout_seconds = 0, update_seconds = 0, exchange_seconds = 0;
+  double num_responses = 0, response_tokens = 0, prompt_tokens = 0, longest_response = 0;
 };
 
 // The loop: sample responses to a batch of prompts, score them, turn rewards into advantages,
 // update (docs/architecture.md). Batches come from a RolloutPhase, every trainer computes its share
-// of the gradient. In colocated and split mode a step is
-// a function of (weights, optimizer, data position, seeds) alone, so reruns and resumed runs repeat
-// it bit for bit. Not thread-safe.
+// of the gradient. In colocated and split mode a step is a function of (weights, optimizer, data
+// position, seeds) alone, so reruns and resumed runs repeat it bit for bit; sampling and training
+// also run alone, by way of the rollouts on disk. Not thread-safe.
 class RlTrainer {
  public:
   // `communicator` joins the trainers; `client`, if not null, the ranks that sample for them.
@@ -59,6 +74,8 @@ class RlTrainer {
   Status run();
 
   const RunPosition& position() const { return position_; }
+  // Of the steps of this process that sampled; rank 0's times.
+  const StepTotals& totals() const { return totals_; }
   // Of the first and the last evaluation of this process; empty without evaluation.
   const std::vector<Evaluation>& evaluations() const { return evaluations_; }
 
@@ -67,6 +84,12 @@ class RlTrainer {
   // One number per response token of the groups at hand, over all ranks.
   struct TokenNumbers {
     std::vector<float> logprobs, entropies;
+  };
+  // What this rank had to do in the step; seconds without waiting for other ranks.
+  struct RankLoad {
+    double rollout_seconds = 0, update_seconds = 0;
+    double slot_seconds = 0, tail_idle_seconds = 0;
+    double longest_tokens = 0, longest_seconds = 0;
   };
 
   Status step();
@@ -82,8 +105,16 @@ class RlTrainer {
   Status check_mismatch(const records::RolloutRecord& record, std::span<const float> logprobs,
                         double& largest) const;
   double kl_coef() const;
+  Result<std::vector<Group>> load_groups();
+  Status check_versions(std::span<const Group> groups);
+  Status update_all(std::span<const Group> groups, Metrics& metrics);
+  Status dump_failure(std::span<const Group> groups, const RunPosition& position,
+                      const Status& reason);
   Status update(std::span<const Group> groups, bool is_on_policy, Metrics& metrics);
   Status evaluate_now(Metrics& metrics);
+  void add_load(double rollout_seconds);
+  void add_balance(Metrics& metrics);
+  void add_times(Metrics& metrics, double num_tokens);
   Status write_step(Metrics& metrics, std::span<const Group> groups);
   Status save();
 
@@ -104,7 +135,12 @@ class RlTrainer {
   std::unique_ptr<model::TrainingPass> reference_pass_;
   RunPosition position_;
   uint64_t weights_hash_ = 0;
+  double step_kl_coef_ = 0;  // position_.kl_coef when the step began
   int64_t num_planned_updates_ = 0;
+  StepClock clock_;
+  StepTotals totals_;
+  int64_t num_steps_here_ = 0;
+  RankLoad load_;
   std::vector<Evaluation> evaluations_;
   std::map<std::string, double> last_metrics_;  // of the last step
 };

@@ -6,14 +6,24 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "common/atomic_file.h"
+#include "common/log.h"
 #include "common/strings.h"
 #include "model/peft_adapter.h"
 #include "records/signals.h"
+#include "records/state_shards.h"
+#include "trainer/checkpoint_saver.h"
 
 namespace gradus::trainer {
 namespace {
+
+// So many updates in a row without a finite gradient end the run: one can be a freak of its batch.
+constexpr int64_t kMaxNonFiniteInARow = 3;
+
+// Folder of the running average inside a checkpoint.
+constexpr const char* kAverageFolder = "/ema";
 
 // Id of "<|endoftext|>" in byte_tokenizer_json().
 constexpr int32_t kByteTokenizerEnd = 256;
@@ -188,37 +198,22 @@ Result<Policy> load_policy_to_train(const model::ModelSourceConfig& config,
   return policy;
 }
 
-namespace {
-
-// Folder of the running average inside a checkpoint.
-constexpr const char* kAverageFolder = "/ema";
-
-// The policy with `weights` in the place of its own.
-Status write_policy_with(const Policy& policy, const float* weights, const std::string& dir) {
-  const model::Transformer& transformer = *policy.transformer;
-  GRADUS_RETURN_IF_ERROR(model::write_checkpoint(dir, transformer.config(),
-                                                 [&](const model::WeightSpec& spec, float* out) {
-                                                   return model::read_parameter(
-                                                       transformer.layout(), weights, spec, out);
-                                                 },
-                                                 {.tokenizer_dir = policy.tokenizer_dir}));
-  if (policy.tokenizer_json.empty()) return {};
-  GRADUS_RETURN_IF_ERROR(write_file_atomically(dir + "/tokenizer.json", policy.tokenizer_json));
+Status write_policy_files(const model::ModelConfig& config, const std::string& tokenizer_json,
+                          const std::string& dir, const model::WriteCheckpointOptions& options,
+                          const model::WeightSource& read_weight) {
+  GRADUS_RETURN_IF_ERROR(model::write_checkpoint(dir, config, read_weight, options));
+  if (tokenizer_json.empty() || options.writer != 0) return {};
+  GRADUS_RETURN_IF_ERROR(write_file_atomically(dir + "/tokenizer.json", tokenizer_json));
   const nlohmann::ordered_json tokenizer_config = {
       {"tokenizer_class", "PreTrainedTokenizerFast"},
       {"eos_token", "<|endoftext|>"},
       {"pad_token", "<|endoftext|>"},
       {"clean_up_tokenization_spaces", false},
-      {"model_max_length", transformer.config().max_position_embeddings}};
+      {"model_max_length", config.max_position_embeddings}};
   return write_file_atomically(dir + "/tokenizer_config.json", tokenizer_config.dump(1));
 }
 
-// What is trained, as `values` have it: the adapter alone, or the whole policy.
-Status write_trained(const Policy& policy, const float* values, const std::string& dir) {
-  const model::LoraAdapter* adapter = policy.transformer->adapter();
-  return adapter != nullptr ? model::write_adapter(dir, policy.path, *adapter, values)
-                            : write_policy_with(policy, values, dir);
-}
+namespace {
 
 // The average that a checkpoint holds, if the run keeps one.
 Status load_average(const std::string& folder, const Policy& policy, Learner& learner) {
@@ -242,37 +237,6 @@ Status load_average(const std::string& folder, const Policy& policy, Learner& le
 
 }  // namespace
 
-Status write_policy(const Policy& policy, const std::string& dir) {
-  return write_policy_with(policy, policy.transformer->parameters(), dir);
-}
-
-Status save_checkpoint(records::CheckpointStore& store, const Policy& policy,
-                       const Learner& learner, const RunPosition& position,
-                       std::optional<double> metric) {
-  const model::WeightLayout& trained = policy.transformer->trainable().layout;
-  const int64_t num_copies = learner.average() == nullptr ? 3 : 4;
-  const int64_t num_bytes = num_copies * trained.size * int64_t{sizeof(float)};
-  Result<records::CheckpointDraft> draft = store.begin(position.step, num_bytes);
-  if (!draft.ok()) return draft.status();
-  GRADUS_RETURN_IF_ERROR(
-      write_trained(policy, policy.transformer->trainable().values, draft->folder()));
-  if (learner.average() != nullptr) {
-    GRADUS_RETURN_IF_ERROR(
-        write_trained(policy, learner.average(), draft->folder() + kAverageFolder));
-  }
-  Result<records::StateWriter> writer =
-      records::StateWriter::create(draft->folder() + "/optimizer.bin");
-  if (!writer.ok()) return writer.status();
-  GRADUS_RETURN_IF_ERROR(learner.save(*writer));
-  GRADUS_RETURN_IF_ERROR(writer->add("run/step", position.step));
-  GRADUS_RETURN_IF_ERROR(writer->add("run/data_position", position.data_position));
-  GRADUS_RETURN_IF_ERROR(writer->add("run/policy_version", position.policy_version));
-  GRADUS_RETURN_IF_ERROR(writer->add_text("run/ahead", position.ahead));
-  GRADUS_RETURN_IF_ERROR(writer->add("run/kl_coef", position.kl_coef));
-  GRADUS_RETURN_IF_ERROR(writer->finish());
-  return store.commit(std::move(*draft), metric);
-}
-
 Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learner,
                        RunPosition& position) {
   const bool has_adapter = policy.transformer->adapter() != nullptr;
@@ -285,43 +249,81 @@ Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learn
   }
   GRADUS_RETURN_IF_ERROR(has_adapter ? load_adapter_checkpoint(folder, policy)
                                      : load_weights_checkpoint(folder, policy));
-  const Result<records::StateReader> reader = records::StateReader::open(folder + "/optimizer.bin");
-  if (!reader.ok()) return reader.status();
-  GRADUS_RETURN_IF_ERROR(learner.load(*reader).with_prefix(folder));
+  const Result<records::StateShards> state = records::StateShards::open(folder, "optimizer");
+  if (!state.ok()) return state.status();
+  GRADUS_RETURN_IF_ERROR(learner.load(*state).with_prefix(folder));
   GRADUS_RETURN_IF_ERROR(load_average(folder, policy, learner));
-  const Result<int64_t> step = reader->read_i64("run/step");
-  if (!step.ok()) return step.status();
-  const Result<uint64_t> data_position = reader->read_u64("run/data_position");
-  if (!data_position.ok()) return data_position.status();
-  const Result<uint64_t> policy_version = reader->read_u64("run/policy_version");
-  if (!policy_version.ok()) return policy_version.status();
-  Result<std::string> ahead = reader->read_text("run/ahead");
+  const std::pair<const char*, int64_t*> counters[] = {
+      {"run/step", &position.step},
+      {"run/nonfinite_in_a_row", &position.nonfinite_in_a_row},
+      {"run/mini_batches_done", &position.mini_batches_done}};
+  for (const auto& [name, counter] : counters) {
+    const Result<int64_t> value = state->read_i64(name);
+    if (!value.ok()) return value.status();
+    *counter = *value;
+  }
+  const std::pair<const char*, uint64_t*> places[] = {
+      {"run/data_position", &position.data_position},
+      {"run/policy_version", &position.policy_version}};
+  for (const auto& [name, place] : places) {
+    const Result<uint64_t> value = state->read_u64(name);
+    if (!value.ok()) return value.status();
+    *place = *value;
+  }
+  Result<std::string> ahead = state->read_text("run/ahead");
   if (!ahead.ok()) return ahead.status();
-  const Result<double> kl_coef = reader->read_f64("run/kl_coef");
+  position.ahead = std::move(*ahead);
+  const Result<double> kl_coef = state->read_f64("run/kl_coef");
   if (!kl_coef.ok()) return kl_coef.status();
-  position = {*step, *data_position, *policy_version, std::move(*ahead), *kl_coef};
+  position.kl_coef = *kl_coef;
+  const Result<std::string> hashes = state->read_text("run/version_hashes");
+  if (!hashes.ok()) return hashes.status();
+  position.version_hashes.clear();
+  std::istringstream stream(*hashes);
+  for (uint64_t version, hash; stream >> std::dec >> version >> std::hex >> hash;) {
+    position.version_hashes[version] = hash;
+  }
   return {};
+}
+
+Status skip_update(const Status& reason, RunPosition& position, Metrics& metrics) {
+  ++position.nonfinite_in_a_row;
+  metrics.add("training/skipped_updates", 1);
+  metrics.add("training/nonfinite_updates", 1);
+  log_warn("trainer", "update skipped: " + reason.message(),
+           {{"in_a_row", position.nonfinite_in_a_row}});
+  if (position.nonfinite_in_a_row < kMaxNonFiniteInARow) return {};
+  return {reason.code(), fmt::format("{}; this was the update number {} in a row", reason.message(),
+                                     position.nonfinite_in_a_row)};
 }
 
 Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition& position,
                  comm::Communicator& communicator, records::RunDisplay& display,
-                 const std::function<Status()>& step, const std::function<Status()>& save) {
+                 const std::function<Status()>& step, const std::function<Status()>& save,
+                 CheckpointSaver* saver) {
   while (position.step < num_steps) {
     communicator.watch().set_step(position.step + 1);
-    GRADUS_RETURN_IF_ERROR(step());
+    const Status stepped = step();
+    if (!stepped.ok()) {
+      // The checkpoint in the making is worth more than its own error.
+      if (saver != nullptr) static_cast<void>(saver->finish());
+      return stepped;
+    }
+    if (saver != nullptr) GRADUS_RETURN_IF_ERROR(saver->check());
     const bool is_last = position.step >= num_steps;
     const double wants_stop = records::stop_requested() ? 1.0 : 0.0;
     const bool is_stopping = comm::all_reduce_sum(communicator, {&wants_stop, 1})[0] > 0;
     const bool is_due = checkpoint_every > 0 && position.step % checkpoint_every == 0;
     if (is_last || is_stopping || is_due) GRADUS_RETURN_IF_ERROR(save());
     if (is_stopping && !is_last) {
+      if (saver != nullptr) GRADUS_RETURN_IF_ERROR(saver->finish());
       display.print(fmt::format(
           "stopped after step {} of {}; a checkpoint was written: continue with --resume",
           position.step, num_steps));
       return {};
     }
   }
-  return {};
+  return saver == nullptr ? Status() : saver->finish();
 }
 
 EvaluationSettings evaluation_settings(const EvalConfig& eval,

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,6 +16,7 @@
 #include "data/prompt_builder.h"
 #include "data/statistics.h"
 #include "data/tokenizer.h"
+#include "model/checkpoint.h"
 #include "model/lora.h"
 #include "model/model_source_config.h"
 #include "model/transformer.h"
@@ -62,8 +64,11 @@ Result<model::LoraConfig> trained_adapter(const model::ModelSourceConfig& config
 Result<model::ModelConfig> policy_config(const model::ModelSourceConfig& config,
                                          model::Head head = model::Head::kLanguage);
 
-// Writes weights, config and tokenizer files as a Hugging Face directory.
-Status write_policy(const Policy& policy, const std::string& dir);
+// Writes weights, config and tokenizer files as a Hugging Face directory, or a writer's share of it
+// (model::WriteCheckpointOptions). `tokenizer_json` is that of a tokenizer made here, or empty.
+Status write_policy_files(const model::ModelConfig& config, const std::string& tokenizer_json,
+                          const std::string& dir, const model::WriteCheckpointOptions& options,
+                          const model::WeightSource& read_weight);
 
 // Where a run stands; a checkpoint holds it with the optimizer.
 struct RunPosition {
@@ -73,23 +78,32 @@ struct RunPosition {
   // Responses begun for later steps (RolloutPhase::take_down); in a checkpoint alone.
   std::string ahead;
   double kl_coef = 0;  // of the adaptive controller, for the next step
+  // Updates in a row, up to now, whose gradient was not finite.
+  int64_t nonfinite_in_a_row = 0;
+  // Mini-batches of the present step that were done; not 0 in the dump of a failed step alone.
+  int64_t mini_batches_done = 0;
+  // Hashes of the weights of the last versions that sampled, which their rollouts must name.
+  std::map<uint64_t, uint64_t> version_hashes;
 };
 
-// Writes a checkpoint of the store (rank 0 alone) and reads one back into policy and learner (every
-// rank). A checkpoint is a Hugging Face directory; the running average of the weights is another
-// one inside it, ema/.
-Status save_checkpoint(records::CheckpointStore& store, const Policy& policy,
-                       const Learner& learner, const RunPosition& position,
-                       std::optional<double> metric);
+// Reads a checkpoint (checkpoint_saver.h), written by any number of ranks, into policy and learner.
 Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learner,
                        RunPosition& position);
 
+// Counts an update that Learner refused since its gradient was not finite: warns and adds to the
+// metrics. From the third in a row on it returns `reason`, which ends the run.
+Status skip_update(const Status& reason, RunPosition& position, Metrics& metrics);
+
+class CheckpointSaver;
+
 // Makes steps until `position.step` (which `step` advances) is `num_steps`, or until a stop is
 // asked of any rank: then the step is finished. Saves every `checkpoint_every` steps (0: never), at
-// the last step and before it stops early, which it says on the display.
+// the last step and before it stops early, which it says on the display. `saver` writes beside the
+// steps: its errors end the run after the step in which they came up; null: nothing to ask.
 Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition& position,
                  comm::Communicator& communicator, records::RunDisplay& display,
-                 const std::function<Status()>& step, const std::function<Status()>& save);
+                 const std::function<Status()>& step, const std::function<Status()>& save,
+                 CheckpointSaver* saver);
 
 rollout::EngineOptions engine_options(const rollout::RolloutConfig& config);
 data::SamplingParams sampling_params(const rollout::RolloutConfig& config,

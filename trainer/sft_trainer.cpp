@@ -3,6 +3,8 @@
 
 #include <chrono>
 
+#include "trainer/checkpoint_saver.h"
+
 namespace gradus::trainer {
 
 SftTrainer::SftTrainer(SftSetup setup, Policy& policy, comm::Communicator& communicator,
@@ -35,7 +37,7 @@ Status SftTrainer::run() {
   }
   return run_steps(
       setup_.sft.num_steps, setup_.run.checkpoint_every, position_, communicator_, display_,
-      [this] { return step(); }, [this] { return save(); });
+      [this] { return step(); }, [this] { return save(); }, records_.saver);
 }
 
 Status SftTrainer::step() {
@@ -64,16 +66,21 @@ Status SftTrainer::step() {
         }
         return {};
       });
-  if (!stats.ok()) {
-    return stats.status().with_prefix(fmt::format("step {}", position_.step + 1));
+  Metrics metrics;
+  const Status updated = stats.status().with_prefix(fmt::format("step {}", position_.step + 1));
+  if (learner_.non_finite()) {
+    GRADUS_RETURN_IF_ERROR(skip_update(updated, position_, metrics));
+  } else {
+    GRADUS_RETURN_IF_ERROR(updated);
+    position_.nonfinite_in_a_row = 0;
+    ++position_.policy_version;
+    metrics.set("train/grad_norm", stats->grad_norm);
   }
   ++position_.step;
-  ++position_.policy_version;
   const std::vector<double> mine = {loss_sum, entropy_sum};
   const std::vector<double> sums = comm::all_reduce_sum(communicator_, mine);
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  Metrics metrics;
   const int64_t every = setup_.eval.every_steps;
   const bool is_evaluated =
       position_.step == setup_.sft.num_steps || (every > 0 && position_.step % every == 0);
@@ -82,10 +89,11 @@ Status SftTrainer::step() {
     GRADUS_RETURN_IF_ERROR(loss.status());
     metrics.set("val/loss", *loss);
   }
-  metrics.set("train/loss", sums[0]);
-  metrics.set("train/grad_norm", stats->grad_norm);
+  if (!learner_.non_finite()) {
+    metrics.set("train/loss", sums[0]);
+    metrics.set("actor/entropy", sums[1]);
+  }
   metrics.set("train/lr", learning_rate);
-  metrics.set("actor/entropy", sums[1]);
   metrics.set("timing_s/step", seconds);
   metrics.set("perf/time_per_step", seconds);
   metrics.set("perf/total_num_tokens", num_tokens);
@@ -123,12 +131,11 @@ Result<double> SftTrainer::held_out_loss() {
 }
 
 Status SftTrainer::save() {
+  if (records_.saver == nullptr) return {};
   Status status;
-  if (records_.checkpoints != nullptr) {
-    status = save_checkpoint(*records_.checkpoints, policy_, learner_, position_, std::nullopt);
-    if (status.ok()) status = records_.metrics->sync();
-  }
-  return comm::agree(communicator_, status);
+  if (records_.metrics != nullptr) status = records_.metrics->sync();
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, status));
+  return records_.saver->save(policy_, learner_, position_, std::nullopt);
 }
 
 }  // namespace gradus::trainer

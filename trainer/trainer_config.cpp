@@ -54,6 +54,13 @@ void BackwardConfig::visit(FieldVisitor& v) {
           at_least(1));
 }
 
+void NumericsConfig::visit(FieldVisitor& v) {
+  v.field(
+      "layout_invariant", layout_invariant,
+      "Whether gradients are summed in one tree whatever the number of ranks, so that weights do "
+      "not depend on it; false sums a rank's share as one and then around the ring of ranks.");
+}
+
 void TrainerConfig::visit(FieldVisitor& v) {
   v.field("algorithm", algorithm, "How rewards become a loss.", shorthand_for("name"));
   v.field("num_steps", num_steps, "Rollout batches to train on.", at_least(1));
@@ -139,6 +146,7 @@ Status validate(const OptimizerConfig& config, int64_t num_steps, const std::str
 }
 
 Status validate(const BackwardConfig& backward, int64_t world_size, const std::string& section) {
+  if (!backward.layout_invariant) return {};
   ConfigRules rules;
   rules.require(backward.reduction_blocks % world_size == 0,
                 "{}.reduction_blocks ({}) must be a multiple of the number of ranks ({})", section,

@@ -150,21 +150,21 @@ uint64_t hash_bytes(const void* data, size_t num_bytes) {
   return combine_chunk_hashes(hashes, total);
 }
 
-Result<uint64_t> hash_file(const std::string& path, int64_t num_bytes) {
+Result<uint64_t> hash_file(const std::string& path, int64_t offset, int64_t num_bytes) {
   const int descriptor = open_retrying(path, O_RDONLY);
   if (descriptor < 0) return file_error(path, "open", errno);
   const int64_t num_chunks = (num_bytes + kHashChunkBytes - 1) / kHashChunkBytes;
   std::vector<uint64_t> hashes(static_cast<size_t>(num_chunks));
   std::atomic<int> error_number{0};
   parallel_for(num_chunks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<char> buffer(kHashChunkBytes);
+    std::vector<char> buffer(static_cast<size_t>(std::min(kHashChunkBytes, num_bytes)));
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t offset = i * kHashChunkBytes;
-      const int64_t size = std::min(kHashChunkBytes, num_bytes - offset);
+      const int64_t at = i * kHashChunkBytes;
+      const int64_t size = std::min(kHashChunkBytes, num_bytes - at);
       int64_t got = 0;
       while (got < size) {
-        const ssize_t count =
-            ::pread(descriptor, buffer.data() + got, static_cast<size_t>(size - got), offset + got);
+        const ssize_t count = ::pread(descriptor, buffer.data() + got,
+                                      static_cast<size_t>(size - got), offset + at + got);
         if (count < 0 && errno == EINTR) continue;
         if (count <= 0) {
           error_number = count < 0 ? errno : EIO;

@@ -47,8 +47,8 @@ Result<std::string> read_file(const std::string& path);
 
 // 64-bit hash of bytes: hash64 over the hashes of 1 MiB chunks, which all threads share.
 uint64_t hash_bytes(const void* data, size_t num_bytes);
-// The same hash of a file's content.
-Result<uint64_t> hash_file(const std::string& path, int64_t num_bytes);
+// The same hash of `num_bytes` of a file from `offset` on.
+Result<uint64_t> hash_file(const std::string& path, int64_t offset, int64_t num_bytes);
 
 inline constexpr int64_t kHashChunkBytes = 1 << 20;
 // Combines the chunk hashes, in order.

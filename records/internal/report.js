@@ -54,12 +54,13 @@
   const evals = () => matching(/^val-core\/(.+)\/acc\/((?:mean|maj|best)@\d+)$/, "$1 $2")
       .map((s) => ({...s, low: s.name + "/low", high: s.name + "/high"}));
   const phases = () => {
-    const known = ["gen", "reward", "ref", "adv", "update_actor", "update_weights", "testing",
-                   "save_checkpoint", "dump_rollouts"].map((name) => "timing_s/" + name);
+    const known = ["gen", "load_rollouts", "reward", "exchange", "adv", "ref", "update_actor",
+                   "update_weights", "hash_weights", "testing", "save_checkpoint", "dump_rollouts",
+                   "write_metrics", "other"].map((name) => "timing_s/" + name);
     const all = [...columns.keys()].filter((name) => name.startsWith("timing_s/") && name !== "timing_s/step");
     all.sort((a, b) => (known.indexOf(a) + 99) % 99 - (known.indexOf(b) + 99) % 99);
     const words = {gen: "rollout", ref: "reference log-probs", adv: "advantages", update_actor: "update",
-                   update_weights: "weights to the rollout", testing: "evaluation", save_checkpoint: "checkpoint"};
+                   update_weights: "weights to the rollout", testing: "evaluation", save_checkpoint: "checkpoint", exchange: "ranks exchange and wait"};
     return all.map((name) => name.slice("timing_s/".length))
         .map((phase) => series("timing_s/" + phase, words[phase] ?? phase.replaceAll("_", " ")));
   };
@@ -90,6 +91,9 @@
     {title: "Speed", charts: [
       {title: "Time of a step by phase", series: phases(), stack: "timing_s/step", wide: true},
       {title: "Tokens per second", series: [series("perf/throughput", "training, per rank"), series("rollout/tokens_per_s", "rollout")]},
+      {title: "Imbalance of ranks", series: [series("perf/imbalance/gen", "rollout"), series("perf/imbalance/update_actor", "update")], hint: "slowest rank over the mean; 1 is even"},
+      {title: "Waiting", series: [series("perf/rank_idle_fraction", "ranks for the slowest"), series("perf/tail_idle_fraction", "batch places for the longest response")], hint: "share of the time"},
+      {title: "Speed of the longest response", series: [series("rollout/longest_tokens_per_s", "tokens/s")], hint: "a rollout cannot end before it"},
       {title: "Memory", series: [series("perf/cpu_memory_used_gb", "resident"), series("perf/cpu_memory_peak_gb", "peak")], exact: true},
     ]},
   ];

@@ -203,6 +203,34 @@ TEST(AllReduceTree, TooLittleScratchIsABug) {
                InternalError);
 }
 
+// Part i of n starts at rank i and goes round: value by value the sum is that order's.
+TEST(AllReduceRing, AddsEachPartInTheOrderOfTheRing) {
+  const auto all = blocks();
+  for (const int num_ranks : {1, 2, 3, 4, 7}) {
+    const size_t n = static_cast<size_t>(num_ranks);
+    std::vector<float> expected(kSize);
+    for (size_t part = 0; part < n; ++part) {
+      for (size_t i = kSize * part / n; i < kSize * (part + 1) / n; ++i) {
+        float value = all[part][i];
+        for (size_t r = 1; r < n; ++r) value = all[(part + r) % n][i] + value;
+        expected[i] = value;
+      }
+    }
+    run_ranks(num_ranks, [&](Communicator& communicator) {
+      std::vector<float> values = all[static_cast<size_t>(communicator.rank())], scratch(kSize);
+      all_reduce_ring(communicator, values, scratch);
+      EXPECT_TRUE(same_bits(values, expected))
+          << num_ranks << " ranks, rank " << communicator.rank();
+    });
+  }
+  // Fewer values than ranks: some parts are empty.
+  run_ranks(4, [](Communicator& communicator) {
+    std::vector<float> values = {1, 2}, scratch(2);
+    all_reduce_ring(communicator, values, scratch);
+    EXPECT_EQ(values, (std::vector<float>{4, 8}));
+  });
+}
+
 TEST(AllReduceSum, AddsInRankOrder) {
   run_ranks(3, [](Communicator& communicator) {
     // (1e17 + 1) + -1e17 is 0 in this order: the 1 is lost first.

@@ -8,7 +8,9 @@
 #include <cmath>
 #include <csignal>
 #include <filesystem>
+#include <thread>
 
+#include "records/state_shards.h"
 #include "tests/support/files.h"
 
 namespace gradus::records {
@@ -115,7 +117,7 @@ TEST_F(CheckpointStoreTest, PassesOverAManifestThatIsNotOne) {
   std::sort(warnings_.begin(), warnings_.end());
   ASSERT_EQ(warnings_.size(), 2u);
   EXPECT_EQ(warnings_[0], at("step_2/manifest.json") +
-                              ": manifest version 9; this build reads version 1; the checkpoint "
+                              ": manifest version 9; this build reads version 2; the checkpoint "
                               "is not used");
   EXPECT_TRUE(warnings_[1].starts_with(at("step_3/manifest.json") + ": not a manifest: "));
 }
@@ -164,6 +166,69 @@ TEST_F(CheckpointStoreTest, AsksForTheSpaceFirst) {
       << status.message();
   EXPECT_TRUE(
       status.message().ends_with(" MB are free; free some space or keep fewer checkpoints"));
+}
+
+// Weights of a safetensors file and entries of a state file are named; bytes between them are not.
+TEST_F(CheckpointStoreTest, NamesTheTensorThatIsDamaged) {
+  CheckpointStore store = this->store({.keep_last = 0});
+  save(store, 1);
+  Result<CheckpointDraft> draft = store.begin(2);
+  ASSERT_TRUE(draft.ok());
+  const std::string header = R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},)"
+                             R"("b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})";
+  const char length[8] = {static_cast<char>(header.size())};
+  write_file(draft->folder() + "/model.safetensors",
+             std::string(length, 8) + header + "aaaaaaaabbbb");
+  StateSnapshot state;
+  state.add("step", int64_t{2});
+  state.add("adam/m", std::vector<float>(40, 1.5f));
+  ASSERT_TRUE(state.write(draft->folder() + "/optimizer.bin").ok());
+  ASSERT_TRUE(store.commit(std::move(*draft), {}).ok());
+  EXPECT_EQ(store.latest()->step, 2);
+  const auto warning_after_flip = [&](const std::string& file, int64_t at) {
+    const std::string path = this->at("step_2/") + file, before = read_file(path);
+    std::string bytes = before;
+    bytes[static_cast<size_t>(at)] = static_cast<char>(bytes[static_cast<size_t>(at)] ^ 4);
+    write_file(path, bytes);
+    warnings_.clear();
+    EXPECT_EQ(store.latest()->step, 1) << "the one before is used";
+    write_file(path, before);
+    return warnings_.empty() ? std::string() : warnings_[0].substr(this->at("step_2/").size());
+  };
+  const int64_t data = 8 + static_cast<int64_t>(header.size());
+  EXPECT_TRUE(warning_after_flip("model.safetensors", data)
+                  .starts_with("model.safetensors: tensor 'a' is damaged: hash "));
+  EXPECT_TRUE(warning_after_flip("model.safetensors", data + 11)
+                  .starts_with("model.safetensors: tensor 'b' is damaged: hash "));
+  EXPECT_TRUE(warning_after_flip("model.safetensors", 20).starts_with("model.safetensors: hash "));
+  EXPECT_TRUE(warning_after_flip("optimizer.bin", 64)
+                  .starts_with("optimizer.bin: tensor 'step' is damaged: "));
+  EXPECT_TRUE(warning_after_flip("optimizer.bin", 128 + 159)
+                  .starts_with("optimizer.bin: tensor 'adam/m' is damaged: "));
+}
+
+TEST_F(CheckpointStoreTest, SharesOfOtherRanksAreWaitedForAndTakenIn) {
+  CheckpointStore store = this->store({});
+  Result<CheckpointDraft> draft = store.begin(1);
+  ASSERT_TRUE(draft.ok());
+  write_file(draft->folder() + "/a", "of rank 0");
+  std::atomic<bool> gives_up = true;
+  EXPECT_EQ(CheckpointStore::await_shares(*draft, 2, gives_up).message(),
+            at(".tmp_step_1") + ": rank 1 has not written its share of the checkpoint");
+  gives_up = false;
+  std::thread other([&, folder = draft->folder()] {
+    write_file(folder + "/b", "of rank 1");
+    const std::vector<std::string> files = {"b"};
+    EXPECT_TRUE(CheckpointStore::finish_share(folder, 1, files).ok());
+  });
+  EXPECT_TRUE(CheckpointStore::await_shares(*draft, 2, gives_up).ok());
+  other.join();
+  ASSERT_TRUE(store.commit(std::move(*draft), {}).ok());
+  EXPECT_EQ(store.latest()->step, 1);
+  EXPECT_EQ(std::distance(fs::directory_iterator(at("step_1")), fs::directory_iterator()), 3)
+      << "two files and the manifest";
+  write_file(at("step_1/b"), "of rank 2");
+  EXPECT_FALSE(store.latest().has_value()) << "the note's hash is checked";
 }
 
 // A full disk cannot be had in a test; a limit on the size of files fails the same call with EFBIG.

@@ -34,7 +34,8 @@ RolloutRecord example() {
 
 TEST(RolloutDump, WritesTheDocumentedLine) {
   EXPECT_EQ(rollout_line(example()),
-            "{\"step\": 3, \"prompt_id\": 7, \"sample_index\": 1, \"task\": \"arithmetic\", "
+            "{\"step\": 3, \"data_position\": 0, \"prompt_id\": 7, \"sample_index\": 1, \"task\": "
+            "\"arithmetic\", "
             "\"prompt\": \"2+3=\", \"response\": \"5\", \"answer\": \"5\", \"reward\": 1, "
             "\"advantage\": 0.5, \"parts\": [{\"name\": \"exact\", \"raw\": 1, \"weight\": 1, "
             "\"weighted\": 1, \"status\": \"ok\", \"detail\": \"\"}], \"finish_reason\": \"stop\", "

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/checkpoint_state.h"
 #include "tests/support/files.h"
 #include "tests/support/json_rows.h"
 #include "tests/support/run_gradus.h"
@@ -92,10 +93,9 @@ class TinyRun : public ::testing::Test {
                  " $pid; wait $pid");
   }
 
-  // The whole state that a checkpoint holds.
+  // Names and bits of everything that a checkpoint holds, however many ranks wrote it.
   std::string state(const std::string& name, const std::string& checkpoint = "latest") const {
-    const std::string folder = path("runs/" + name + "/checkpoints/" + checkpoint);
-    return read_file(folder + "/model.safetensors") + read_file(folder + "/optimizer.bin");
+    return checkpoint_state(path("runs/" + name + "/checkpoints/" + checkpoint));
   }
   // The rows of metrics.jsonl without what the clock and the machine say.
   std::vector<nlohmann::json> metrics(const std::string& name) const {

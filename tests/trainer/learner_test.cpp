@@ -80,6 +80,7 @@ struct Settings {
   int num_ranks = 1;
   int64_t reduction_blocks = 8;
   OptimizerConfig optimizer = {};
+  bool layout_invariant = true;
 };
 
 // The hash of the weights after three updates, the same on every rank.
@@ -92,7 +93,8 @@ uint64_t train(const Settings& settings) {
     Learner learner(*transformer, settings.optimizer,
                     {.micro_batch_tokens = settings.micro_batch_tokens,
                      .gradient_checkpointing = settings.checkpointing,
-                     .reduction_blocks = settings.reduction_blocks},
+                     .reduction_blocks = settings.reduction_blocks,
+                     .layout_invariant = settings.layout_invariant},
                     communicator);
     for (int step = 0; step < 3; ++step) {
       const auto stats =
@@ -129,6 +131,19 @@ TEST(Learner, MuonGivesTheSameWeightsOnAnyRanksAndThreads) {
   EXPECT_EQ(train({.optimizer = muon}), expected);
   set_num_threads(threads);
   EXPECT_NE(train({}), expected);
+}
+
+// Summed round a ring, the ranks still have equal weights and reruns repeat them, for any number
+// of ranks; but another number of ranks gives other bits, which the tree does not.
+TEST(Learner, WithoutTheFixedTreeWeightsDependOnTheNumberOfRanks) {
+  const Settings plain = {.num_ranks = 2, .layout_invariant = false};
+  EXPECT_EQ(train(plain), train(plain));
+  EXPECT_NE(train(plain), train({.num_ranks = 4, .layout_invariant = false}));
+  EXPECT_NE(train({.num_ranks = 3, .layout_invariant = false}), train(plain));
+  EXPECT_EQ(train({.micro_batch_tokens = 64, .layout_invariant = false}),
+            train({.layout_invariant = false}))
+      << "micro-batches never show";
+  EXPECT_EQ(train({.layout_invariant = false}), train({.reduction_blocks = 1}));
 }
 
 // Regression: 6 blocks on 2 ranks were taken, though 3 blocks a rank are no subtree of the tree
@@ -170,13 +185,18 @@ struct Training {
   // First moments, from what save() writes.
   std::vector<float> first_moments() const {
     const test::TemporaryFolder folder;
-    auto writer = records::StateWriter::create(folder.path() + "/state").value();
+    records::StateSnapshot snapshot;
+    learner.save(snapshot);
+    EXPECT_TRUE(snapshot.write(folder.path() + "/state.bin").ok());
+    const auto shards = records::StateShards::open(folder.path(), "state").value();
     std::vector<float> m(static_cast<size_t>(transformer->layout().size));
-    EXPECT_TRUE(learner.save(writer).ok() && writer.finish().ok());
-    EXPECT_TRUE(records::StateReader::open(folder.path() + "/state")
-                    .value()
-                    .read("adam/m", std::span<float>(m))
-                    .ok());
+    for (const model::ParameterPlace& place : transformer->layout().places) {
+      EXPECT_TRUE(shards
+                      .read("adam/m/" + place.hf_name,
+                            std::span(m).subspan(static_cast<size_t>(place.offset),
+                                                 static_cast<size_t>(place.size)))
+                      .ok());
+    }
     return m;
   }
 };
@@ -246,21 +266,30 @@ TEST(Learner, ClipsTheNormOfTheWholeGradient) {
   EXPECT_NEAR(doubled, 2 * plain, 1e-5 * plain);
 }
 
-TEST(Learner, AGradientThatIsNotFiniteIsAnErrorAndChangesNothing) {
+TEST(Learner, AGradientThatIsNotFiniteIsNamedAndChangesNothing) {
   Training clean, run;
   for (const float poison : {std::nanf(""), INFINITY, 1e30f}) {
     const uint64_t before = hash(*run.transformer);
     const auto stats = run.update(Loss{run.groups, 1, poison});
     ASSERT_FALSE(stats.ok()) << poison;
     EXPECT_EQ(stats.status().code(), StatusCode::kDataLoss);
-    EXPECT_THAT(stats.status().message(), HasSubstr("update 1: the gradient's norm is "));
-    EXPECT_THAT(stats.status().message(), HasSubstr("the weights were not changed"));
+    EXPECT_THAT(stats.status().message(),
+                HasSubstr(" is not finite (group 3, response 0 of the batch); the weights were not "
+                          "changed; lower the learning rate"));
+    ASSERT_TRUE(run.learner.non_finite().has_value());
+    EXPECT_EQ(run.learner.non_finite()->group, 3);
+    EXPECT_EQ(run.learner.non_finite()->response, 0);
+    // A finite loss can still be too much for the backward pass: then a weight is named.
+    EXPECT_THAT(run.learner.non_finite()->what, std::isfinite(poison)
+                                                    ? HasSubstr("the gradient of 'model.")
+                                                    : HasSubstr("the loss of response token 0"));
     EXPECT_EQ(hash(*run.transformer), before);
     EXPECT_EQ(run.learner.num_updates(), 0);
   }
   // Nothing of it is left behind: what follows is what a run without it does.
   ASSERT_TRUE(clean.update().ok());
   ASSERT_TRUE(run.update().ok());
+  EXPECT_FALSE(run.learner.non_finite().has_value());
   EXPECT_EQ(hash(*run.transformer), hash(*clean.transformer));
 }
 
@@ -276,6 +305,18 @@ TEST(Learner, ALogprobThatIsNotANumberIsAnErrorAndChangesNothing) {
             "floats; the update was not made; lower the learning rate");
   EXPECT_EQ(hash(*run.transformer), before);
   EXPECT_EQ(run.learner.num_updates(), 0);
+}
+
+TEST(Learner, AllRanksLearnWhatWasNotFinite) {
+  run_ranks(4, [](comm::Communicator& communicator) {
+    const std::unique_ptr<model::Transformer> transformer = tiny();
+    const auto groups = make_groups(transformer->config().vocab_size);
+    Learner learner(*transformer, {}, {}, communicator);
+    const auto stats = learner.update(groups, std::vector<bool>(10, true), 1.0f, kRate,
+                                      Loss{groups, 1, std::nanf("")});
+    EXPECT_FALSE(stats.ok());
+    EXPECT_EQ(learner.non_finite().value_or(NonFinite{}).group, 3);
+  });
 }
 
 TEST(Learner, AnErrorOfTheLossOnOneRankEndsTheUpdateOnAll) {
@@ -346,20 +387,18 @@ TEST(Learner, SavedAndLoadedItGoesOnAsIfNeverStopped) {
   Training whole;
   for (int step = 0; step < 6; ++step) ASSERT_TRUE(whole.update().ok());
   const test::TemporaryFolder folder;
-  const std::string path = folder.path() + "/optimizer";
   Training first, second, without_state;
   for (int step = 0; step < 3; ++step) ASSERT_TRUE(first.update().ok());
-  auto writer = records::StateWriter::create(path);
-  ASSERT_TRUE(writer.ok());
-  ASSERT_TRUE(first.learner.save(*writer).ok());
-  ASSERT_TRUE(writer->finish().ok());
+  records::StateSnapshot snapshot;
+  first.learner.save(snapshot);
+  ASSERT_TRUE(snapshot.write(folder.path() + "/optimizer.bin").ok());
   for (Training* run : {&second, &without_state}) {
     const std::vector<float> weights = first.weights();
     std::copy(weights.begin(), weights.end(), run->transformer->parameters());
   }
-  const auto reader = records::StateReader::open(path);
-  ASSERT_TRUE(reader.ok()) << reader.status().message();
-  ASSERT_TRUE(second.learner.load(*reader).ok());
+  const auto shards = records::StateShards::open(folder.path(), "optimizer");
+  ASSERT_TRUE(shards.ok()) << shards.status().message();
+  ASSERT_TRUE(second.learner.load(*shards).ok());
   EXPECT_EQ(second.learner.num_updates(), 3);
   for (int step = 0; step < 3; ++step) {
     ASSERT_TRUE(second.update().ok());
@@ -413,18 +452,18 @@ TEST(Learner, MuonSavedAndLoadedGoesOnAsIfNeverStoppedAndIsNotTakenForAdamW) {
   const OptimizerConfig muon{.optimizer = OptimizerKind::kMuon};
   Training whole(muon), second(muon), adamw;
   const test::TemporaryFolder folder;
-  const std::string path = folder.path() + "/optimizer";
   for (int step = 0; step < 2; ++step) ASSERT_TRUE(whole.update().ok());
-  auto writer = records::StateWriter::create(path);
-  ASSERT_TRUE(writer.ok() && whole.learner.save(*writer).ok() && writer->finish().ok());
+  records::StateSnapshot snapshot;
+  whole.learner.save(snapshot);
+  ASSERT_TRUE(snapshot.write(folder.path() + "/optimizer.bin").ok());
   const std::vector<float> weights = whole.weights();
   std::copy(weights.begin(), weights.end(), second.transformer->parameters());
-  const auto reader = records::StateReader::open(path);
-  ASSERT_TRUE(reader.ok());
-  ASSERT_TRUE(second.learner.load(*reader).ok());
+  const auto shards = records::StateShards::open(folder.path(), "optimizer");
+  ASSERT_TRUE(shards.ok());
+  ASSERT_TRUE(second.learner.load(*shards).ok());
   ASSERT_TRUE(whole.update().ok() && second.update().ok());
   EXPECT_EQ(hash(*second.transformer), hash(*whole.transformer));
-  EXPECT_EQ(adamw.learner.load(*reader).message(),
+  EXPECT_EQ(adamw.learner.load(*shards).message(),
             "the checkpoint has the state of optimizer: muon, this run asks for adamw; resume with "
             "the optimizer that the run was started with");
 }
@@ -456,6 +495,33 @@ TEST(Learner, AveragesTheWeightsWithTheDecayOfTheStart) {
   });
   EXPECT_EQ(status.message(), "an error in between");
   EXPECT_EQ(hash(*run.transformer), weights) << "the weights are back, after an error too";
+}
+
+// Shares written by four ranks are read by one and by two, and the moments are those of one rank.
+TEST(Learner, StateOfFourRanksIsReadByAnyNumber) {
+  const test::TemporaryFolder folder;
+  run_ranks(4, [&](comm::Communicator& communicator) {
+    const std::unique_ptr<model::Transformer> transformer = tiny();
+    const auto groups = make_groups(transformer->config().vocab_size);
+    Learner learner(*transformer, {}, {}, communicator);
+    ASSERT_TRUE(
+        learner.update(groups, std::vector<bool>(10, true), 1.0f, kRate, Loss{groups}).ok());
+    records::StateSnapshot snapshot;
+    learner.save(snapshot);
+    // A quarter of both moments, but for the rounding to vectors.
+    EXPECT_NEAR(static_cast<double>(snapshot.num_bytes()),
+                2.0 * static_cast<double>(transformer->layout().size), 1024);
+    ASSERT_TRUE(
+        snapshot.write(records::state_shard_path(folder.path(), "state", communicator.rank(), 4))
+            .ok());
+  });
+  Training one, loaded;
+  ASSERT_TRUE(one.update().ok());
+  const auto shards = records::StateShards::open(folder.path(), "state");
+  ASSERT_TRUE(shards.ok()) << shards.status().message();
+  ASSERT_TRUE(loaded.learner.load(*shards).ok());
+  EXPECT_EQ(loaded.first_moments(), one.first_moments());
+  EXPECT_EQ(loaded.learner.num_updates(), 1);
 }
 
 // forward() visits this rank's groups in order with the log-probs that update() sees.

@@ -168,13 +168,16 @@ TEST(LoraLearner, TheFirstUpdateMovesBByTheRate) {
 TEST(LoraLearner, HoldsGradientAndMomentsOfTheAdaptersSize) {
   Training run;
   const test::TemporaryFolder folder;
-  auto writer = records::StateWriter::create(folder.path() + "/state").value();
-  ASSERT_TRUE(run.learner->save(writer).ok() && writer.finish().ok());
-  const auto reader = records::StateReader::open(folder.path() + "/state").value();
-  for (const records::StateEntry& entry : reader.entries()) {
-    if (entry.name == "adam/m" || entry.name == "adam/v") {
-      EXPECT_EQ(static_cast<int64_t>(entry.count), run.transformer->adapter()->layout().size);
+  records::StateSnapshot snapshot;
+  run.learner->save(snapshot);
+  ASSERT_TRUE(snapshot.write(folder.path() + "/state.bin").ok());
+  const auto shards = records::StateShards::open(folder.path(), "state").value();
+  for (const std::string moment : {"adam/m/", "adam/v/"}) {
+    int64_t size = 0;
+    for (const std::string& name : shards.names()) {
+      if (name.starts_with(moment)) size += shards.size(name).value();
     }
+    EXPECT_EQ(size, run.transformer->adapter()->layout().size) << moment;
   }
   EXPECT_LT(3 * run.transformer->adapter()->layout().size, run.transformer->layout().size);
 }
@@ -184,13 +187,14 @@ TEST(LoraLearner, SavedAndLoadedItGoesOnAsIfNeverStopped) {
   for (int step = 0; step < 5; ++step) whole.update();
   for (int step = 0; step < 2; ++step) first.update();
   const test::TemporaryFolder folder;
-  auto writer = records::StateWriter::create(folder.path() + "/state").value();
-  ASSERT_TRUE(first.learner->save(writer).ok() && writer.finish().ok());
+  records::StateSnapshot snapshot;
+  first.learner->save(snapshot);
+  ASSERT_TRUE(snapshot.write(folder.path() + "/state.bin").ok());
   const model::LoraAdapter& from = *first.transformer->adapter();
   std::copy_n(from.values(), from.layout().size, second.transformer->adapter()->values());
   second.transformer->trainable_changed();
-  const auto reader = records::StateReader::open(folder.path() + "/state").value();
-  ASSERT_TRUE(second.learner->load(reader).ok());
+  const auto shards = records::StateShards::open(folder.path(), "state").value();
+  ASSERT_TRUE(second.learner->load(shards).ok());
   for (int step = 0; step < 3; ++step) second.update();
   EXPECT_EQ(
       model::hash_parameters(second.transformer->parameters(), second.transformer->layout().size),
