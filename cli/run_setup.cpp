@@ -297,7 +297,8 @@ std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const Plann
                                                       backward.gradient_checkpointing, true)});
   const int64_t average = trainer::Optimizer::planned_average_bytes(trained, optimizer);
   if (average > 0) parts.push_back({"average of the weights", average});
-  const int64_t state = weights + trainer::Optimizer::planned_bytes(layout, optimizer) + average;
+  const int64_t state =
+      trained.size * kFloat + trainer::Optimizer::planned_bytes(trained, optimizer) + average;
   parts.push_back({"checkpoint being written", state / work.num_ranks});
   if (work.has_reference) {
     parts.push_back({"initial model", weights});
