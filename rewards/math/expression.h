@@ -28,7 +28,7 @@ enum class Kind : uint8_t {
   kRatio,         // args[0] : args[1] : ...
   kRelation,      // args[0] text args[1]; text is one of = != < <= > >= in
   kChain,         // relations that share their middle: a < b < c
-  kList,          // a, b, c without brackets: an unordered answer of several
+  kList,          // a, b, c without brackets, in no order; text "or" when that word joins all
   kSet,           // {a, b, c}
   kTuple,         // (a, b, c); text is the opening bracket
   kInterval,      // args[0] to args[1]; is_left_open, is_right_open

@@ -139,25 +139,29 @@ class Parser {
   // ---- lists ----
   Expression parse_all() {
     std::vector<std::vector<Expression>> groups(1);
+    bool are_alternatives = true;
     for (;;) {
       groups.back().push_back(parse_relation());
+      is_or_ = false;
       if (take_character(';')) {
         skip_separators();
         groups.emplace_back();
       } else if (!take_separator()) {
         break;
       }
+      are_alternatives &= is_or_;
       if (at_end() && !is_compat_) break;
     }
     if (groups.back().empty()) groups.pop_back();
     if (!is_compat_) take_trailing_stop();
-    return joined_list(std::move(groups));
+    return joined_list(std::move(groups), are_alternatives);
   }
 
-  Expression joined_list(std::vector<std::vector<Expression>> groups) {
+  static Expression joined_list(std::vector<std::vector<Expression>> groups,
+                                bool are_alternatives) {
     if (groups.size() == 1) {
       if (groups[0].size() == 1) return groups[0][0];
-      return make_node(Kind::kList, std::move(groups[0]));
+      return make_node(Kind::kList, std::move(groups[0]), are_alternatives ? "or" : "");
     }
     std::vector<Expression> members;
     const bool are_single = std::all_of(groups.begin(), groups.end(),
@@ -180,11 +184,13 @@ class Parser {
         const std::string word = lower_case(std::string(trim(peek().text)));
         if (word == "and" || word == "or" || word == "," || word == ", and" || word == "") {
           has_any |= word != "";
+          is_or_ |= word == "or";
           ++at_;
           continue;
         }
       }
       if (const size_t length = length_of_joining_word()) {
+        is_or_ |= length == 2;
         at_ += length;
         has_any = true;
         continue;
@@ -1341,6 +1347,7 @@ class Parser {
   int depth_in_brackets_ = 0;  // of any kind
   int depth_in_groups_ = 0;    // of those in which +- is refused
   int num_open_bars_ = 0;
+  bool is_or_ = false;  // of the separator taken last
 };
 
 }  // namespace

@@ -136,6 +136,13 @@ namespace {
 
 std::optional<bool> holds_at(const Expression& relation, const std::string& variable,
                              const Expression& point) {
+  if (relation->kind == Kind::kList) {
+    for (const Expression& alternative : relation->args) {
+      const auto holds = holds_at(alternative, variable, point);
+      if (!holds.has_value() || *holds) return holds;
+    }
+    return false;
+  }
   if (relation->kind == Kind::kChain) {
     for (const Expression& link : relation->args) {
       const auto holds = holds_at(link, variable, point);

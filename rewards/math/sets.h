@@ -15,9 +15,9 @@ bool is_set_kind(Kind kind);  // those that are sets by themselves; a pair in ro
 // other members, or two end points cannot be ordered.
 std::optional<bool> are_equal_sets(const Expression& a, const Expression& b);
 
-// Whether the numbers that fulfil a relation or chain in one variable are those of the set: certain
-// at the end points of the set, sampled between them (a relation that changes its truth elsewhere
-// is found with the samples' density). Nothing when that cannot be told.
+// Whether the numbers that fulfil a relation, a chain or one of a list are those of the set:
+// certain at the end points of the set, sampled between them (a relation that changes its truth
+// elsewhere is found with the samples' density). Nothing when that cannot be told.
 std::optional<bool> solves(const Expression& relation, const Expression& set);
 
 // Sums, products, powers, transposes and determinants of matrices worked out; other parts as they

@@ -21,6 +21,15 @@ bool is_equation(const Expression& a) {
   return a->kind == Kind::kRelation && (a->text == "=" || a->text == "in");
 }
 
+bool is_definable(const Expression& a);
+
+// A factor of a quotient of names: B in A/B, not 1/x.
+bool is_factor(const Expression& a) {
+  const bool is_inverse = a->kind == Kind::kPower && a->args[1]->kind == Kind::kNumber &&
+                          a->args[1]->value == Rational(-1);
+  return is_definable(is_inverse ? a->args[0] : a);
+}
+
 // What an equation can define: x, x_1, f(x), |AB|, AB, A:B, A/B, (x, y).
 bool is_definable(const Expression& a) {
   switch (a->kind) {
@@ -29,13 +38,11 @@ bool is_definable(const Expression& a) {
     case Kind::kCall:
       return a->text[0] == '@' || (a->text == "abs" && is_definable(a->args[0])) ||
              a->text == "det";
-    case Kind::kProduct:
     case Kind::kRatio:
     case Kind::kTuple:
       return std::all_of(a->args.begin(), a->args.end(), is_definable);
-    case Kind::kPower:
-      return a->args[1]->kind == Kind::kNumber && a->args[1]->value == Rational(-1) &&
-             is_definable(a->args[0]);
+    case Kind::kProduct:
+      return std::all_of(a->args.begin(), a->args.end(), is_factor);
     default:
       return false;
   }
@@ -293,6 +300,8 @@ class StrictComparer {
       return compare_in_order(gold->args, answer->args, "tuple");
     }
     if (is_finite_set(gold) && is_finite_set(answer)) return compare_members(gold, answer);
+    if (is_alternatives(answer)) return compare_solutions(answer, gold);
+    if (is_alternatives(gold)) return compare_solutions(gold, answer);
     if (is_finite_set(gold) && is_scalar(answer)) return compare_single(gold, answer, true);
     if (is_scalar(gold) && is_finite_set(answer)) return compare_single(answer, gold, false);
     if (is_scalar(gold) || is_scalar(answer)) return different("a value against a collection");
@@ -301,6 +310,12 @@ class StrictComparer {
     if (gold->kind == Kind::kInterval && answer->kind == Kind::kInterval)
       return compare_intervals(gold, answer);
     return compare_sets(gold, answer);
+  }
+
+  // x < 1 or x > 3
+  static bool is_alternatives(const Expression& a) {
+    return a->kind == Kind::kList && a->text == "or" &&
+           std::all_of(a->args.begin(), a->args.end(), is_inequality);
   }
 
   // {5} is 5.

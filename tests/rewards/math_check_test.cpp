@@ -298,6 +298,74 @@ TEST(MathLimits, HostileFormulasEndSoon) {
   }
 }
 
+// Pieces of formulas put into the pairs at random places: nothing may crash or take long.
+TEST(MathLimits, BrokenFormulasEndSoon) {
+  const std::vector<std::string> pieces = {"^",
+                                           "{",
+                                           "}",
+                                           "\\frac",
+                                           "\\sqrt",
+                                           "(",
+                                           ")",
+                                           "[",
+                                           "|",
+                                           "_",
+                                           "!",
+                                           "-",
+                                           "/0",
+                                           "9",
+                                           ".",
+                                           ",",
+                                           ";",
+                                           "=",
+                                           "<",
+                                           "\\pm",
+                                           "dx",
+                                           "e",
+                                           "\\int_0^1",
+                                           "\\sum_{k=1}^{9}",
+                                           "\\begin{pmatrix}",
+                                           "\\end{pmatrix}",
+                                           "&",
+                                           "\\\\",
+                                           "\\text{",
+                                           "\\%",
+                                           "^{-1}",
+                                           "^{99}",
+                                           "\\infty",
+                                           "\\cup",
+                                           "\\{",
+                                           "\\}",
+                                           "\\gcd(",
+                                           "\\lfloor",
+                                           "\\log_",
+                                           "\\Gamma(",
+                                           "\\mod",
+                                           "0^"};
+  uint64_t state = 11;
+  const auto draw = [&](size_t count) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<size_t>(state >> 33) % count;
+  };
+  const auto broken = [&](std::string text) {
+    for (size_t i = draw(4) + 1; i > 0; --i) {
+      if (draw(3) == 0 && !text.empty()) text.erase(draw(text.size()), 1);
+      text.insert(draw(text.size() + 1), pieces[draw(pieces.size())]);
+    }
+    return text;
+  };
+  for (int i = 0; i < 3000; ++i) {
+    const Pair& pair = pairs()[draw(pairs().size())];
+    const std::string gold = draw(2) == 0 ? pair.gold : broken(pair.gold);
+    const std::string answer = broken(draw(3) == 0 ? pair.gold : pair.answer);
+    for (const MathOptions& options : {kStrict, kCompat}) {
+      const auto start = std::chrono::steady_clock::now();
+      (void)check_math(gold, answer, options);
+      EXPECT_LT(milliseconds_since(start), 1000) << gold << " <- " << answer;
+    }
+  }
+}
+
 TEST(MathLimits, ThreadsGetTheVerdictsOfOne) {
   std::vector<std::string> expected;
   for (const Pair& pair : pairs()) {

@@ -128,10 +128,9 @@ INSTANTIATE_TEST_SUITE_P(Builtin, RewardContract, testing::ValuesIn(builtin_regi
 
 TEST(RewardRegistry, AnswersUnknownNamesWithTheKnownOnes) {
   const auto created = builtin_registry().create("nummber", {});
-  EXPECT_EQ(
-      created.status().message(),
-      "unknown reward 'nummber'; did you mean 'number'?; known: countdown, exact, format, "
-      "math, number");
+  EXPECT_EQ(created.status().message(),
+            "unknown reward 'nummber'; did you mean 'number'?; known: countdown, exact, format, "
+            "math, number");
 }
 
 }  // namespace
