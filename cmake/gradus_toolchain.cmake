@@ -19,7 +19,9 @@ if(GRADUS_CCACHE)
 endif()
 find_program(GRADUS_MOLD mold)
 if(GRADUS_MOLD)
-  add_link_options(-B/usr/libexec/mold)
+  # mold 1.10 begins the read-only-after-relocation segment at a thread-local of one byte, wherever that lies;
+  # off a page's start the loader then refuses the program ("cannot apply additional memory protection").
+  add_link_options(-B/usr/libexec/mold -Wl,-z,norelro)
 endif()
 
 # gradus_link_statically(target [archive]): makes an imported target stand for the static archive beside its

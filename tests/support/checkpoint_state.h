@@ -19,7 +19,9 @@ namespace gradus::test {
 // and records.
 inline std::string checkpoint_state(const std::string& folder) {
   std::map<std::string, std::string> bits;
-  const auto weights = model::SafetensorsReader::open(folder);
+  const std::string adapter = folder + "/adapter_model.safetensors";
+  const auto weights =
+      model::SafetensorsReader::open(std::filesystem::exists(adapter) ? adapter : folder);
   const auto state = records::StateShards::open(folder, "optimizer");
   EXPECT_TRUE(weights.ok()) << weights.status().message();
   EXPECT_TRUE(state.ok()) << state.status().message();
@@ -32,7 +34,9 @@ inline std::string checkpoint_state(const std::string& folder) {
   };
   add_weights("weight ", *weights);
   if (std::filesystem::exists(folder + "/ema")) {
-    const auto average = model::SafetensorsReader::open(folder + "/ema");
+    const std::string average_adapter = folder + "/ema/adapter_model.safetensors";
+    const auto average = model::SafetensorsReader::open(
+        std::filesystem::exists(average_adapter) ? average_adapter : folder + "/ema");
     EXPECT_TRUE(average.ok()) << average.status().message();
     if (average.ok()) add_weights("average ", *average);
   }
@@ -41,6 +45,8 @@ inline std::string checkpoint_state(const std::string& folder) {
       bits[name] = std::to_string(*number);
     } else if (const auto natural = state->read_u64(name); natural.ok()) {
       bits[name] = std::to_string(*natural);
+    } else if (const auto real = state->read_f64(name); real.ok()) {
+      bits[name] = {reinterpret_cast<const char*>(&*real), sizeof(double)};
     } else if (const auto text = state->read_text(name); text.ok()) {
       bits[name] = *text;
     } else {
