@@ -292,16 +292,14 @@ Status PreferenceTrainer::step() {
   };
   const Result<UpdateStats> stats =
       learner_.update(groups, std::vector<bool>(groups.size(), true), 1.0f, learning_rate, loss);
-  if (!stats.ok()) {
-    return stats.status().with_prefix(fmt::format("step {}", position_.step + 1));
-  }
-  ++position_.step;
-  ++position_.policy_version;
-  sums.reduce(communicator_);
   Metrics metrics;
-  metrics.set("train/grad_norm", stats->grad_norm);
+  GRADUS_RETURN_IF_ERROR(finish_update(learner_, stats, position_, metrics));
+  ++position_.step;
   metrics.set("train/lr", learning_rate);
-  sums.report("", "train/loss", is_dpo(), metrics);
+  if (!learner_.non_finite()) {
+    sums.reduce(communicator_);
+    sums.report("", "train/loss", is_dpo(), metrics);
+  }
   const int64_t every = setup_.eval.every_steps;
   const bool is_last = position_.step == loop().num_steps;
   if (!setup_.eval_pairs.empty() && every > 0 && (is_last || position_.step % every == 0)) {
@@ -334,10 +332,7 @@ Status PreferenceTrainer::save() {
   Status status;
   if (records_.metrics != nullptr) status = records_.metrics->sync();
   GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, status));
-  std::optional<double> metric;
-  const auto best = last_metrics_.find(setup_.run.save_best_metric);
-  if (best != last_metrics_.end()) metric = best->second;
-  return records_.saver->save(policy_, learner_, position_, metric);
+  return records_.saver->save(policy_, learner_, position_, best_metric(setup_.run, last_metrics_));
 }
 
 }  // namespace gradus::trainer

@@ -823,12 +823,10 @@ Status RlTrainer::save() {
   if (records_.metrics != nullptr) status = records_.metrics->sync();
   GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, status));
   display_.begin_phase("checkpoint", 0, "");
-  std::optional<double> metric;
-  const auto best = last_metrics_.find(setup_.run.save_best_metric);
-  if (best != last_metrics_.end()) metric = best->second;
   RunPosition position = position_;
   position.ahead = std::move(*ahead);
-  status = records_.saver->save(policy_, learner_, position, metric);
+  status =
+      records_.saver->save(policy_, learner_, position, best_metric(setup_.run, last_metrics_));
   display_.end_phase();
   return status;
 }

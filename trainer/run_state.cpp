@@ -297,6 +297,23 @@ Status skip_update(const Status& reason, RunPosition& position, Metrics& metrics
                                      position.nonfinite_in_a_row)};
 }
 
+Status finish_update(const Learner& learner, const Result<UpdateStats>& stats,
+                     RunPosition& position, Metrics& metrics) {
+  const Status status = stats.status().with_prefix(fmt::format("step {}", position.step + 1));
+  if (learner.non_finite()) return skip_update(status, position, metrics);
+  GRADUS_RETURN_IF_ERROR(status);
+  position.nonfinite_in_a_row = 0;
+  ++position.policy_version;
+  metrics.set("train/grad_norm", stats->grad_norm);
+  return {};
+}
+
+std::optional<double> best_metric(const RunSettings& run,
+                                  const std::map<std::string, double>& last_row) {
+  const auto found = last_row.find(run.save_best_metric);
+  return found == last_row.end() ? std::nullopt : std::optional(found->second);
+}
+
 Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition& position,
                  comm::Communicator& communicator, records::RunDisplay& display,
                  const std::function<Status()>& step, const std::function<Status()>& save,

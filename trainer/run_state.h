@@ -94,6 +94,16 @@ Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learn
 // metrics. From the third in a row on it returns `reason`, which ends the run.
 Status skip_update(const Status& reason, RunPosition& position, Metrics& metrics);
 
+// What follows an update of the whole batch of a step (supervised, on preferences): counts it in
+// the position and the metrics. One that was refused since its gradient was not finite is skipped,
+// see skip_update; other errors come back.
+Status finish_update(const Learner& learner, const Result<UpdateStats>& stats,
+                     RunPosition& position, Metrics& metrics);
+
+// The value of run.save_best_metric in the last row of metrics, if it has one.
+std::optional<double> best_metric(const RunSettings& run,
+                                  const std::map<std::string, double>& last_row);
+
 class CheckpointSaver;
 
 // Makes steps until `position.step` (which `step` advances) is `num_steps`, or until a stop is

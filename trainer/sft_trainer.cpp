@@ -67,15 +67,7 @@ Status SftTrainer::step() {
         return {};
       });
   Metrics metrics;
-  const Status updated = stats.status().with_prefix(fmt::format("step {}", position_.step + 1));
-  if (learner_.non_finite()) {
-    GRADUS_RETURN_IF_ERROR(skip_update(updated, position_, metrics));
-  } else {
-    GRADUS_RETURN_IF_ERROR(updated);
-    position_.nonfinite_in_a_row = 0;
-    ++position_.policy_version;
-    metrics.set("train/grad_norm", stats->grad_norm);
-  }
+  GRADUS_RETURN_IF_ERROR(finish_update(learner_, stats, position_, metrics));
   ++position_.step;
   const std::vector<double> mine = {loss_sum, entropy_sum};
   const std::vector<double> sums = comm::all_reduce_sum(communicator_, mine);
@@ -102,6 +94,7 @@ Status SftTrainer::step() {
   metrics.set("training/global_step", static_cast<double>(position_.step));
   metrics.set("training/epoch", static_cast<double>(position_.data_position) /
                                     static_cast<double>(order_.num_rows()));
+  last_metrics_ = metrics.values();
   Status status;
   if (records_.metrics != nullptr) {
     status = records_.metrics->write(position_.step, metrics.values());
@@ -135,7 +128,7 @@ Status SftTrainer::save() {
   Status status;
   if (records_.metrics != nullptr) status = records_.metrics->sync();
   GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, status));
-  return records_.saver->save(policy_, learner_, position_, std::nullopt);
+  return records_.saver->save(policy_, learner_, position_, best_metric(setup_.run, last_metrics_));
 }
 
 }  // namespace gradus::trainer

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <map>
+#include <string>
 #include <vector>
 
 #include "trainer/rl_trainer.h"
@@ -53,6 +55,7 @@ class SftTrainer {
   Learner learner_;
   data::DataOrder order_;
   RunPosition position_;
+  std::map<std::string, double> last_metrics_;  // of the last step
 };
 
 }  // namespace gradus::trainer

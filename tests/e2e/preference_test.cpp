@@ -230,6 +230,24 @@ TEST_F(Preference, SaysWhatIsWrong) {
               HasSubstr("prompt and response have "));
 }
 
+// With such a beta the slopes are finite and the gradient is not.
+TEST_F(Preference, TheThirdUpdateInARowThatIsNotFiniteEndsTheRun) {
+  const test::RunOutcome failed = call(arguments("dpo", "run", "--set dpo.beta=3e38"));
+  EXPECT_EQ(failed.exit_code, 2) << failed.messages;
+  for (const int step : {1, 2, 3}) {
+    EXPECT_THAT(failed.messages,
+                HasSubstr("update skipped: step " + std::to_string(step) + ": update 1: "));
+  }
+  EXPECT_THAT(failed.messages, HasSubstr("gradus: error: step 3: update 1: "));
+  EXPECT_THAT(failed.messages, HasSubstr("; this was the update number 3 in a row\n"));
+  const std::vector<json> rows = metrics("run");
+  ASSERT_EQ(rows.size(), 3u) << "the evaluation before training and the steps before the last";
+  for (size_t i = 1; i < rows.size(); ++i) {
+    EXPECT_EQ(rows[i]["training/nonfinite_updates"], 1);
+    EXPECT_FALSE(rows[i].contains("train/loss")) << rows[i];
+  }
+}
+
 TEST_F(Preference, ADryRunPrintsThePlan) {
   for (const std::string& command : kCommands) {
     const test::RunOutcome outcome = call(arguments(command, "run", "--dry-run"));

@@ -380,6 +380,24 @@ TEST_F(Train, KeepsTheBestCheckpointAndMakesAReport) {
   EXPECT_EQ(test::json_rows(test::read_file(path("runs/run/rollouts/step_1.jsonl"))).size(), 32u);
 }
 
+// The largest val/loss, since the largest value is what is kept.
+TEST_F(Train, SupervisedTrainingKeepsTheBestCheckpointToo) {
+  train("sft", "run",
+        "--set run.keep_checkpoints=1 --set run.checkpoint_every=1 --set eval.every_steps=1 "
+        "--set run.save_best_metric=val/loss");
+  int best_step = 0;
+  double best = -1;
+  for (const json& row : metrics("run")) {
+    if (row["step"] == 0 || row["val/loss"] <= best) continue;
+    best = row["val/loss"];
+    best_step = row["step"];
+  }
+  EXPECT_EQ(fs::read_symlink(path("runs/run/checkpoints/best")),
+            "step_" + std::to_string(best_step));
+  EXPECT_EQ(fs::read_symlink(path("runs/run/checkpoints/latest")), "step_6");
+  EXPECT_NE(best_step, 6);
+}
+
 TEST_F(Train, NeverOverwritesARunAndNeedsOneToResume) {
   for (const std::string& command : kCommands) {
     train(command, command);
