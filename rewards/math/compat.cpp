@@ -233,14 +233,7 @@ class CompatComparer {
     return names.size() >= 2 && names == variables_of(b) && differ_by_factor(a, b);
   }
   static bool differ_by_factor(const Expression& a, const Expression& b) {
-    Expression a_at = a, b_at = b;
-    int64_t step = 3;
-    for (const std::string& name : variables_of(a)) {
-      const Expression value = make_number(Rational(step, 7));
-      a_at = substituted(a_at, name, value);
-      b_at = substituted(b_at, name, value);
-      step += 5;
-    }
+    const Expression a_at = at_sample_point(a), b_at = at_sample_point(b);
     const auto zero = compare_scalars(a_at, make_number(0), true);
     if (zero.equality != Equality::kDifferent) return false;
     return is_equal(compare_scalars(product_of(a, b_at), product_of(b, a_at), true));

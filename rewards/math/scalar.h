@@ -44,4 +44,8 @@ std::optional<Rational> rounded(const Expression& a, int64_t decimals);
 // `a` with `value` in place of the variable.
 Expression substituted(const Expression& a, const std::string& variable, const Expression& value);
 
+// `a` with 3/7, 8/7, 13/7, ... for its variables in the order of their names: where formulas of the
+// same variables are compared by their values.
+Expression at_sample_point(const Expression& a);
+
 }  // namespace gradus::rewards::math

@@ -185,14 +185,7 @@ class StrictComparer {
 
   // Sign of the constant c with a = c b; 0 when there is none.
   static int ratio_sign(const Expression& a, const Expression& b) {
-    Expression a_at = a, b_at = b;
-    int64_t step = 3;
-    for (const std::string& name : variables_of(a)) {
-      const Expression value = make_number(Rational(step, 7));
-      a_at = substituted(a_at, name, value);
-      b_at = substituted(b_at, name, value);
-      step += 5;
-    }
+    const Expression a_at = at_sample_point(a), b_at = at_sample_point(b);
     const auto sign_a = compare_order(a_at, make_number(0)),
                sign_b = compare_order(b_at, make_number(0));
     if (!sign_a.has_value() || !sign_b.has_value() || *sign_a == 0 || *sign_b == 0) return 0;

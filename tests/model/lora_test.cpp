@@ -11,21 +11,18 @@
 #include "kernels/isa.h"
 #include "model/training_pass.h"
 #include "tests/support/lora_weights.h"
-#include "tests/support/model_rows.h"
 #include "tests/support/tolerances.h"
+#include "tests/support/training_batch.h"
 
 namespace gradus::model {
 namespace {
 
 using testing::attach_adapter;
 using testing::matrix_at;
+using testing::random_batch;
 using testing::random_tokens;
-
-std::unique_ptr<Transformer> tiny(const std::string& name) {
-  auto loaded = Transformer::load(testing::tiny_model_dir(name));
-  GRADUS_CHECK(loaded.ok(), loaded.status().message());
-  return std::move(*loaded);
-}
+using testing::tiny_model;
+using testing::TrainingBatch;
 
 std::vector<float> copy_of(const Transformer& transformer) {
   return {transformer.parameters(), transformer.parameters() + transformer.layout().size};
@@ -58,7 +55,7 @@ TEST(LoraConfig, TargetsAreResolvedInTheOrderOfTheLayer) {
 
 TEST(LoraLayout, ARankBeyondASideIsAnErrorThatNamesTheMatrix) {
   // qwen2: k_proj is [2 heads of 8, 48].
-  const ModelConfig config = tiny("qwen2")->config();
+  const ModelConfig config = tiny_model("qwen2")->config();
   EXPECT_EQ(lora_layout(config, {.rank = 17}).status().message(),
             "lora.rank (17) is larger than the smaller side of k_proj [16, 48]; use at most 16");
   EXPECT_TRUE(lora_layout(config, {.rank = 16}).ok());
@@ -68,7 +65,8 @@ TEST(LoraLayout, ARankBeyondASideIsAnErrorThatNamesTheMatrix) {
 // Sizes by hand: 2 layers of q [48, 48] and down [48, 96] with rank 4 (A padded to 16 rows).
 TEST(LoraLayout, HoldsTheFactorsOfItsTargetsAlone) {
   const LoraLayout layout =
-      lora_layout(tiny("qwen2")->config(), {.rank = 4, .targets = {"down_proj", "q_proj"}}).value();
+      lora_layout(tiny_model("qwen2")->config(), {.rank = 4, .targets = {"down_proj", "q_proj"}})
+          .value();
   ASSERT_EQ(layout.places.size(), 8u);
   EXPECT_EQ(layout.places[0].hf_name,
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
@@ -80,7 +78,7 @@ TEST(LoraLayout, HoldsTheFactorsOfItsTargetsAlone) {
 
 TEST(LoraAdapter, AFreshOneLeavesEveryBit) {
   for (const std::string& name : testing::tiny_models()) {
-    const auto transformer = tiny(name);
+    const auto transformer = tiny_model(name);
     // The sign of a zero is a bit as well.
     transformer->parameters()[transformer->layout().layers[0].qkv] = -0.0f;
     const std::vector<float> before = copy_of(*transformer);
@@ -110,7 +108,7 @@ TEST(LoraAdapter, AFreshOneLeavesEveryBit) {
 }
 
 TEST(LoraAdapter, InitialValuesAreAFunctionOfSeedAndMatrix) {
-  const auto transformer = tiny("qwen3");
+  const auto transformer = tiny_model("qwen3");
   const auto values = [&](const LoraConfig& config, uint64_t seed, size_t place) {
     const auto adapter =
         LoraAdapter::create(transformer->config(), config, transformer->parameters(), seed).value();
@@ -127,7 +125,7 @@ TEST(LoraAdapter, InitialValuesAreAFunctionOfSeedAndMatrix) {
 TEST(LoraAdapter, MergesTheProductOfTheFactors) {
   for (const std::string& name : testing::tiny_models()) {
     for (const LoraConfig& config : configs()) {
-      const auto transformer = tiny(name);
+      const auto transformer = tiny_model(name);
       if (!lora_layout(transformer->config(), config).ok()) continue;  // rank 16, 8 wide
       const std::vector<float> before = copy_of(*transformer);
       attach_adapter(*transformer, config);
@@ -169,63 +167,17 @@ TEST(LoraAdapter, MergesTheProductOfTheFactors) {
 }
 
 TEST(LoraAdapter, MergingAgainGivesTheSameBits) {
-  const auto transformer = tiny("llama3_rope");
+  const auto transformer = tiny_model("llama3_rope");
   attach_adapter(*transformer, {.rank = 4});
   const std::vector<float> once = copy_of(*transformer);
   transformer->trainable_changed();
   EXPECT_TRUE(same_bits(once.data(), transformer->parameters(), transformer->layout().size));
 }
 
-struct Batch {
-  std::vector<data::PackGroup> groups;
-  std::vector<float> dlogprobs, dentropies;
-};
-
-Batch random_batch(int64_t vocab_size) {
-  Batch batch;
-  for (uint64_t g = 0; g < 5; ++g) {
-    data::PackGroup group;
-    group.prompt = random_tokens(static_cast<int64_t>(3 + 17 * g), vocab_size, 100 + g);
-    for (uint64_t i = 0; i < 3; ++i) {
-      group.responses.push_back(
-          random_tokens(static_cast<int64_t>(1 + 7 * i + g), vocab_size, 10 * g + i));
-      for (size_t t = 0; t < group.responses.back().size(); ++t) {
-        batch.dlogprobs.push_back(0.1f * static_cast<float>((batch.dlogprobs.size() * 7) % 11) -
-                                  0.5f);
-        batch.dentropies.push_back(t % 2 == 0 ? 0.0f : 0.01f);
-      }
-    }
-    batch.groups.push_back(std::move(group));
-  }
-  return batch;
-}
-
-// One gradient over micro-batches of at most `max_rows` rows, into `gradients`.
-void accumulate(Transformer& transformer, const Batch& batch, int64_t max_rows, bool checkpointing,
-                Gradients& gradients) {
-  std::vector<int64_t> rows;
-  for (const data::PackGroup& group : batch.groups) rows.push_back(data::num_pack_rows(group));
-  const std::vector<int64_t> cuts = data::cut_micro_batches(rows, max_rows);
-  TrainingPass pass(transformer, checkpointing);
-  gradients.clear();
-  size_t first_target = 0;
-  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-    const data::Pack pack = data::make_pack(
-        std::span(batch.groups)
-            .subspan(static_cast<size_t>(cuts[i]), static_cast<size_t>(cuts[i + 1] - cuts[i])));
-    pass.forward(pack, 1.0f, true);
-    pass.backward(std::span(batch.dlogprobs).subspan(first_target, pack.targets.size()),
-                  std::span(batch.dentropies).subspan(first_target, pack.targets.size()),
-                  gradients);
-    first_target += pack.targets.size();
-  }
-  gradients.finish(transformer.layout(), transformer.config().hidden_size);
-}
-
-AlignedBuffer adapter_gradient(Transformer& transformer, const Batch& batch,
+AlignedBuffer adapter_gradient(Transformer& transformer, const TrainingBatch& batch,
                                int64_t max_rows = 100000, bool checkpointing = false) {
   Gradients gradients(*transformer.adapter());
-  accumulate(transformer, batch, max_rows, checkpointing, gradients);
+  testing::accumulate_gradient(transformer, batch, max_rows, checkpointing, gradients);
   return std::move(gradients.buffer);
 }
 
@@ -234,14 +186,14 @@ AlignedBuffer adapter_gradient(Transformer& transformer, const Batch& batch,
 TEST(LoraGradient, IsThatOfTheMergedWeightsSeenThroughTheFactors) {
   for (const std::string& name : testing::tiny_models()) {
     for (const LoraConfig& config : configs()) {
-      const auto adapted = tiny(name), whole = tiny(name);
+      const auto adapted = tiny_model(name), whole = tiny_model(name);
       if (!lora_layout(adapted->config(), config).ok()) continue;
       attach_adapter(*adapted, config);
       std::copy_n(adapted->parameters(), adapted->layout().size, whole->parameters());
-      const Batch batch = random_batch(adapted->config().vocab_size);
+      const TrainingBatch batch = random_batch(adapted->config().vocab_size);
       const AlignedBuffer gradient = adapter_gradient(*adapted, batch);
       Gradients full(whole->layout());
-      accumulate(*whole, batch, 100000, false, full);
+      testing::accumulate_gradient(*whole, batch, 100000, false, full);
       const int64_t r = config.rank;
       for (const LoraGroup& group : adapted->adapter()->layout().groups) {
         for (const LoraPart& part : group.parts) {
@@ -283,9 +235,9 @@ TEST(LoraGradient, IsThatOfTheMergedWeightsSeenThroughTheFactors) {
 // Along random directions of all factors at once.
 TEST(LoraGradient, IsTheSlopeOfTheLoss) {
   for (const std::string& name : testing::tiny_models()) {
-    const auto transformer = tiny(name);
+    const auto transformer = tiny_model(name);
     attach_adapter(*transformer, {.rank = 3, .alpha = 6});
-    const Batch batch = random_batch(transformer->config().vocab_size);
+    const TrainingBatch batch = random_batch(transformer->config().vocab_size);
     const data::Pack pack = data::make_pack(batch.groups);
     const int64_t size = transformer->adapter()->layout().size;
     float* values = transformer->adapter()->values();
@@ -318,9 +270,9 @@ TEST(LoraGradient, IsTheSlopeOfTheLoss) {
 
 TEST(LoraGradient, BitsDoNotDependOnMicroBatchCheckpointingThreadsOrInstructionSet) {
   for (const std::string& name : testing::tiny_models()) {
-    const auto transformer = tiny(name);
+    const auto transformer = tiny_model(name);
     attach_adapter(*transformer, {.rank = 6, .alpha = 5});
-    const Batch batch = random_batch(transformer->config().vocab_size);
+    const TrainingBatch batch = random_batch(transformer->config().vocab_size);
     const AlignedBuffer whole = adapter_gradient(*transformer, batch);
     const auto expect_equal = [&](int64_t max_rows, bool checkpointing, const std::string& what) {
       const AlignedBuffer other = adapter_gradient(*transformer, batch, max_rows, checkpointing);
@@ -342,9 +294,9 @@ TEST(LoraGradient, BitsDoNotDependOnMicroBatchCheckpointingThreadsOrInstructionS
 
 // What fills up the panels of A and B must not start to move.
 TEST(LoraGradient, IsZeroWhereThePanelsAreFilledUp) {
-  const auto transformer = tiny("llama_linear_rope");
+  const auto transformer = tiny_model("llama_linear_rope");
   attach_adapter(*transformer, {.rank = 3});
-  const Batch batch = random_batch(transformer->config().vocab_size);
+  const TrainingBatch batch = random_batch(transformer->config().vocab_size);
   AlignedBuffer gradient = adapter_gradient(*transformer, batch);
   adapter_gradient(*transformer, batch, 60);  // another width of scratch
   gradient = adapter_gradient(*transformer, batch);

@@ -12,6 +12,7 @@
 #include "model/safetensors.h"
 #include "model/training_pass.h"
 #include "tests/support/files.h"
+#include "tests/support/gradient_reference.h"
 #include "tests/support/model_rows.h"
 #include "tests/support/tolerances.h"
 
@@ -24,9 +25,7 @@ using testing::tiny_model_dir;
 
 // A tiny model under the score head of the golden file: weight i is 0.3 cos(i).
 std::unique_ptr<Transformer> scorer(const std::string& name) {
-  auto loaded = Transformer::load(tiny_model_dir(name));
-  GRADUS_CHECK(loaded.ok(), loaded.status().message());
-  auto transformer = Transformer::with_score_head(**loaded, 1);
+  auto transformer = Transformer::with_score_head(*testing::tiny_model(name), 1);
   const int64_t width = transformer->config().hidden_size;
   std::vector<float> weight(static_cast<size_t>(width));
   for (size_t i = 0; i < weight.size(); ++i) {
@@ -71,27 +70,7 @@ TEST(ScoreHead, ValuesAndGradientsMatchTheDoublePrecisionReference) {
       gradients.clear();
       pass.backward(slopes, std::vector<float>(slopes.size(), 0.0f), gradients);
       gradients.finish(transformer->layout(), transformer->config().hidden_size);
-      for (const WeightSpec& spec : weight_specs(transformer->config())) {
-        int64_t size = 1;
-        for (const int64_t extent : spec.shape) size *= extent;
-        std::vector<float> grad(static_cast<size_t>(size));
-        ASSERT_TRUE(
-            read_parameter(transformer->layout(), gradients.buffer.data(), spec, grad.data()).ok());
-        double sum = 0, wave = 0, squares = 0;
-        for (int64_t i = 0; i < size; ++i) {
-          const double g = grad[static_cast<size_t>(i)];
-          sum += g;
-          wave += g * std::cos(static_cast<double>(i));
-          squares += g * g;
-        }
-        const json& reference = expected["gradients"][spec.hf_name];
-        ASSERT_EQ(reference.size(), 3u) << spec.hf_name;
-        const double norm = reference[2].get<double>();
-        const double tolerance = testing::kGradientOfNorm * norm;
-        EXPECT_NEAR(std::sqrt(squares), norm, tolerance) << name << " " << spec.hf_name;
-        EXPECT_NEAR(wave, reference[1].get<double>(), tolerance) << name << " " << spec.hf_name;
-        EXPECT_NEAR(sum, reference[0].get<double>(), tolerance) << name << " " << spec.hf_name;
-      }
+      testing::expect_gradients(*transformer, gradients, expected["gradients"], name);
     }
   }
 }

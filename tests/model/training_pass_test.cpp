@@ -10,20 +10,17 @@
 
 #include "common/parallel.h"
 #include "kernels/isa.h"
-#include "tests/support/model_rows.h"
+#include "tests/support/gradient_reference.h"
 #include "tests/support/tolerances.h"
+#include "tests/support/training_batch.h"
 
 namespace gradus::model {
 namespace {
 
+using testing::random_batch;
 using testing::random_tokens;
-using testing::tiny_model_dir;
-
-std::unique_ptr<Transformer> tiny(const std::string& name) {
-  auto loaded = Transformer::load(tiny_model_dir(name));
-  GRADUS_CHECK(loaded.ok(), loaded.status().message());
-  return std::move(*loaded);
-}
+using testing::tiny_model;
+using testing::TrainingBatch;
 
 std::vector<float> ramp(size_t count, float start, float step) {
   std::vector<float> values(count);
@@ -39,7 +36,7 @@ TEST(TrainingPass, GradientsMatchTheDoublePrecisionReference) {
   const float temperature = golden["temperature"].get<float>();
   for (const std::string& name : testing::tiny_models()) {
     const auto& expected = golden["models"][name];
-    const std::unique_ptr<Transformer> transformer = tiny(name);
+    const std::unique_ptr<Transformer> transformer = tiny_model(name);
     const data::PackGroup group{expected["prompt"].get<std::vector<int32_t>>(),
                                 expected["responses"].get<std::vector<std::vector<int32_t>>>()};
     const data::Pack pack = data::make_pack({&group, 1});
@@ -54,86 +51,25 @@ TEST(TrainingPass, GradientsMatchTheDoublePrecisionReference) {
       pass.backward(ramp(pack.targets.size(), 0.5f, 0.1f), ramp(pack.targets.size(), 0, -0.05f),
                     gradients);
       gradients.finish(transformer->layout(), transformer->config().hidden_size);
-      for (const WeightSpec& spec : weight_specs(transformer->config())) {
-        int64_t size = 1;
-        for (const int64_t extent : spec.shape) size *= extent;
-        std::vector<float> grad(static_cast<size_t>(size));
-        ASSERT_TRUE(
-            read_parameter(transformer->layout(), gradients.buffer.data(), spec, grad.data()).ok());
-        double sum = 0, wave = 0, squares = 0;
-        for (int64_t i = 0; i < size; ++i) {
-          const double g = grad[static_cast<size_t>(i)];
-          sum += g;
-          wave += g * std::cos(static_cast<double>(i));
-          squares += g * g;
-        }
-        const auto& reference = expected["gradients"][spec.hf_name];
-        ASSERT_EQ(reference.size(), 3u) << spec.hf_name;
-        const double norm = reference[2].get<double>();
-        // Sums over a weight's elements see their errors like the norm does.
-        const double tolerance = testing::kGradientOfNorm * norm;
-        EXPECT_NEAR(std::sqrt(squares), norm, tolerance) << name << " " << spec.hf_name;
-        EXPECT_NEAR(wave, reference[1].get<double>(), tolerance) << name << " " << spec.hf_name;
-        EXPECT_NEAR(sum, reference[0].get<double>(), tolerance) << name << " " << spec.hf_name;
-      }
+      testing::expect_gradients(*transformer, gradients, expected["gradients"], name);
     }
   }
 }
 
-struct Batch {
-  std::vector<data::PackGroup> groups;
-  std::vector<float> dlogprobs, dentropies;
-};
-
-Batch random_batch(int64_t vocab_size) {
-  Batch batch;
-  for (uint64_t g = 0; g < 6; ++g) {
-    data::PackGroup group;
-    group.prompt = random_tokens(static_cast<int64_t>(3 + 40 * g), vocab_size, 100 + g);
-    for (uint64_t i = 0; i < 3; ++i) {
-      group.responses.push_back(
-          random_tokens(static_cast<int64_t>(1 + 7 * i + g), vocab_size, 10 * g + i));
-      for (size_t t = 0; t < group.responses.back().size(); ++t) {
-        batch.dlogprobs.push_back(0.1f * static_cast<float>((batch.dlogprobs.size() * 7) % 11) -
-                                  0.5f);
-        batch.dentropies.push_back(t % 2 == 0 ? 0.0f : 0.01f);
-      }
-    }
-    batch.groups.push_back(std::move(group));
-  }
-  return batch;
-}
-
-// One gradient over micro-batches of at most `max_rows` rows.
-std::pair<std::vector<float>, AlignedBuffer> gradient(Transformer& transformer, const Batch& batch,
-                                                      int64_t max_rows, bool checkpointing) {
-  std::vector<int64_t> rows;
-  for (const data::PackGroup& group : batch.groups) rows.push_back(data::num_pack_rows(group));
-  const std::vector<int64_t> cuts = data::cut_micro_batches(rows, max_rows);
-  TrainingPass pass(transformer, checkpointing);
+// Log-probs and gradient over micro-batches of at most `max_rows` rows.
+std::pair<std::vector<float>, AlignedBuffer> gradient(Transformer& transformer,
+                                                      const TrainingBatch& batch, int64_t max_rows,
+                                                      bool checkpointing) {
   Gradients gradients(transformer.layout());
-  gradients.clear();
-  std::vector<float> logprobs;
-  size_t first_target = 0;
-  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-    const data::Pack pack = data::make_pack(
-        std::span(batch.groups)
-            .subspan(static_cast<size_t>(cuts[i]), static_cast<size_t>(cuts[i + 1] - cuts[i])));
-    pass.forward(pack, 1.0f, true);
-    pass.backward(std::span(batch.dlogprobs).subspan(first_target, pack.targets.size()),
-                  std::span(batch.dentropies).subspan(first_target, pack.targets.size()),
-                  gradients);
-    first_target += pack.targets.size();
-    logprobs.insert(logprobs.end(), pass.logprobs().begin(), pass.logprobs().end());
-  }
-  gradients.finish(transformer.layout(), transformer.config().hidden_size);
-  return {logprobs, std::move(gradients.buffer)};
+  std::vector<float> logprobs =
+      testing::accumulate_gradient(transformer, batch, max_rows, checkpointing, gradients);
+  return {std::move(logprobs), std::move(gradients.buffer)};
 }
 
 TEST(TrainingPass, BitsDoNotDependOnMicroBatchCheckpointingThreadsOrInstructionSet) {
   for (const std::string& name : testing::tiny_models()) {
-    const std::unique_ptr<Transformer> transformer = tiny(name);
-    const Batch batch = random_batch(transformer->config().vocab_size);
+    const std::unique_ptr<Transformer> transformer = tiny_model(name);
+    const TrainingBatch batch = random_batch(transformer->config().vocab_size);
     const auto [logprobs, whole] = gradient(*transformer, batch, 100000, false);
     const auto expect_equal = [&](int64_t max_rows, bool checkpointing, const std::string& what) {
       const auto [other_logprobs, other] = gradient(*transformer, batch, max_rows, checkpointing);
@@ -163,9 +99,9 @@ TEST(TrainingPass, BitsDoNotDependOnMicroBatchCheckpointingThreadsOrInstructionS
 // The trainer's log-probs have the bits of scoring each sequence alone, token by token.
 TEST(TrainingPass, LogprobsOfASharedPromptEqualThoseOfDecodingBitForBit) {
   for (const std::string& name : testing::tiny_models()) {
-    const std::unique_ptr<Transformer> transformer = tiny(name);
+    const std::unique_ptr<Transformer> transformer = tiny_model(name);
     const int64_t vocab = transformer->config().vocab_size;
-    const Batch batch = random_batch(vocab);
+    const TrainingBatch batch = random_batch(vocab);
     const std::vector<float> logprobs = gradient(*transformer, batch, 300, false).first;
     size_t target = 0;
     for (const data::PackGroup& group : batch.groups) {

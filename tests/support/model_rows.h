@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -18,6 +19,12 @@ inline const std::vector<std::string>& tiny_models() {
 }
 inline std::string tiny_model_dir(const std::string& name) {
   return "tests/golden/tiny_models/" + name;
+}
+
+inline std::unique_ptr<model::Transformer> tiny_model(const std::string& name) {
+  auto loaded = model::Transformer::load(tiny_model_dir(name));
+  GRADUS_CHECK(loaded.ok(), loaded.status().message());
+  return std::move(*loaded);
 }
 
 inline std::vector<int32_t> random_tokens(int64_t count, int64_t vocab_size, uint64_t seed) {

@@ -22,12 +22,6 @@ using testing::run_ranks;
 
 constexpr double kRate = 1e-3;
 
-std::unique_ptr<model::Transformer> tiny() {
-  auto loaded = model::Transformer::load(testing::tiny_model_dir("qwen2"));
-  GRADUS_CHECK(loaded.ok(), loaded.status().message());
-  return std::move(*loaded);
-}
-
 uint64_t hash(const model::Transformer& transformer) {
   return model::hash_parameters(transformer.parameters(), transformer.layout().size);
 }
@@ -88,7 +82,7 @@ uint64_t train(const Settings& settings) {
   std::mutex mutex;
   std::vector<uint64_t> hashes;
   run_ranks(settings.num_ranks, [&](comm::Communicator& communicator) {
-    const std::unique_ptr<model::Transformer> transformer = tiny();
+    const std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
     const auto groups = make_groups(transformer->config().vocab_size);
     Learner learner(*transformer, settings.optimizer,
                     {.micro_batch_tokens = settings.micro_batch_tokens,
@@ -167,7 +161,7 @@ TEST(Learner, BlocksThatRanksWouldSumInAnotherOrderAreRefused) {
 // The rest runs on one rank.
 struct Training {
   std::unique_ptr<comm::Communicator> communicator = comm::make_communicator().value();
-  std::unique_ptr<model::Transformer> transformer = tiny();
+  std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
   std::vector<data::PackGroup> groups = make_groups(transformer->config().vocab_size);
   Learner learner;
 
@@ -309,7 +303,7 @@ TEST(Learner, ALogprobThatIsNotANumberIsAnErrorAndChangesNothing) {
 
 TEST(Learner, AllRanksLearnWhatWasNotFinite) {
   run_ranks(4, [](comm::Communicator& communicator) {
-    const std::unique_ptr<model::Transformer> transformer = tiny();
+    const std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
     const auto groups = make_groups(transformer->config().vocab_size);
     Learner learner(*transformer, {}, {}, communicator);
     const auto stats = learner.update(groups, std::vector<bool>(10, true), 1.0f, kRate,
@@ -321,7 +315,7 @@ TEST(Learner, AllRanksLearnWhatWasNotFinite) {
 
 TEST(Learner, AnErrorOfTheLossOnOneRankEndsTheUpdateOnAll) {
   run_ranks(4, [](comm::Communicator& communicator) {
-    const std::unique_ptr<model::Transformer> transformer = tiny();
+    const std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
     const auto groups = make_groups(transformer->config().vocab_size);
     Learner learner(*transformer, {}, {}, communicator);
     const uint64_t before = hash(*transformer);
@@ -501,7 +495,7 @@ TEST(Learner, AveragesTheWeightsWithTheDecayOfTheStart) {
 TEST(Learner, StateOfFourRanksIsReadByAnyNumber) {
   const test::TemporaryFolder folder;
   run_ranks(4, [&](comm::Communicator& communicator) {
-    const std::unique_ptr<model::Transformer> transformer = tiny();
+    const std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
     const auto groups = make_groups(transformer->config().vocab_size);
     Learner learner(*transformer, {}, {}, communicator);
     ASSERT_TRUE(

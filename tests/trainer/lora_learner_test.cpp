@@ -23,12 +23,6 @@ using testing::run_ranks;
 constexpr double kRate = 1e-3;
 const model::LoraConfig kLora{.rank = 4, .alpha = 8, .targets = {"q_proj", "v_proj", "up_proj"}};
 
-std::unique_ptr<model::Transformer> tiny() {
-  auto loaded = model::Transformer::load(testing::tiny_model_dir("qwen2"));
-  GRADUS_CHECK(loaded.ok(), loaded.status().message());
-  return std::move(*loaded);
-}
-
 std::vector<data::PackGroup> make_groups(int64_t vocab_size) {
   std::vector<data::PackGroup> groups;
   for (uint64_t g = 0; g < 10; ++g) {
@@ -58,7 +52,7 @@ uint64_t train(const Settings& settings) {
   std::mutex mutex;
   std::vector<uint64_t> hashes;
   run_ranks(settings.num_ranks, [&](comm::Communicator& communicator) {
-    const auto transformer = tiny();
+    const auto transformer = testing::tiny_model("qwen2");
     testing::attach_adapter(*transformer, kLora);
     const auto groups = make_groups(transformer->config().vocab_size);
     Learner learner(*transformer, {},
@@ -93,7 +87,7 @@ TEST(LoraLearner, WeightsDoNotDependOnMicroBatchesCheckpointingOrRanks) {
 
 struct Training {
   std::unique_ptr<comm::Communicator> communicator = comm::make_communicator().value();
-  std::unique_ptr<model::Transformer> transformer = tiny();
+  std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
   std::vector<data::PackGroup> groups = make_groups(transformer->config().vocab_size);
   std::unique_ptr<Learner> learner;
 
