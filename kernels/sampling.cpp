@@ -8,6 +8,7 @@
 #include <functional>
 #include <limits>
 
+#include "common/check.h"
 #include "common/rng.h"
 #include "kernels/internal/sampling_kernels.h"
 #include "kernels/internal/workspace.h"
@@ -65,12 +66,16 @@ uint32_t noise_word(int64_t id) {
   return 2 * (v >> 6 & 1) + (v >> 3 & 1);
 }
 
+uint32_t noise_draw(uint64_t seed, uint32_t position, int64_t id) {
+  return philox4x32_10(seed, noise_counter(id, position, kSamplingVersion))[noise_word(id)];
+}
+
 // g for the draw r of this token.
-double gumbel(const SamplingParams& params, int64_t id, uint32_t r) {
+double gumbel(uint64_t seed, uint32_t position, int64_t id, uint32_t r) {
   double u = (r + 0.5) * 0x1p-32;
   if (r < kRefineBelow) {
-    const uint32_t low = philox4x32_10(
-        params.seed, noise_counter(id, params.position, kSamplingVersion + 1))[noise_word(id)];
+    const uint32_t low =
+        philox4x32_10(seed, noise_counter(id, position, kSamplingVersion + 1))[noise_word(id)];
     u = (r * 0x1p32 + low + 0.5) * 0x1p-64;
   }
   return -natural_log(exponential(u));
@@ -230,6 +235,12 @@ class Filter {
   int64_t count_ = 0;
 };
 
+// A bound below this cannot belong to a score of at least `score`: rounding in the bound is a few
+// 2^-23 of its terms.
+float bound_below(double score) {
+  return static_cast<float>(score - (std::abs(score) + 64) * 0x1p-18);
+}
+
 // The best score so far and its token.
 struct Winner {
   const SamplingParams& params;
@@ -237,25 +248,19 @@ struct Winner {
   double score = -kInfinity;
   int64_t id = -1;
 
-  // Below this a bound cannot belong to a winner: rounding in the bound is a few 2^-23 of its
-  // terms.
   float threshold() const {
-    return id < 0 ? std::numeric_limits<float>::lowest()
-                  : static_cast<float>(score - (std::abs(score) + 64) * 0x1p-18);
+    return id < 0 ? std::numeric_limits<float>::lowest() : bound_below(score);
   }
   void offer(int64_t token, uint32_t draw) {
     const float x = params.logits_V[token] / params.temperature;
     if (order_key(x, static_cast<int32_t>(token)) > last_key) return;
-    const double candidate = x + gumbel(params, token, draw);
+    const double candidate = x + gumbel(params.seed, params.position, token, draw);
     if (candidate > score || (candidate == score && token < id)) {
       score = candidate;
       id = token;
     }
   }
-  void offer(int64_t token) {
-    offer(token, philox4x32_10(params.seed, noise_counter(token, params.position,
-                                                          kSamplingVersion))[noise_word(token)]);
-  }
+  void offer(int64_t token) { offer(token, noise_draw(params.seed, params.position, token)); }
 };
 
 int64_t draw_token(const SamplingParams& params, int64_t likeliest, const Kept* kept) {
@@ -287,6 +292,34 @@ int64_t draw_token(const SamplingParams& params, int64_t likeliest, const Kept* 
                                  .state = &winner});
   return winner.id;
 }
+
+// The list of gumbel_top_k.
+struct TopScores {
+  const GumbelTopKParams& params;
+  NoisyScore* best;
+  int64_t count;
+
+  float threshold() const {
+    return count < params.k ? std::numeric_limits<float>::lowest()
+                            : bound_below(best[count - 1].score);
+  }
+  void offer(int64_t place, uint32_t draw) {
+    const float z = params.logits_V[place];
+    if (!(z > -std::numeric_limits<float>::infinity())) return;
+    const int64_t id = params.first_id + place;
+    const NoisyScore scored{z / params.temperature + gumbel(params.seed, params.position, id, draw),
+                            id};
+    const auto comes_before = [](const NoisyScore& a, const NoisyScore& b) {
+      return a.score > b.score || (a.score == b.score && a.id < b.id);
+    };
+    NoisyScore* const end = best + count;
+    NoisyScore* const at = std::lower_bound(best, end, scored, comes_before);
+    if (at - best == params.k) return;
+    if (count < params.k) ++count;
+    std::move_backward(at, best + count - 1, best + count);
+    *at = scored;
+  }
+};
 
 Status check(const SamplingParams& params) {
   if (params.v < 1 || params.v > int64_t{1} << 23) {
@@ -334,6 +367,34 @@ Status check_logits(const SamplingParams& params, const LogitScan& scan, float t
 }
 
 }  // namespace
+
+double gumbel_noise(uint64_t seed, uint32_t position, int64_t id) {
+  return gumbel(seed, position, id, noise_draw(seed, position, id));
+}
+
+int64_t gumbel_top_k(const GumbelTopKParams& params, NoisyScore* best_K, int64_t count) {
+  GRADUS_CHECK(params.k >= 1 && count >= 0 && count <= params.k, "gumbel_top_k: list sizes");
+  GRADUS_CHECK(params.first_id >= 0 && params.first_id % 128 == 0 &&
+                   params.first_id + params.v <= int64_t{1} << 32,
+               "gumbel_top_k: ids");
+  TopScores top{params, best_K, count};
+  sampling_kernels().scan_noise({.logits_V = params.logits_V,
+                                 .v = params.v,
+                                 .first_id = params.first_id,
+                                 .inverse_temperature = static_cast<float>(1 / params.temperature),
+                                 .lowest_logit = std::numeric_limits<float>::lowest(),
+                                 .seed = params.seed,
+                                 .position = params.position,
+                                 .threshold = top.threshold(),
+                                 .offer =
+                                     [](void* state, int64_t place, uint32_t draw) {
+                                       TopScores& scores = *static_cast<TopScores*>(state);
+                                       scores.offer(place, draw);
+                                       return scores.threshold();
+                                     },
+                                 .state = &top});
+  return top.count;
+}
 
 Result<SampledToken> sample_token(const SamplingParams& params) {
   GRADUS_RETURN_IF_ERROR(check(params));

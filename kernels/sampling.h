@@ -44,4 +44,28 @@ struct SampledToken {
 // is finite.
 Result<SampledToken> sample_token(const SamplingParams& params);
 
+// g of the noise above for one id in [0, 2^32), of a token or of whatever else a policy chooses
+// among.
+double gumbel_noise(uint64_t seed, uint32_t position, int64_t id);
+
+// The k largest scores x + g of a long row, in order: a draw without replacement from softmax(x)
+// (Gumbel top-k; the first alone is what sample_token draws without filters). A row may be given in
+// parts, in any order, with one list: a score is a function of (x, seed, position, id) alone.
+struct NoisyScore {
+  double score = 0;  // x + g
+  int64_t id = 0;
+};
+struct GumbelTopKParams {
+  const float* logits_V = nullptr;  // [V], finite, or -inf: never drawn
+  int64_t v = 0;
+  int64_t first_id = 0;    // of logits_V[0]; a multiple of 128; first_id + v <= 2^32
+  double temperature = 1;  // x = z / T, in double
+  uint64_t seed = 0;
+  uint32_t position = 0;
+  int64_t k = 1;  // >= 1
+};
+// Merges this part into best_K, of which `count` are filled (score descending, ties by id), and
+// returns how many are filled then.
+int64_t gumbel_top_k(const GumbelTopKParams& params, NoisyScore* best_K, int64_t count);
+
 }  // namespace gradus::kernels

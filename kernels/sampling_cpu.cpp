@@ -231,11 +231,13 @@ struct Offers {
 void scan_noise(const NoiseScan& noise_scan) {
   const Philox philox(noise_scan.seed, noise_scan.position);
   Offers offers(noise_scan);
+  const int64_t first_block = noise_scan.first_id / 128;
   for (int64_t block = 0; block * 128 < noise_scan.v; ++block) {
     for (int j = 0; j < 4; j += kSets) {
       Words8 counters[kSets], words[kSets][4];
       for (int s = 0; s < kSets; ++s) {
-        counters[s] = consecutive_words(static_cast<uint32_t>(block * 32 + (j + s) * 8));
+        counters[s] =
+            consecutive_words(static_cast<uint32_t>((first_block + block) * 32 + (j + s) * 8));
       }
       philox.draw(counters, words);
       for (int s = 0; s < kSets; ++s) {

@@ -23,6 +23,7 @@ struct LogitScan {
 struct NoiseScan {
   const float* logits_V = nullptr;
   int64_t v = 0;
+  int64_t first_id = 0;  // of logits_V[0], a multiple of 128; offers count from it
   float inverse_temperature = 1;
   float lowest_logit = 0;  // logits below it are not reported
   uint64_t seed = 0;

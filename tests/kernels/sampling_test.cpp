@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -296,6 +297,68 @@ TEST(Sampling, RefinedDrawsDecideAtFullWidth) {
     logits[refined] = static_cast<float>(double{logits[other]} + rival - g + margin);
     const auto drawn = sample_token(params_for(logits, 7, position));
     EXPECT_EQ(drawn->token, margin > 0 ? refined : other) << "g = " << g;
+  }
+}
+
+// The k largest of x + g by sorting all of them.
+std::vector<NoisyScore> sorted_scores(const std::vector<float>& logits, const GumbelTopKParams& p) {
+  std::vector<NoisyScore> all;
+  for (int64_t i = 0; i < p.v; ++i) {
+    if (logits[i] == -kInfinity) continue;
+    all.push_back({logits[i] / p.temperature + gumbel_noise(p.seed, p.position, p.first_id + i),
+                   p.first_id + i});
+  }
+  std::sort(all.begin(), all.end(),
+            [](const NoisyScore& a, const NoisyScore& b) { return a.score > b.score; });
+  all.resize(std::min(all.size(), static_cast<size_t>(p.k)));
+  return all;
+}
+
+TEST(GumbelTopK, IsTheSortedRowHoweverItIsCutAndOnBothInstructionSets) {
+  for (const Isa set : {Isa::kAvx2, Isa::kAvx512}) {
+    if (set == Isa::kAvx512 && !has_avx512()) continue;
+    set_isa(set);
+    for (const int64_t v : {1, 5, 129, 5000}) {
+      for (uint64_t seed = 0; seed < 20; ++seed) {
+        std::vector<float> logits = random_logits(v, seed, 2);
+        if (v > 4) logits[3] = -kInfinity;
+        GumbelTopKParams params{.logits_V = logits.data(),
+                                .v = v,
+                                .first_id = seed % 2 == 0 ? 0 : 1280,
+                                .temperature = 0.3,
+                                .seed = seed,
+                                .position = 4,
+                                .k = 7};
+        const std::vector<NoisyScore> expected = sorted_scores(logits, params);
+        std::vector<NoisyScore> whole(7), parts(7);
+        ASSERT_EQ(gumbel_top_k(params, whole.data(), 0), static_cast<int64_t>(expected.size()));
+        int64_t count = 0;
+        for (int64_t begin = (v - 1) / 256 * 256; begin >= 0; begin -= 256) {  // backwards
+          GumbelTopKParams part = params;
+          part.logits_V = logits.data() + begin;
+          part.v = std::min<int64_t>(256, v - begin);
+          part.first_id = params.first_id + begin;
+          count = gumbel_top_k(part, parts.data(), count);
+        }
+        ASSERT_EQ(count, static_cast<int64_t>(expected.size()));
+        for (size_t i = 0; i < expected.size(); ++i) {
+          ASSERT_EQ(whole[i].id, expected[i].id) << "V " << v << ", seed " << seed;
+          ASSERT_EQ(whole[i].score, expected[i].score);
+          ASSERT_EQ(parts[i].id, expected[i].id) << "V " << v << ", seed " << seed;
+        }
+      }
+    }
+  }
+  set_isa(has_avx512() ? Isa::kAvx512 : Isa::kAvx2);
+}
+
+TEST(GumbelTopK, TheFirstIsTheSampledTokenAndNoiseIsTheReferences) {
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    const std::vector<float> logits = random_logits(3000, seed);
+    NoisyScore first;
+    gumbel_top_k({.logits_V = logits.data(), .v = 3000, .seed = seed, .position = 9}, &first, 0);
+    EXPECT_EQ(first.id, sample_token(params_for(logits, seed, 9))->token);
+    EXPECT_NEAR(gumbel_noise(seed, 9, first.id), gumbel_ref(seed, 9, first.id), 1e-13);
   }
 }
 
