@@ -10,6 +10,7 @@
 
 #include "cli/command.h"
 #include "cli/inspect_loss.h"
+#include "cli/inspect_retrieval.h"
 
 namespace gradus::cli {
 namespace {
@@ -32,19 +33,29 @@ Result<std::string> read_input(const std::string& path) {
   return text.str();
 }
 
-Status inspect(const InspectOptions& options) {
-  const Result<trainer::TrainerConfig> config =
-      inspected_config(options.algorithm, options.overrides);
-  if (!config.ok()) return config.status();
-  const Result<std::string> batch = read_input(options.input);
-  if (!batch.ok()) return batch.status();
-  const Result<std::string> answer =
-      inspect_loss(*config, *batch, options.input == "-" ? "standard input" : options.input);
+std::string input_name(const std::string& path) { return path == "-" ? "standard input" : path; }
+
+Status print_answer(const Result<std::string>& answer) {
   if (!answer.ok()) return answer.status();
   if (std::fputs((*answer + "\n").c_str(), stdout) < 0 || std::fflush(stdout) != 0) {
     return unavailable("standard output: cannot write; free some space or choose another place");
   }
   return {};
+}
+
+Status inspect_loss_of(const InspectOptions& options) {
+  const Result<trainer::TrainerConfig> config =
+      inspected_config(options.algorithm, options.overrides);
+  if (!config.ok()) return config.status();
+  const Result<std::string> batch = read_input(options.input);
+  if (!batch.ok()) return batch.status();
+  return print_answer(inspect_loss(*config, *batch, input_name(options.input)));
+}
+
+Status inspect_retrieval_of(const std::string& path) {
+  const Result<std::string> text = read_input(path);
+  if (!text.ok()) return text.status();
+  return print_answer(inspect_retrieval(*text, input_name(path)));
 }
 
 }  // namespace
@@ -63,7 +74,14 @@ void add_inspect_command(CLI::App& app, Action& action) {
       ->allow_extra_args(false);
   loss->add_option("--input", options->input, "JSON file to read; - is standard input")
       ->capture_default_str();
-  loss->callback([options, &action] { action = [options] { return inspect(*options); }; });
+  loss->callback([options, &action] { action = [options] { return inspect_loss_of(*options); }; });
+  CLI::App* retrieval = command->add_subcommand(
+      "retrieval", "Log-probability and gradient of a ranked list, or draws (docs/retrieval.md)");
+  auto input = std::make_shared<std::string>("-");
+  retrieval->add_option("--input", *input, "JSON file to read; - is standard input")
+      ->capture_default_str();
+  retrieval->callback(
+      [input, &action] { action = [input] { return inspect_retrieval_of(*input); }; });
 }
 
 }  // namespace gradus::cli

@@ -92,4 +92,12 @@ inline constexpr double kLogits = 1e-4;
 // at 3e-6.
 inline constexpr double kGradientOfNorm = 2e-5;
 
+// Log-probs of ranked lists in double against 60-digit decimals, relative: a dozen roundings per
+// document of a pool of 30. The cancelling form of the log-sum-exps is off by more than 1e-9.
+inline constexpr double kRankingReference = 2e-13;
+
+// The policy over a whole corpus, scores and softmax in fp32, against double: cosines are off by
+// eps sqrt(D) and divided by a temperature of at least 0.05; slopes come with another 1 / a.
+inline constexpr double kCorpusPolicy = 2e-5;
+
 }  // namespace gradus::testing
