@@ -42,6 +42,11 @@ constexpr MetricInfo kMetrics[] = {
     {"reward/<part>/failed_fraction", "1", kMean, "responses whose check by this part failed"},
     {"reward/<part>/not_applicable_fraction", "1", kMean,
      "responses to which this part does not apply"},
+    {"reward/<part>/retries", "1", kSum,
+     "further calls of this part for responses on which it timed out or broke"},
+    {"reward/busy_s", "s", kSum, "time in the rewards, over all threads that score"},
+    {"reward/hidden_fraction", "1", kMean,
+     "share of reward/busy_s that passed while responses were sampled: 1 - waiting / busy"},
     {"reward/skipped_fraction", "1", kMean,
      "responses left out of the update because a check failed (reward.on_error)"},
 

@@ -30,8 +30,9 @@ struct WeightedPart {
   double weight = 1;
   double weighted = 0;  // what entered the total; with a failed check, what the policy put there
   RewardStatus status = RewardStatus::kOk;
-  std::string detail{};  // why: "no number after 'Answer:'", for people
-  std::string answer{};  // what the verifier took for the answer, normalised; votes of maj@k
+  std::string detail{};     // why: "no number after 'Answer:'", for people
+  std::string answer{};     // what the verifier took for the answer, normalised; votes of maj@k
+  int64_t num_retries = 0;  // calls after the first, which timed out or broke
 };
 
 // Example: {{7, 2}, 1.1, true, "", {{"number", 1, 1, 1, kOk, "", "46"}, {"format", 1, 0.1, 0.1,

@@ -42,13 +42,17 @@ class Reward {
   virtual ~Reward() = default;
 
   // One part per trajectory, group by group. Must stand empty responses and ones of 10 MB (time
-  // linear in the text). Thread-safe.
+  // linear in the text). Thread-safe. Unless compares_siblings(), a group may come in pieces, as
+  // its responses are finished, and no part may depend on what else is in the call.
   virtual std::vector<RewardPart> score_batch(std::span<const Group> groups) const = 0;
 
   // Whether the ground truth of a prompt can be judged against: called on data before training
   // starts.
   virtual Status check_ground_truth(const data::Prompt&) const { return {}; }
 
+  // Whether a score depends on the other responses of the group: then groups come whole.
+  virtual bool compares_siblings() const { return false; }
+  // Whether the same response always gets the same part, so that a run repeats bit for bit.
   virtual bool is_deterministic() const { return true; }
   virtual double lower_bound() const { return 0; }
   virtual double upper_bound() const { return 1; }

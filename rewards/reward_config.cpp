@@ -12,6 +12,12 @@ void RewardPartConfig::visit(FieldVisitor& v) {
   v.field("label", label, "Name of the part in metrics, for a reward that is used twice.");
   v.field("tasks", tasks, "Values of data_source that it applies to; all if empty.");
   v.field("weight", weight, "Factor of this part in the total; 0 only measures it.");
+  v.field("retries", retries,
+          "Further calls for a response on which this reward timed out or broke, before on_error.",
+          in_closed(0, 100));
+  v.field("on_error", on_error, "reward.on_error of this part alone.",
+          one_of({"skip_sample", "skip_group", "score", "abort"}));
+  v.field("error_score", error_score, "reward.error_score of this part alone.");
   v.field("options", options, "Options of this reward, by name (e.g. marker, pattern).");
 }
 
@@ -22,6 +28,10 @@ void RewardConfig::visit(FieldVisitor& v) {
           "error_score for the part that failed, or stops the run.",
           one_of({"skip_sample", "skip_group", "score", "abort"}));
   v.field("error_score", error_score, "Score of a failed part with on_error: score.");
+  v.field("threads", threads,
+          "Threads of a rank that score responses while others are sampled; 0 scores afterwards. "
+          "Results do not depend on it.",
+          in_closed(0, 256));
 }
 
 Status validate(const RewardConfig& config) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,24 +12,28 @@
 // What a response earns: the `reward` section of a run's YAML.
 namespace gradus::rewards {
 
+// What happens to a sample whose check failed; never a silent 0.
+enum class OnRewardError { kSkipSample, kSkipGroup, kScore, kAbort };
+
 // One term of the weighted sum.
 struct RewardPartConfig {
-  std::string name;                            // in the reward registry
-  std::string label;                           // in metrics; empty: the name
-  std::vector<std::string> tasks;              // data sources it applies to; empty: all
-  double weight = 1.0;                         // 0 only measures
+  std::string name;                       // in the reward registry
+  std::string label;                      // in metrics; empty: the name
+  std::vector<std::string> tasks;         // data sources it applies to; empty: all
+  double weight = 1.0;                    // 0 only measures
+  int64_t retries = 1;                    // of a call that timed out or broke
+  std::optional<OnRewardError> on_error;  // unset: the section's
+  std::optional<double> error_score;
   std::map<std::string, std::string> options;  // meaning is the reward's, e.g. marker, pattern
 
   void visit(FieldVisitor& v);
 };
 
-// What happens to a sample whose check failed; never a silent 0.
-enum class OnRewardError { kSkipSample, kSkipGroup, kScore, kAbort };
-
 struct RewardConfig {
   std::vector<RewardPartConfig> parts;
   OnRewardError on_error = OnRewardError::kSkipSample;
   double error_score = 0.0;  // with kScore: stands in for the score of the part that failed
+  int64_t threads = 2;       // that score while responses are sampled
 
   void visit(FieldVisitor& v);
 };

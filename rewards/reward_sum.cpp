@@ -5,6 +5,7 @@
 #include <cmath>
 #include <set>
 
+#include "common/log.h"
 #include "common/strings.h"
 
 namespace gradus::rewards {
@@ -19,34 +20,25 @@ std::string name_of(const data::RequestId& id) {
   return fmt::format("prompt {}, sample {}", id.prompt_id, id.sample_index);
 }
 
-// The parts of one reward for all trajectories, those of other tasks not applicable.
-std::vector<RewardPart> parts_of(const WeightedReward& weighted, std::span<const Group> groups) {
-  std::vector<Group> own;
-  for (const Group& group : groups) {
-    if (applies_to(weighted, group.prompt->task)) own.push_back(group);
+// One part per trajectory of `groups`, all finite or failed.
+std::vector<RewardPart> call(const WeightedReward& weighted, std::span<const Group> groups) {
+  std::vector<RewardPart> parts = weighted.reward->score_batch(groups);
+  size_t num_responses = 0;
+  for (const Group& group : groups) num_responses += group.trajectories.size();
+  GRADUS_CHECK(parts.size() == num_responses,
+               fmt::format("reward '{}' gave {} parts for {} responses", weighted.name,
+                           parts.size(), num_responses));
+  for (RewardPart& part : parts) {
+    if (part.status != RewardStatus::kOk || std::isfinite(part.score)) continue;
+    part.detail = fmt::format("the score is {}", part.score);
+    part.status = RewardStatus::kError;
   }
-  std::vector<RewardPart> scored = weighted.reward->score_batch(own);
-  std::vector<RewardPart> parts;
-  size_t next = 0;
-  for (const Group& group : groups) {
-    for (size_t i = 0; i < group.trajectories.size(); ++i) {
-      if (!applies_to(weighted, group.prompt->task)) {
-        parts.push_back({.status = RewardStatus::kNotApplicable});
-        continue;
-      }
-      GRADUS_CHECK(next < scored.size(),
-                   fmt::format("reward '{}' gave {} parts, too few", weighted.name, scored.size()));
-      RewardPart part = std::move(scored[next++]);
-      if (part.status == RewardStatus::kOk && !std::isfinite(part.score)) {
-        part.detail = fmt::format("the score is {}", part.score);
-        part.status = RewardStatus::kError;
-      }
-      parts.push_back(std::move(part));
-    }
-  }
-  GRADUS_CHECK(next == scored.size(), fmt::format("reward '{}' gave {} parts for {} responses",
-                                                  weighted.name, scored.size(), next));
   return parts;
+}
+
+// A further call may end otherwise; of the other failures it would say the same again.
+bool is_retried(RewardStatus status) {
+  return status == RewardStatus::kTimeout || status == RewardStatus::kError;
 }
 
 }  // namespace
@@ -85,6 +77,10 @@ Result<RewardSum> RewardSum::create(std::vector<WeightedReward> rewards, OnRewar
       return invalid_argument("reward.parts: '{}' has weight {}; expected a finite number",
                               weighted.name, weighted.weight);
     }
+    if (!std::isfinite(weighted.error_score.value_or(0))) {
+      return invalid_argument("reward.parts: '{}' has error_score {}; expected a finite number",
+                              weighted.name, *weighted.error_score);
+    }
   }
   return RewardSum(std::move(rewards), on_error, error_score);
 }
@@ -94,20 +90,79 @@ Result<RewardSum> RewardSum::create(const RewardConfig& config, const RewardRegi
   for (const RewardPartConfig& part : config.parts) {
     auto reward = registry.create(part.name, part.options);
     if (!reward.ok()) return reward.status().with_prefix("reward.parts");
-    rewards.push_back(
-        {part.label.empty() ? part.name : part.label, std::move(*reward), part.weight, part.tasks});
+    rewards.push_back({part.label.empty() ? part.name : part.label, std::move(*reward), part.weight,
+                       part.tasks, part.retries, part.on_error, part.error_score});
   }
-  return create(std::move(rewards), config.on_error, config.error_score);
+  for (const WeightedReward& weighted : rewards) {
+    if (weighted.reward->is_deterministic()) continue;
+    warn_once("rewards", weighted.name,
+              "the reward says that it is not deterministic: a rerun need not repeat this run",
+              {{"reward", weighted.name}});
+  }
+  Result<RewardSum> sum = create(std::move(rewards), config.on_error, config.error_score);
+  if (sum.ok()) sum->num_threads_ = config.threads;
+  return sum;
 }
 
-Result<bool> RewardSum::add_part(const WeightedReward& weighted, RewardPart part,
+std::vector<JudgedPart> RewardSum::judge(size_t index, std::span<const Group> groups) const {
+  const WeightedReward& weighted = rewards_.at(index);
+  std::vector<JudgedPart> judged;
+  std::vector<Group> own;      // to call the reward for
+  std::vector<size_t> places;  // in `judged`, of their trajectories
+  for (const Group& group : groups) {
+    const bool applies = applies_to(weighted, group.prompt->task);
+    if (applies) own.push_back(group);
+    for (size_t i = 0; i < group.trajectories.size(); ++i) {
+      if (applies) places.push_back(judged.size());
+      judged.push_back({{.status = RewardStatus::kNotApplicable}});
+    }
+  }
+  if (own.empty()) return judged;
+  for (int64_t attempt = 0;; ++attempt) {
+    std::vector<RewardPart> parts = call(weighted, own);
+    for (size_t i = 0; i < places.size(); ++i) {
+      judged[places[i]] = {std::move(parts[i]), attempt};
+    }
+    if (attempt == weighted.retries) return judged;
+    // Those that failed alone, or with their siblings if it compares them.
+    std::vector<Group> again;
+    std::vector<size_t> their_places;
+    size_t first = 0;
+    for (const Group& group : own) {
+      const size_t size = group.trajectories.size();
+      const auto is_failed = [&](size_t i) {
+        return is_retried(judged[places[first + i]].part.status);
+      };
+      bool is_any_failed = false;
+      for (size_t i = 0; i < size; ++i) is_any_failed |= is_failed(i);
+      if (is_any_failed && weighted.reward->compares_siblings()) {
+        again.push_back(group);
+        for (size_t i = 0; i < size; ++i) their_places.push_back(places[first + i]);
+      } else {
+        for (size_t i = 0; is_any_failed && i < size; ++i) {
+          if (!is_failed(i)) continue;
+          again.push_back({group.prompt, group.trajectories.subspan(i, 1)});
+          their_places.push_back(places[first + i]);
+        }
+      }
+      first += size;
+    }
+    if (again.empty()) return judged;
+    own = std::move(again);
+    places = std::move(their_places);
+  }
+}
+
+Result<bool> RewardSum::add_part(const WeightedReward& weighted, JudgedPart judged,
                                  data::RewardBreakdown& breakdown) const {
+  RewardPart& part = judged.part;
   data::WeightedPart& added = breakdown.parts.emplace_back();
   added.name = weighted.name;
   added.weight = weighted.weight;
   added.status = part.status;
   added.detail = std::move(part.detail);
   added.answer = std::move(part.answer);
+  added.num_retries = judged.num_retries;
   if (part.status == RewardStatus::kOk) {
     added.raw = part.score;
     added.weighted = weighted.weight * part.score;
@@ -117,9 +172,10 @@ Result<bool> RewardSum::add_part(const WeightedReward& weighted, RewardPart part
   const std::string failure =
       fmt::format("reward '{}': {}{}{}", weighted.name, data::reward_status_name(part.status),
                   added.detail.empty() ? "" : ": ", added.detail);
-  switch (on_error_) {
+  const OnRewardError on_error = weighted.on_error.value_or(on_error_);
+  switch (on_error) {
     case OnRewardError::kScore:
-      added.weighted = weighted.weight * error_score_;
+      added.weighted = weighted.weight * weighted.error_score.value_or(error_score_);
       breakdown.total += added.weighted;
       return false;
     case OnRewardError::kAbort:
@@ -131,48 +187,58 @@ Result<bool> RewardSum::add_part(const WeightedReward& weighted, RewardPart part
     case OnRewardError::kSkipSample:
     case OnRewardError::kSkipGroup:
       if (breakdown.reason.empty()) breakdown.reason = failure;
-      return on_error_ == OnRewardError::kSkipGroup;
+      return on_error == OnRewardError::kSkipGroup;
   }
   GRADUS_CHECK(false, "reward.on_error out of range");
 }
 
-Result<std::vector<data::RewardBreakdown>> RewardSum::score(std::span<const Group> groups) const {
+Result<std::vector<data::RewardBreakdown>> RewardSum::combine(
+    const Group& group, std::vector<std::vector<JudgedPart>> parts) const {
   std::vector<data::RewardBreakdown> breakdowns;
-  for (const Group& group : groups) {
-    for (const data::Trajectory& trajectory : group.trajectories) {
-      breakdowns.push_back({.id = trajectory.id});
+  std::optional<std::string> culprit;
+  for (size_t i = 0; i < group.trajectories.size(); ++i) {
+    data::RewardBreakdown& breakdown = breakdowns.emplace_back();
+    breakdown.id = group.trajectories[i].id;
+    for (size_t j = 0; j < rewards_.size(); ++j) {
+      const auto drops_group = add_part(rewards_[j], std::move(parts[j][i]), breakdown);
+      if (!drops_group.ok()) return drops_group.status();
+      if (*drops_group && !culprit) {
+        culprit = fmt::format("group skipped for {}: {}", name_of(breakdown.id), breakdown.reason);
+      }
     }
+    const bool none_applies =
+        std::all_of(breakdown.parts.begin(), breakdown.parts.end(),
+                    [](const auto& part) { return part.status == RewardStatus::kNotApplicable; });
+    if (none_applies) {
+      breakdown.reason = fmt::format("no reward applies to task '{}'", group.prompt->task);
+    }
+    breakdown.is_scored = breakdown.reason.empty();
   }
-  std::vector<std::vector<RewardPart>> parts;
-  for (const WeightedReward& weighted : rewards_) parts.push_back(parts_of(weighted, groups));
+  for (data::RewardBreakdown& breakdown : breakdowns) {
+    if (!culprit || !breakdown.is_scored) continue;
+    breakdown.is_scored = false;
+    breakdown.reason = *culprit;
+  }
+  return breakdowns;
+}
+
+Result<std::vector<data::RewardBreakdown>> RewardSum::score(std::span<const Group> groups) const {
+  std::vector<std::vector<JudgedPart>> parts;
+  for (size_t j = 0; j < rewards_.size(); ++j) parts.push_back(judge(j, groups));
+  std::vector<data::RewardBreakdown> all;
   size_t begin = 0;
   for (const Group& group : groups) {
     const size_t end = begin + group.trajectories.size();
-    const data::RewardBreakdown* culprit = nullptr;
-    for (size_t i = begin; i < end; ++i) {
-      for (size_t j = 0; j < rewards_.size(); ++j) {
-        const auto drops_group = add_part(rewards_[j], std::move(parts[j][i]), breakdowns[i]);
-        if (!drops_group.ok()) return drops_group.status();
-        if (*drops_group && culprit == nullptr) culprit = &breakdowns[i];
-      }
-      const auto& own = breakdowns[i].parts;
-      const bool none_applies = std::all_of(own.begin(), own.end(), [](const auto& part) {
-        return part.status == RewardStatus::kNotApplicable;
-      });
-      if (none_applies) {
-        breakdowns[i].reason = fmt::format("no reward applies to task '{}'", group.prompt->task);
-      }
-      breakdowns[i].is_scored = breakdowns[i].reason.empty();
+    std::vector<std::vector<JudgedPart>> own(rewards_.size());
+    for (size_t j = 0; j < rewards_.size(); ++j) {
+      for (size_t i = begin; i < end; ++i) own[j].push_back(std::move(parts[j][i]));
     }
-    for (size_t i = begin; culprit != nullptr && i < end; ++i) {
-      if (!breakdowns[i].is_scored) continue;
-      breakdowns[i].is_scored = false;
-      breakdowns[i].reason =
-          fmt::format("group skipped for {}: {}", name_of(culprit->id), culprit->reason);
-    }
+    auto breakdowns = combine(group, std::move(own));
+    if (!breakdowns.ok()) return breakdowns.status();
+    std::move(breakdowns->begin(), breakdowns->end(), std::back_inserter(all));
     begin = end;
   }
-  return breakdowns;
+  return all;
 }
 
 Status RewardSum::check_prompt(const data::Prompt& prompt) const {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -16,8 +17,17 @@ namespace gradus::rewards {
 struct WeightedReward {
   std::string name;  // of the part, unique: "answer"
   std::unique_ptr<Reward> reward;
-  double weight = 1;               // 0 only measures: its failures touch nobody
-  std::vector<std::string> tasks;  // data sources it applies to; empty: all
+  double weight = 1;                        // 0 only measures: its failures touch nobody
+  std::vector<std::string> tasks;           // data sources it applies to; empty: all
+  int64_t retries = 0;                      // of responses on which it timed out or broke
+  std::optional<OnRewardError> on_error{};  // unset: the sum's
+  std::optional<double> error_score{};
+};
+
+// What a reward said of a trajectory in the end.
+struct JudgedPart {
+  RewardPart part;
+  int64_t num_retries = 0;
 };
 
 // Sums of one part over many trajectories; add those of all ranks, then read.
@@ -50,22 +60,32 @@ class RewardSum {
   // Thread-safe.
   Result<std::vector<data::RewardBreakdown>> score(std::span<const Group> groups) const;
 
+  // The two halves of score(), for who calls the rewards by themselves (ScorePool): what reward
+  // `index` says of each trajectory, and what that makes of a group, given by reward and
+  // trajectory. Thread-safe.
+  std::vector<JudgedPart> judge(size_t index, std::span<const Group> groups) const;
+  Result<std::vector<data::RewardBreakdown>> combine(
+      const Group& group, std::vector<std::vector<JudgedPart>> parts) const;
+
   // InvalidArgument when no reward applies to the prompt's task, or one cannot read its ground
   // truth.
   Status check_prompt(const data::Prompt& prompt) const;
 
   std::vector<std::string> names() const;
+  const std::vector<WeightedReward>& rewards() const { return rewards_; }
+  int64_t num_threads() const { return num_threads_; }  // reward.threads
 
  private:
   RewardSum(std::vector<WeightedReward> rewards, OnRewardError on_error, double error_score)
       : rewards_(std::move(rewards)), on_error_(on_error), error_score_(error_score) {}
   // Adds one part to a trajectory's breakdown; true when its whole group must be dropped.
-  Result<bool> add_part(const WeightedReward& weighted, RewardPart part,
+  Result<bool> add_part(const WeightedReward& weighted, JudgedPart judged,
                         data::RewardBreakdown& breakdown) const;
 
   std::vector<WeightedReward> rewards_;
   OnRewardError on_error_;
   double error_score_;
+  int64_t num_threads_ = 0;
 };
 
 // Per part, in the order of the parts of `breakdowns` (all of one RewardSum).

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "trainer/rollout_worker.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 
@@ -38,44 +39,64 @@ RolloutSetup rollout_setup(const TrainerConfig& trainer, const rollout::RolloutC
 RolloutWorker::RolloutWorker(RolloutSetup setup, rollout::Engine& engine,
                              const rewards::RewardSum& rewards,
                              std::span<const data::Prompt> prompts)
-    : setup_(std::move(setup)), engine_(engine), rewards_(rewards) {
+    : setup_(std::move(setup)), engine_(engine), pool_(rewards, rewards.num_threads()) {
   for (const data::Prompt& prompt : prompts) prompts_[prompt.prompt_id] = &prompt;
 }
 
-Result<std::vector<data::Trajectory>> RolloutWorker::sample(
-    std::span<const data::RolloutRequest> requests, comm::WeightStamp weights,
-    const std::function<void(int64_t)>& progress) {
-  std::vector<data::RolloutRequest> open;
-  for (const data::RolloutRequest& request : requests) {
-    if (!has_ended(request)) open.push_back(request);
+Status RolloutWorker::sample(std::span<const data::RolloutRequest> requests,
+                             comm::WeightStamp weights, std::span<data::Trajectory> trajectories,
+                             const std::function<void(int64_t)>& progress) {
+  const size_t group_size = static_cast<size_t>(setup_.rollout.num_samples);
+  // A group of which a response may yet be interrupted waits for the end.
+  std::vector<bool> waits(requests.size() / group_size, false);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    if (requests[i].token_budget > 0) waits[i / group_size] = true;
   }
-  Result<std::vector<data::Trajectory>> sampled =
-      sample_all(engine_, open, weights.version, weights.hash, [&](int64_t finished, int64_t) {
-        if (progress) progress(finished);
-      });
-  if (!sampled.ok()) return sampled;
-  std::vector<data::Trajectory> all;
-  size_t next = 0;
-  for (const data::RolloutRequest& request : requests) {
-    if (has_ended(request)) {
-      all.push_back(request.begun);
+  class Sink : public rollout::TrajectorySink {
+   public:
+    std::function<void(size_t, data::Trajectory)> take;
+    std::vector<size_t> places;  // of the open requests
+    void finished(size_t request_index, data::Trajectory trajectory) override {
+      take(places[request_index], std::move(trajectory));
+    }
+  };
+  Sink sink;
+  sink.take = [&](size_t i, data::Trajectory trajectory) {
+    trajectories[i] = std::move(trajectory);
+    if (!waits[i / group_size]) pool_.finished(i / group_size, i % group_size);
+  };
+  std::vector<data::RolloutRequest> open;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    if (has_ended(requests[i])) {
+      sink.take(i, requests[i].begun);
     } else {
-      all.push_back(std::move((*sampled)[next++]));
+      sink.places.push_back(i);
+      open.push_back(requests[i]);
     }
   }
-  return all;
+  GRADUS_RETURN_IF_ERROR(engine_.run(open, weights.version, weights.hash, sink, nullptr,
+                                     [&](int64_t finished, int64_t) {
+                                       if (progress) progress(finished);
+                                     }));
+  for (size_t g = 0; g < waits.size(); ++g) {
+    const auto group = trajectories.subspan(g * group_size, group_size);
+    const bool is_whole = std::none_of(group.begin(), group.end(), [](const auto& trajectory) {
+      return trajectory.finish_reason == data::FinishReason::kInterrupted;
+    });
+    for (size_t i = 0; waits[g] && is_whole && i < group_size; ++i) pool_.finished(g, i);
+  }
+  return {};
 }
 
 Result<std::vector<records::RolloutRecord>> RolloutWorker::work(
     std::span<const data::RolloutRequest> requests, int64_t step, comm::WeightStamp weights,
     Metrics& metrics, const std::function<void(int64_t)>& progress) {
-  Clock::time_point start = Clock::now();
-  Result<std::vector<data::Trajectory>> trajectories = sample(requests, weights, progress);
-  if (!trajectories.ok()) return trajectories.status();
-  add_seconds(metrics, "timing_s/gen", start);
-  metrics.add("rollout/preemptions", static_cast<double>(engine_.stats().num_preemptions));
-  start = Clock::now();
+  const Clock::time_point start = Clock::now();
+  const size_t group_size = static_cast<size_t>(setup_.rollout.num_samples);
+  GRADUS_CHECK(requests.size() % group_size == 0, "work is whole groups");
   std::vector<records::RolloutRecord> all(requests.size());
+  std::vector<data::Trajectory> trajectories(requests.size());
+  std::vector<rewards::Group> groups;
   for (size_t i = 0; i < all.size(); ++i) {
     const auto prompt = prompts_.find(requests[i].id.prompt_id);
     if (prompt == prompts_.end()) {
@@ -86,43 +107,56 @@ Result<std::vector<records::RolloutRecord>> RolloutWorker::work(
     all[i].prompt = prompt->second->text;
     all[i].task = prompt->second->task;
     all[i].answer = prompt->second->answer;
-    all[i].trajectory = std::move((*trajectories)[i]);
+    if (i % group_size == 0) {
+      groups.push_back({prompt->second, std::span(trajectories).subspan(i, group_size)});
+    }
   }
-  const size_t group_size = static_cast<size_t>(setup_.rollout.num_samples);
-  GRADUS_CHECK(all.size() % group_size == 0, "work is whole groups");
-  for (size_t first = 0; first < all.size(); first += group_size) {
-    GRADUS_RETURN_IF_ERROR(score(std::span(all).subspan(first, group_size)));
+  pool_.begin(groups);
+  // The pool's threads look at `trajectories`.
+  struct Guard {
+    rewards::ScorePool& pool;
+    ~Guard() { pool.cancel(); }
+  } const guard{pool_};
+  GRADUS_RETURN_IF_ERROR(sample(requests, weights, trajectories, progress));
+  add_seconds(metrics, "timing_s/gen", start);
+  metrics.add("rollout/preemptions", static_cast<double>(engine_.stats().num_preemptions));
+  const Clock::time_point scoring = Clock::now();
+  const Result<std::vector<data::RewardBreakdown>> scores = pool_.finish();
+  if (!scores.ok()) return scores.status();
+  for (size_t i = 0; i < all.size(); ++i) {
+    all[i].trajectory = std::move(trajectories[i]);
+    GRADUS_RETURN_IF_ERROR(add_reward((*scores)[i], all[i]));
+    for (const data::WeightedPart& part : (*scores)[i].parts) {
+      if (part.num_retries == 0) continue;
+      metrics.add("reward/" + part.name + "/retries", static_cast<double>(part.num_retries));
+    }
   }
-  add_seconds(metrics, "timing_s/reward", start);
+  add_seconds(metrics, "timing_s/reward", scoring);
+  const rewards::ScorePool::Seconds& seconds = pool_.seconds();
+  metrics.add("reward/busy_s", seconds.busy);
+  if (seconds.busy > 0) {
+    metrics.add("reward/hidden_fraction", std::max(0.0, 1 - seconds.exposed / seconds.busy),
+                seconds.busy);
+  }
   return all;
 }
 
-Status RolloutWorker::score(std::span<records::RolloutRecord> group) const {
-  std::vector<data::Trajectory> samples;
-  for (const records::RolloutRecord& record : group) {
-    if (record.trajectory.finish_reason == data::FinishReason::kInterrupted) return {};
-    samples.push_back(record.trajectory);
+Status RolloutWorker::add_reward(const data::RewardBreakdown& score,
+                                 records::RolloutRecord& record) const {
+  for (const data::WeightedPart& part : score.parts) record.parts.push_back(part_record(part));
+  if (!score.is_scored) return {};
+  const data::Trajectory& trajectory = record.trajectory;
+  if (!std::isfinite(score.total)) {
+    return invalid_argument(
+        "step {}, prompt {}, sample {}: the reward is {}; rewards must be finite numbers; repair "
+        "the reward, or let it report an error",
+        record.step, trajectory.id.prompt_id, trajectory.id.sample_index, score.total);
   }
-  const rewards::Group rewarded{prompts_.at(group[0].trajectory.id.prompt_id), samples};
-  const Result<std::vector<data::RewardBreakdown>> scores = rewards_.score({&rewarded, 1});
-  if (!scores.ok()) return scores.status();
-  for (size_t i = 0; i < group.size(); ++i) {
-    const data::RewardBreakdown& score = (*scores)[i];
-    for (const data::WeightedPart& part : score.parts) group[i].parts.push_back(part_record(part));
-    if (!score.is_scored) continue;
-    if (!std::isfinite(score.total)) {
-      return invalid_argument(
-          "step {}, prompt {}, sample {}: the reward is {}; rewards must be finite numbers; repair "
-          "the reward, or let it report an error",
-          group[i].step, group[i].trajectory.id.prompt_id, group[i].trajectory.id.sample_index,
-          score.total);
-    }
-    group[i].reward = score.total;
-    if (setup_.overlong_buffer_tokens > 0) {
-      group[i].reward += rewards::overlong_penalty(
-          static_cast<int64_t>(samples[i].behavior_logprobs.size()), setup_.rollout.max_new_tokens,
-          setup_.overlong_buffer_tokens, setup_.overlong_penalty, /*is_capped=*/false);
-    }
+  record.reward = score.total;
+  if (setup_.overlong_buffer_tokens > 0) {
+    record.reward += rewards::overlong_penalty(
+        static_cast<int64_t>(trajectory.behavior_logprobs.size()), setup_.rollout.max_new_tokens,
+        setup_.overlong_buffer_tokens, setup_.overlong_penalty, /*is_capped=*/false);
   }
   return {};
 }
@@ -162,7 +196,10 @@ Status serve_rollouts(comm::Communicator& world, int num_trainers, Policy& polic
       auto done =
           worker.work(work->requests, work->step, held, own, [&](int64_t) { world.progress(); });
       if (!done.ok()) return done;
-      answer.metrics.set("rollout/preemptions", own.value("rollout/preemptions"));
+      for (const MetricPart& part : own.parts()) {
+        const bool is_sent = part.name == "rollout/preemptions" || part.name.starts_with("reward/");
+        if (is_sent) answer.metrics.restore(part);
+      }
       answer.metrics.set("rollout/busy_s", own.value("timing_s/gen"));
       return done;
     }();

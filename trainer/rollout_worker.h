@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "rewards/score_pool.h"
 #include "trainer/rollout_work.h"
 #include "trainer/run_state.h"
 
@@ -30,20 +31,21 @@ class RolloutWorker {
 
   // Does the work; `progress(finished)` counts responses. Requests are whole groups of
   // rollout.num_samples; a group of which a response is interrupted stays without rewards. Adds
-  // timing_s/gen, timing_s/reward and rollout/preemptions.
+  // timing_s/gen, timing_s/reward, rollout/preemptions and reward/... .
   Result<std::vector<records::RolloutRecord>> work(
       std::span<const data::RolloutRequest> requests, int64_t step, comm::WeightStamp weights,
       Metrics& metrics, const std::function<void(int64_t)>& progress = {});
 
  private:
-  Result<std::vector<data::Trajectory>> sample(std::span<const data::RolloutRequest> requests,
-                                               comm::WeightStamp weights,
-                                               const std::function<void(int64_t)>& progress);
-  Status score(std::span<records::RolloutRecord> group) const;
+  // Samples what has not ended; hands groups to the pool as their responses finish.
+  Status sample(std::span<const data::RolloutRequest> requests, comm::WeightStamp weights,
+                std::span<data::Trajectory> trajectories,
+                const std::function<void(int64_t)>& progress);
+  Status add_reward(const data::RewardBreakdown& score, records::RolloutRecord& record) const;
 
   RolloutSetup setup_;
   rollout::Engine& engine_;
-  const rewards::RewardSum& rewards_;
+  rewards::ScorePool pool_;
   std::map<uint64_t, const data::Prompt*> prompts_;  // by id
 };
 

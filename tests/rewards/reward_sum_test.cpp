@@ -229,5 +229,24 @@ TEST(PartStatistics, AreTheHandComputedOnes) {
   EXPECT_EQ(part_statistics({}).size(), 0u);
 }
 
+// A part's own policy holds for it alone.
+TEST(RewardSum, LetsAPartAnswerForItsOwnFailures) {
+  const Scene scene;
+  std::vector<WeightedReward> list =
+      list_of(scripted("answer", 1, {1}, {1}), scripted("style", 0.5, kTimeout, {1}));
+  list[1].on_error = OnRewardError::kScore;
+  list[1].error_score = -2;
+  const auto result = sum_of(std::move(list), OnRewardError::kAbort).score(scene.groups);
+  ASSERT_TRUE(result.ok());
+  EXPECT_EQ((*result)[0].total, 1 + 0.5 * -2);
+  EXPECT_EQ((*result)[1].total, 1 + 0.5);
+
+  std::vector<WeightedReward> other =
+      list_of(scripted("answer", 1, kTimeout, {1}), scripted("style", 0.5, {1}, {1}));
+  other[0].on_error = OnRewardError::kSkipGroup;
+  const auto skipped = sum_of(std::move(other), OnRewardError::kScore, 0.5).score(scene.groups);
+  for (const RewardBreakdown& breakdown : *skipped) EXPECT_FALSE(breakdown.is_scored);
+}
+
 }  // namespace
 }  // namespace gradus::rewards
