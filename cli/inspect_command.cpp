@@ -1,39 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
-#include <fstream>
-#include <iostream>
 #include <memory>
-#include <sstream>
 
 #include "cli/command.h"
+#include "cli/inspect_aggregation.h"
 #include "cli/inspect_loss.h"
 #include "cli/inspect_retrieval.h"
+#include "cli/json_input.h"
 
 namespace gradus::cli {
 namespace {
 
 struct InspectOptions {
-  std::string algorithm = "grpo";
+  std::string algorithm = "grpo";   // of loss
+  std::string strategy = "fedavg";  // of aggregation
   std::vector<std::string> overrides;
   std::string input = "-";
 };
-
-Result<std::string> read_input(const std::string& path) {
-  std::ostringstream text;
-  if (path == "-") {
-    text << std::cin.rdbuf();
-    return text.str();
-  }
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return not_found("{}: cannot open: {}", path, std::strerror(errno));
-  text << file.rdbuf();
-  return text.str();
-}
-
-std::string input_name(const std::string& path) { return path == "-" ? "standard input" : path; }
 
 Status print_answer(const Result<std::string>& answer) {
   if (!answer.ok()) return answer.status();
@@ -41,6 +25,15 @@ Status print_answer(const Result<std::string>& answer) {
     return unavailable("standard output: cannot write; free some space or choose another place");
   }
   return {};
+}
+
+Status inspect_clients(const InspectOptions& options) {
+  const Result<InspectedAggregation> config =
+      inspected_aggregation(options.strategy, options.overrides);
+  if (!config.ok()) return config.status();
+  const Result<std::string> clients = read_input(options.input);
+  if (!clients.ok()) return clients.status();
+  return print_answer(inspect_aggregation(*config, *clients, input_name(options.input)));
 }
 
 Status inspect_loss_of(const InspectOptions& options) {
@@ -68,13 +61,24 @@ void add_inspect_command(CLI::App& app, Action& action) {
   auto options = std::make_shared<InspectOptions>();
   loss->add_option("--algorithm", options->algorithm, "Preset, as trainer.algorithm.name")
       ->capture_default_str();
-  loss->add_option("--set", options->overrides,
-                   "Set a key of trainer.algorithm, e.g. --set clip_low=0.1; repeatable")
-      ->type_name("KEY=VALUE")
-      ->allow_extra_args(false);
-  loss->add_option("--input", options->input, "JSON file to read; - is standard input")
+  CLI::App* aggregation = command->add_subcommand(
+      "aggregation", "Weights of clients and the server's step for one round (docs/federated.md)");
+  aggregation->add_option("--strategy", options->strategy, "Strategy, as federated.strategy.name")
       ->capture_default_str();
+  for (CLI::App* part : {loss, aggregation}) {
+    part->add_option("--set", options->overrides,
+                     part == loss ? "Set a key of trainer.algorithm, e.g. --set clip_low=0.1; "
+                                    "repeatable"
+                                  : "Set a key of federated.strategy, e.g. --set alpha=0.5, or "
+                                    "client_lr, client_momentum, num_clients; repeatable")
+        ->type_name("KEY=VALUE")
+        ->allow_extra_args(false);
+    part->add_option("--input", options->input, "JSON file to read; - is standard input")
+        ->capture_default_str();
+  }
   loss->callback([options, &action] { action = [options] { return inspect_loss_of(*options); }; });
+  aggregation->callback(
+      [options, &action] { action = [options] { return inspect_clients(*options); }; });
   CLI::App* retrieval = command->add_subcommand(
       "retrieval", "Log-probability and gradient of a ranked list, or draws (docs/retrieval.md)");
   auto input = std::make_shared<std::string>("-");

@@ -6,6 +6,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "cli/json_input.h"
 #include "common/config/bind.h"
 #include "common/rng.h"
 #include "common/strings.h"
@@ -36,33 +37,6 @@ struct InputSequence {
   std::optional<double> greedy_reward;
 };
 
-// Python writes NaN and Infinity, which JSON lacks; as texts they can be named in a message.
-std::string quote_nonfinite(const std::string& text) {
-  std::string result;
-  bool is_in_text = false;
-  for (size_t i = 0; i < text.size();) {
-    if (text[i] == '"' && (i == 0 || text[i - 1] != '\\')) is_in_text = !is_in_text;
-    size_t length = 0;
-    for (const std::string_view word : {"NaN", "-Infinity", "Infinity"}) {
-      if (!is_in_text && text.compare(i, word.size(), word) == 0) length = word.size();
-      if (length > 0) break;
-    }
-    result += length > 0 ? '"' + text.substr(i, length) + '"' : std::string(1, text[i]);
-    i += std::max<size_t>(length, 1);
-  }
-  return result;
-}
-
-std::string shown(const Json& value) {
-  std::string text = value.is_string() ? value.get<std::string>() : value.dump();
-  return text.size() > 60 ? text.substr(0, 60) + "..." : text;
-}
-
-Result<double> number(const Json& value, const std::string& where) {
-  if (value.is_number() && std::isfinite(value.get<double>())) return value.get<double>();
-  return invalid_argument("{} is {}; it must be a finite number", where, shown(value));
-}
-
 // Reads one object of "sequences".
 class SequenceReader {
  public:
@@ -88,7 +62,7 @@ class SequenceReader {
   bool has(const char* key) const { return row_.contains(key) && !row_.at(key).is_null(); }
 
   Status read(const char* key, double& value) const {
-    const Result<double> read = number(row_.at(key), fmt::format("{}.{}", where_, key));
+    const Result<double> read = finite_number(row_.at(key), fmt::format("{}.{}", where_, key));
     if (!read.ok()) return read.status();
     value = *read;
     return {};
@@ -106,7 +80,7 @@ class SequenceReader {
                               where_, key, array.size(), length);
     }
     for (size_t t = 0; t < array.size(); ++t) {
-      const Result<double> read = number(array[t], fmt::format("{}.{}[{}]", where_, key, t));
+      const Result<double> read = finite_number(array[t], fmt::format("{}.{}[{}]", where_, key, t));
       if (!read.ok()) return read.status();
       values.push_back(*read);
     }
@@ -142,7 +116,8 @@ class SequenceReader {
     std::map<std::string, Json> sorted;
     for (const auto& [name, part] : value.items()) sorted[name] = part;
     for (const auto& [name, part] : sorted) {
-      const Result<double> read = number(part, fmt::format("{}.reward_parts.{}", where_, name));
+      const Result<double> read =
+          finite_number(part, fmt::format("{}.reward_parts.{}", where_, name));
       if (!read.ok()) return read.status();
       parts.push_back(*read);
     }
@@ -223,12 +198,9 @@ Result<InputSequence> read_sequence(const Json& row, const trainer::TrainerConfi
 
 Result<std::vector<InputSequence>> read_batch(const trainer::TrainerConfig& config,
                                               const std::string& text, const std::string& where) {
-  Json root;
-  try {
-    root = Json::parse(quote_nonfinite(text));
-  } catch (const nlohmann::json::exception& error) {
-    return invalid_argument("{}: not JSON: {}", where, error.what());
-  }
+  const Result<Json> parsed = parse_input(text, where);
+  if (!parsed.ok()) return parsed.status();
+  const Json& root = *parsed;
   if (!root.is_object() || !root.contains("sequences") || !root["sequences"].is_array() ||
       root["sequences"].empty()) {
     return invalid_argument(
