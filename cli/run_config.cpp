@@ -58,6 +58,21 @@ void check_adapter(const RunConfig& config, const trainer::OptimizerConfig& opti
                 section, config.lora.rank > 0 ? "lora.rank" : "model.adapter");
 }
 
+void check_zero(const RunConfig& config, const trainer::OptimizerConfig& optimizer,
+                const trainer::BackwardConfig& backward, const std::string& section,
+                ConfigRules& rules) {
+  if (backward.zero_stage == 0) return;
+  rules.require(optimizer.optimizer == trainer::OptimizerKind::kAdamW,
+                "{0}.zero_stage is {1} but {0}.optimizer is muon, which needs whole matrices where "
+                "ranks hold slices; set {0}.zero_stage to 0, or {0}.optimizer to adamw",
+                section, backward.zero_stage);
+  const bool has_adapter = config.lora.rank > 0 || !config.model.adapter.empty();
+  rules.require(!has_adapter,
+                "{0}.zero_stage is {1} but {2} is set: of an adapter the gradients and moments are "
+                "small, and the model under it is not shared out; set {0}.zero_stage to 0",
+                section, backward.zero_stage, config.lora.rank > 0 ? "lora.rank" : "model.adapter");
+}
+
 void check_training(const RunConfig& config, int64_t world_size, ConfigRules& rules) {
   rules.add(trainer::validate(config.cluster, world_size, config.trainer.dynamic_sampling));
   rules.add(trainer::validate(
@@ -95,18 +110,23 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
     case RunKind::kTrain:
       check_training(config, world_size, rules);
       check_adapter(config, config.trainer.optimizer, "trainer", rules);
+      check_zero(config, config.trainer.optimizer, config.trainer.backward, "trainer", rules);
       break;
     case RunKind::kSft:
       rules.add(trainer::validate(config.sft, world_size));
       check_adapter(config, config.sft.optimizer, "sft", rules);
+      check_zero(config, config.sft.optimizer, config.sft.backward, "sft", rules);
       break;
     case RunKind::kDpo:
       rules.add(trainer::validate(config.dpo, world_size));
       check_adapter(config, config.dpo.loop.optimizer, "dpo", rules);
+      check_zero(config, config.dpo.loop.optimizer, config.dpo.loop.backward, "dpo", rules);
       break;
     case RunKind::kRewardModel:
       rules.add(trainer::validate(config.reward_model, world_size));
       check_adapter(config, config.reward_model.loop.optimizer, "reward_model", rules);
+      check_zero(config, config.reward_model.loop.optimizer, config.reward_model.loop.backward,
+                 "reward_model", rules);
       break;
     case RunKind::kEval:
       rules.require(config.data.eval.is_given(),

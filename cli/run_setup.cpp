@@ -260,6 +260,23 @@ Result<OpenedRun> open_run(const LoadedConfig<RunConfig>& loaded, bool resume,
   return run;
 }
 
+namespace {
+
+// Floats of the largest part that is summed and gathered at a time (trainer::WeightShards::Unit).
+int64_t largest_unit(const model::ParameterLayout& layout) {
+  std::vector<int64_t> begins = {0};
+  for (const model::LayerPlaces& layer : layout.layers) begins.push_back(layer.attention_norm);
+  begins.push_back(layout.final_norm);
+  begins.push_back(layout.size);
+  int64_t largest = 0;
+  for (size_t i = 0; i + 1 < begins.size(); ++i) {
+    largest = std::max(largest, begins[i + 1] - begins[i]);
+  }
+  return largest;
+}
+
+}  // namespace
+
 std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const PlannedWork& work,
                                     const trainer::OptimizerConfig& optimizer,
                                     const trainer::BackwardConfig& backward,
@@ -267,38 +284,62 @@ std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const Plann
   constexpr int64_t kFloat = sizeof(float);
   const model::ParameterLayout all = model::parameter_layout(model);
   const int64_t weights = all.size * kFloat;
-  std::vector<MemoryPart> parts = {{"program and data", kProcessBytes}, {"weights", weights}};
   model::WeightLayout trained = all;
-  if (work.adapter.rank > 0) {
-    const model::LoraLayout layout = model::lora_layout(model, work.adapter).value();
-    trained = layout;
-    parts.push_back({"adapter", layout.size * kFloat});
-    parts.push_back({"matrices under the adapter", layout.base_size * kFloat});
-  }
+  if (work.adapter.rank > 0) trained = model::lora_layout(model, work.adapter).value();
   const int64_t own_blocks = std::max<int64_t>(1, backward.reduction_blocks / work.num_ranks);
   // Sums of 1, 2, 4, ... blocks that wait for their neighbours, and the one in the making.
-  int64_t gradients = 1;
-  while ((int64_t{1} << gradients) <= own_blocks) ++gradients;
-  if (work.num_ranks > 1) gradients = std::max<int64_t>(gradients, 2);
+  int64_t num_sums = 1;
+  while ((int64_t{1} << num_sums) <= own_blocks) ++num_sums;
   int64_t num_blocks = backward.reduction_blocks;
   if (!backward.layout_invariant) {
-    gradients = work.num_ranks > 1 ? 2 : 1;
+    num_sums = 1;
     num_blocks = work.num_ranks;
   }
+  if (work.num_ranks > 1) num_sums = std::max<int64_t>(num_sums, 2);
   const int64_t block_groups = (work.groups_per_update + num_blocks - 1) / num_blocks;
   const int64_t pack_rows = std::min(block_groups * work.rows_per_group,
                                      std::max(backward.micro_batch_tokens, work.rows_per_group));
+
+  // With several ranks what zero_stage says is shared out; of the rest a layer is there at a time.
+  const int64_t stage = work.num_ranks > 1 ? backward.zero_stage : 0;
+  const int64_t num_owners = stage > 0 ? work.num_ranks : 1;
+  const int64_t moments = trainer::Optimizer::planned_bytes(trained, optimizer) / num_owners;
+  const int64_t average =
+      trainer::Optimizer::planned_average_bytes(trained, optimizer) / num_owners;
+  const int64_t unit = largest_unit(all) * kFloat;
+  const int64_t gradients = stage >= 2 ? trained.size * kFloat / num_owners + num_sums * unit
+                                       : num_sums * trained.size * kFloat;
+  std::vector<MemoryPart> parts = {{"program and data", kProcessBytes}};
+  if (stage == 3) {
+    // This layer, the next one, and the messages that it comes in and goes out by; where weights
+    // are read as a whole (loading, sampling, sending) there is no gradient.
+    const int64_t updating = weights / num_owners + 4 * unit + gradients;
+    const int64_t reading = rollout != nullptr || work.sends_weights ? weights : weights - moments;
+    parts.push_back({"weights and gradients", std::max(updating, reading)});
+  } else {
+    parts.push_back({"weights", weights});
+  }
+  if (work.adapter.rank > 0) {
+    const model::LoraLayout layout = model::lora_layout(model, work.adapter).value();
+    parts.push_back({"adapter", layout.size * kFloat});
+    parts.push_back({"matrices under the adapter", layout.base_size * kFloat});
+  }
   parts.push_back({optimizer.optimizer == trainer::OptimizerKind::kMuon ? "Muon and AdamW moments"
                                                                         : "AdamW moments",
-                   trainer::Optimizer::planned_bytes(trained, optimizer)});
-  parts.push_back({"gradients", gradients * trained.size * kFloat});
+                   moments});
+  if (stage < 3) parts.push_back({"gradients", gradients});
   parts.push_back({fmt::format("activations of {} tokens", pack_rows),
                    model::TrainingPass::planned_bytes(model, pack_rows,
                                                       backward.gradient_checkpointing, true)});
-  const int64_t average = trainer::Optimizer::planned_average_bytes(trained, optimizer);
+  const int64_t rank_rows =
+      block_groups * work.rows_per_group * std::max<int64_t>(1, num_blocks / work.num_ranks);
+  if (stage >= 2 && rank_rows > pack_rows) {
+    parts.push_back({fmt::format("what is kept of {} tokens", rank_rows - pack_rows),
+                     model::TrainingPass::kept_bytes(model, rank_rows - pack_rows,
+                                                     backward.gradient_checkpointing)});
+  }
   if (average > 0) parts.push_back({"average of the weights", average});
-  const int64_t state =
-      trained.size * kFloat + trainer::Optimizer::planned_bytes(trained, optimizer) + average;
+  const int64_t state = trained.size * kFloat + (moments + average) * num_owners;
   parts.push_back({"checkpoint being written", state / work.num_ranks});
   if (work.has_reference) {
     parts.push_back({"initial model", weights});

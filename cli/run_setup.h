@@ -78,13 +78,14 @@ struct MemoryPart {
 };
 // What a run computes at most.
 struct PlannedWork {
-  int64_t num_ranks = 1;
+  int64_t num_ranks = 1;          // that train
   int64_t longest_prompt = 0;     // tokens
   int64_t groups_per_update = 0;  // over all ranks
   int64_t rows_per_group = 0;     // packed tokens of a prompt with its responses
   model::LoraConfig adapter;      // rank 0: all weights are trained
   bool has_reference = false;
   bool has_evaluation = false;
+  bool sends_weights = false;  // to ranks that only sample
 };
 // `rollout` null: no sampling.
 std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const PlannedWork& work,

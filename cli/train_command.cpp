@@ -22,17 +22,19 @@ int64_t longest_of(const std::vector<data::Prompt>& prompts) {
 std::vector<MemoryPart> plan_training(const RunConfig& config, const model::ModelConfig& model,
                                       const model::LoraConfig& adapter, int64_t longest_prompt,
                                       int64_t num_ranks) {
+  const bool is_colocated = config.cluster.mode == trainer::ClusterMode::kColocated;
   const PlannedWork work = {
-      .num_ranks = num_ranks,
+      .num_ranks = trainer::num_trainers(config.cluster, num_ranks),
       .longest_prompt = longest_prompt,
       .groups_per_update = config.trainer.prompts_per_step / config.trainer.mini_batches,
       .rows_per_group =
           longest_prompt + config.rollout.num_samples * (config.rollout.max_new_tokens - 1),
       .adapter = adapter,
       .has_reference = config.trainer.algorithm.kl.coef != 0,
-      .has_evaluation = config.eval.is_asked_for()};
+      .has_evaluation = config.eval.is_asked_for(),
+      .sends_weights = !is_colocated};
   return plan_memory(model, work, config.trainer.optimizer, config.trainer.backward,
-                     &config.rollout);
+                     is_colocated || work.has_evaluation ? &config.rollout : nullptr);
 }
 
 namespace {

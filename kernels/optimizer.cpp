@@ -24,7 +24,7 @@ void adamw(const AdamWParams& params) {
 }
 
 double sum_of_squares(const float* values, int64_t count) {
-  constexpr int64_t kBlock = 4096;
+  constexpr int64_t kBlock = kSquaresBlock;
   const auto block_sum =
       isa() == Isa::kAvx512 ? avx512::block_sum_of_squares : avx2::block_sum_of_squares;
   const int64_t num_blocks = (count + kBlock - 1) / kBlock;

@@ -26,8 +26,9 @@ struct AdamWParams {
 };
 void adamw(const AdamWParams& params);
 
-// Sum of squares in double: 16 lanes of float over blocks of 4096 elements, the blocks' sums in
-// order. The order depends on `count` alone. NaN and infinity come through.
+// Sum of squares in double: 16 lanes of float over blocks of kSquaresBlock elements, the blocks'
+// sums (floats) in order. The order depends on `count` alone. NaN and infinity come through.
+inline constexpr int64_t kSquaresBlock = 4096;
 double sum_of_squares(const float* values, int64_t count);
 
 }  // namespace gradus::kernels

@@ -20,7 +20,7 @@ model::WriteCheckpointOptions write_options(const std::string& tokenizer_dir, in
 
 }  // namespace
 
-CheckpointShare::CheckpointShare(const Policy& policy, const Learner& learner,
+CheckpointShare::CheckpointShare(const Policy& policy, Learner& learner,
                                  const RunPosition& position, int share, int num_shares)
     : share_(share),
       num_shares_(num_shares),
@@ -31,8 +31,15 @@ CheckpointShare::CheckpointShare(const Policy& policy, const Learner& learner,
   adapter_ = transformer.adapter();
   base_path_ = policy.path;
   if (adapter_ == nullptr) {
-    weights_ = copy(transformer.layout(), transformer.parameters());
-    if (learner.average() != nullptr) average_ = copy(transformer.layout(), learner.average());
+    const model::ParameterLayout& layout = transformer.layout();
+    learner.visit_weights([&](int64_t begin, int64_t end) {
+      copy(layout, transformer.parameters(), begin, end, weights_);
+    });
+    if (learner.average() != nullptr) {
+      learner.visit_average([&](int64_t begin, int64_t end) {
+        copy(layout, learner.average(), begin, end, average_);
+      });
+    }
   } else if (share == 0) {
     const model::TrainableWeights trained = transformer.trainable();
     adapter_values_.assign(trained.values, trained.values + trained.layout.size);
@@ -56,20 +63,19 @@ CheckpointShare::CheckpointShare(const Policy& policy, const Learner& learner,
   state_.add_text("run/version_hashes", hashes);
 }
 
-CheckpointShare::Weights CheckpointShare::copy(const model::ParameterLayout& layout,
-                                               const float* parameters) const {
-  Weights weights;
+void CheckpointShare::copy(const model::ParameterLayout& layout, const float* parameters,
+                           int64_t begin, int64_t end, Weights& weights) const {
   for (const model::WeightFile& file :
        model::weight_files(config_, write_options(tokenizer_dir_, share_, num_shares_))) {
     if (file.writer != share_) continue;
     for (const model::WeightSpec& spec : file.weights) {
       const model::ParameterPlace& place = model::find_place(layout, spec.hf_name);
+      if (place.offset < begin || place.offset >= end) continue;
       const float* values = parameters + place.offset;
       weights.emplace(spec.hf_name,
                       std::pair(place, std::vector<float>(values, values + place.size)));
     }
   }
-  return weights;
 }
 
 std::vector<std::string> CheckpointShare::files() const {
@@ -145,8 +151,8 @@ Result<std::string> CheckpointSaver::begin(int64_t step, int64_t num_bytes) {
   return folder;
 }
 
-Status CheckpointSaver::save(const Policy& policy, const Learner& learner,
-                             const RunPosition& position, std::optional<double> metric,
+Status CheckpointSaver::save(const Policy& policy, Learner& learner, const RunPosition& position,
+                             std::optional<double> metric,
                              const std::function<Status(const std::string& folder)>& also) {
   GRADUS_RETURN_IF_ERROR(finish());
   // Weights and two moments, and the average.

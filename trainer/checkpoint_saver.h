@@ -27,8 +27,9 @@ namespace gradus::trainer {
 class CheckpointShare {
  public:
   // Copies; of the arguments the layout of the policy's adapter alone is used afterwards.
-  CheckpointShare(const Policy& policy, const Learner& learner, const RunPosition& position,
-                  int share, int num_shares);
+  // Collective, over the learner's ranks.
+  CheckpointShare(const Policy& policy, Learner& learner, const RunPosition& position, int share,
+                  int num_shares);
   // Unavailable when the disk is full.
   Status write(const std::string& folder) const;
   // Names of the files that write() makes, for shares other than 0.
@@ -44,7 +45,9 @@ class CheckpointShare {
   std::vector<float> adapter_values_, adapter_average_;
   // Else the weights of this share, each in the layout of the parameters.
   using Weights = std::map<std::string, std::pair<model::ParameterPlace, std::vector<float>>>;
-  Weights copy(const model::ParameterLayout& layout, const float* parameters) const;
+  // Adds those that begin in floats [begin, end) of `parameters`.
+  void copy(const model::ParameterLayout& layout, const float* parameters, int64_t begin,
+            int64_t end, Weights& weights) const;
   Status write_model(const Weights& weights, const std::string& folder) const;
   Weights weights_, average_;  // the running average, if there is one
   records::StateSnapshot state_;
@@ -62,7 +65,7 @@ class CheckpointSaver {
   // Waits for the last write, copies the state and starts to write it. `also`, on rank 0, writes
   // further files into the folder before this returns: what is too small to be worth a copy.
   // Errors of the last write, of `also`, or of starting this one (no space).
-  Status save(const Policy& policy, const Learner& learner, const RunPosition& position,
+  Status save(const Policy& policy, Learner& learner, const RunPosition& position,
               std::optional<double> metric,
               const std::function<Status(const std::string& folder)>& also = {});
   // What has gone wrong since, without waiting.

@@ -16,6 +16,7 @@
 #include "records/state_shards.h"
 #include "trainer/optimizer.h"
 #include "trainer/trainer_config.h"
+#include "trainer/weight_shards.h"
 
 namespace gradus::trainer {
 
@@ -75,6 +76,16 @@ class Learner {
                const std::function<void(int64_t, int64_t, std::span<const float>,
                                         std::span<const float>)>& consume);
 
+  // Brings all weights together on every rank, for whoever reads them as a whole; an update ends
+  // that with zero_stage 3. Collective.
+  void whole_weights();
+  // Calls `body(begin, end)` for ranges of the weights, or of their average, that together are all,
+  // while the floats of the range are there. Collective.
+  void visit_weights(const std::function<void(int64_t, int64_t)>& body);
+  void visit_average(const std::function<void(int64_t, int64_t)>& body);
+  // Gives back what other ranks hold, after the whole average was written to.
+  void average_was_loaded();
+
   // Groups [first, end) of a batch that this rank computes.
   BlockRange groups_of_this_rank(int64_t num_groups) const;
 
@@ -82,7 +93,7 @@ class Learner {
   const std::optional<NonFinite>& non_finite() const { return non_finite_; }
 
   int64_t num_updates() const { return optimizer_.num_updates(); }
-  // Adds this rank's share of the optimizer's state, and reads all of it.
+  // Adds this rank's share of the optimizer's state, and reads what it holds of it.
   void save(records::StateSnapshot& snapshot) const {
     optimizer_.save(snapshot, communicator_.rank(), communicator_.size());
   }
@@ -103,22 +114,61 @@ class Learner {
   Status accumulate(std::span<const data::PackGroup> groups,
                     const std::vector<bool>& needs_gradient, BlockRange block, float temperature,
                     const LossFunction& loss, model::Gradients& gradients, UpdateStats& stats);
-  double gradient_norm(const float* gradient) const;
-  std::string non_finite_weight(const float* gradient) const;
+  int64_t micro_batch_end(std::span<const data::PackGroup> groups,
+                          const std::vector<bool>& needs_gradient, int64_t first, int64_t end,
+                          int64_t& num_rows) const;
+  // Passes that go through the model together, with zero_stage 2 and 3.
+  struct MicroBatch {
+    data::Pack pack;
+    model::TrainingPass* pass = nullptr;
+    size_t block = 0;  // of this rank's
+    bool with_gradient = false;
+    bool has_gradient = false;
+  };
+  Status sum_by_blocks(std::span<const data::PackGroup> groups,
+                       const std::vector<bool>& needs_gradient, float temperature,
+                       const LossFunction& loss, UpdateStats& stats);
+  Status sum_by_layers(std::span<const data::PackGroup> groups,
+                       const std::vector<bool>& needs_gradient, float temperature,
+                       const LossFunction& loss, UpdateStats& stats);
+  void forward_by_layers(std::span<MicroBatch> batches, float temperature);
+  void sum_unit(int unit, size_t num_blocks,
+                const std::function<void(size_t, model::Gradients&)>& add_block,
+                UpdateStats& stats);
+  model::TrainingPass* shared_pass(size_t index);
+  model::Gradients& gradients_at(size_t depth);
+  bool holds_slices() const { return backward_.zero_stage == 3 && shards_ != nullptr; }
+  void expect(int unit);
+  void enter(int unit);
+  void leave(int unit);
+  void leave_head();
+  void shard_weights();
+  void visit(float* values, bool is_whole, bool is_locked,
+             const std::function<void(int64_t, int64_t)>& body);
+  std::vector<double> squares_by_weight(const float* gradient) const;
+  std::string non_finite_weight(std::span<const double> squares) const;
+  Status check_logprobs(std::span<const float> logprobs) const;
   NonFinite locate_non_finite(std::span<const data::PackGroup> groups,
                               const std::vector<bool>& needs_gradient, float temperature,
-                              const LossFunction& loss, const float* gradient);
+                              const LossFunction& loss, const std::string& weight);
   std::optional<NonFinite> locate_in_group(std::span<const data::PackGroup> groups, int64_t group,
                                            bool needs_gradient, float temperature,
                                            const LossFunction& loss);
 
   model::Transformer& transformer_;
-  Optimizer optimizer_;
   BackwardConfig backward_;
   comm::Communicator& communicator_;
+  std::unique_ptr<WeightShards> shards_;  // null: this rank holds everything
+  bool is_whole_ = true;                  // the weights, on this rank
+  Optimizer optimizer_;
   model::TrainingPass pass_;
+  std::shared_ptr<model::TrainingScratch> scratch_;
+  std::vector<std::unique_ptr<model::TrainingPass>> shared_passes_;
   std::optional<NonFinite> non_finite_;
+  std::unique_ptr<model::Gradients> total_;  // of the update that is being made
   std::vector<std::unique_ptr<model::Gradients>> free_gradients_;
+  // With zero_stage 2 and 3: sums of blocks by depth; the first has this rank's slices in the end.
+  std::vector<std::unique_ptr<model::Gradients>> layer_gradients_;
 };
 
 }  // namespace gradus::trainer

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "common/parallel.h"
+#include "common/residency.h"
 #include "kernels/muon.h"
 #include "kernels/optimizer.h"
 
@@ -52,14 +53,31 @@ const char* momentum_name(OptimizerKind kind) {
 }  // namespace
 
 Optimizer::Optimizer(const model::WeightLayout& layout, const OptimizerConfig& config,
-                     const float* weights)
+                     const float* weights, std::vector<WeightPiece> pieces)
     : layout_(layout),
       config_(config),
+      pieces_(std::move(pieces)),
       m_(layout.size),
       v_(sizes_of(layout, config).second_moments),
       scratch_(sizes_of(layout, config).scratch),
       average_(config.ema_decay > 0 ? layout.size : 0) {
-  std::copy_n(weights, average_.size(), average_.data());
+  int64_t second_moment = 0;
+  for (const model::ParameterPlace& place : layout.places) {
+    const bool has_one = !is_muon_place(config, place);
+    second_moments_.push_back(has_one ? second_moment : -1);
+    if (has_one) second_moment += place.size;
+  }
+  for (const WeightPiece& piece : pieces_) num_weights_ += piece.end - piece.first;
+  if (is_sharded()) {
+    for (AlignedBuffer* buffer : {&m_, &v_, &average_}) {
+      use_small_pages({buffer->data(), static_cast<size_t>(buffer->size())});
+    }
+  }
+  if (average_.size() == 0) return;
+  for (const WeightPiece& piece : pieces_) {
+    const int64_t begin = layout.places[piece.place].offset + piece.first;
+    std::copy_n(weights + begin, piece.end - piece.first, average_.data() + begin);
+  }
 }
 
 void Optimizer::apply(const float* gradient, double norm, double learning_rate, float* weights) {
@@ -76,9 +94,10 @@ void Optimizer::apply(const float* gradient, double norm, double learning_rate, 
   adamw.correction1 = static_cast<float>(1.0 - std::pow(config_.adam_beta1, step));
   adamw.correction2 = static_cast<float>(1.0 - std::pow(config_.adam_beta2, step));
   const double muon_rate = learning_rate * (config_.muon_learning_rate / config_.learning_rate);
-  int64_t second_moment = 0;
-  for (const model::ParameterPlace& place : layout_.places) {
+  for (const WeightPiece& piece : pieces_) {
+    const model::ParameterPlace& place = layout_.places[piece.place];
     if (is_muon_place(config_, place)) {
+      GRADUS_CHECK(piece.first == 0 && piece.end == place.size, "Muon updates whole matrices");
       kernels::muon({.w_packed = weights + place.offset,
                      .g_packed = gradient + place.offset,
                      .momentum_packed = m_.data() + place.offset,
@@ -94,13 +113,13 @@ void Optimizer::apply(const float* gradient, double norm, double learning_rate, 
     }
     // Norms and biases are not decayed: pulling a scale of 1 towards 0 is no regularisation.
     adamw.weight_decay = place.columns > 0 ? static_cast<float>(config_.weight_decay) : 0.0f;
-    adamw.weights = weights + place.offset;
-    adamw.gradients = gradient + place.offset;
-    adamw.m = m_.data() + place.offset;
-    adamw.v = v_.data() + second_moment;
-    adamw.count = place.size;
+    const int64_t begin = place.offset + piece.first;
+    adamw.weights = weights + begin;
+    adamw.gradients = gradient + begin;
+    adamw.m = m_.data() + begin;
+    adamw.v = v_.data() + second_moments_[piece.place] + piece.first;
+    adamw.count = piece.end - piece.first;
     kernels::adamw(adamw);
-    second_moment += place.size;
   }
   if (average_.size() > 0) update_average(weights);
 }
@@ -110,30 +129,37 @@ void Optimizer::update_average(const float* weights) {
   const float decay = static_cast<float>(std::min(config_.ema_decay, (1 + t) / (10 + t)));
   const float rest = 1.0f - decay;
   float* average = average_.data();
-  parallel_for(layout_.size, 16384, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) average[i] = decay * average[i] + rest * weights[i];
-  });
+  for (const WeightPiece& piece : pieces_) {
+    const int64_t offset = layout_.places[piece.place].offset + piece.first;
+    parallel_for(piece.end - piece.first, 16384, [&](int64_t begin, int64_t end) {
+      for (int64_t i = offset + begin; i < offset + end; ++i) {
+        average[i] = decay * average[i] + rest * weights[i];
+      }
+    });
+  }
 }
 
 void Optimizer::save(records::StateSnapshot& snapshot, int share, int num_shares) const {
-  // Equal shares of the layout, cut between vectors of 16 floats; a weight may lie on a cut.
-  const int64_t begin = layout_.size / 16 * share / num_shares * 16;
-  const int64_t end =
-      share + 1 == num_shares ? layout_.size : layout_.size / 16 * (share + 1) / num_shares * 16;
+  // Equal shares of the layout, cut between vectors of 16 floats; a weight may lie on a cut. Of
+  // parts of the weights all: they are the share.
+  int64_t begin = 0, end = layout_.size;
+  if (!is_sharded()) {
+    begin = layout_.size / 16 * share / num_shares * 16;
+    if (share + 1 < num_shares) end = layout_.size / 16 * (share + 1) / num_shares * 16;
+  }
   const std::string momentum = momentum_name(config_.optimizer);
-  int64_t second_moment = 0;
-  for (const model::ParameterPlace& place : layout_.places) {
-    const int64_t first = std::max<int64_t>(0, begin - place.offset);
-    const int64_t last = std::min(place.size, end - place.offset);
+  for (const WeightPiece& piece : pieces_) {
+    const model::ParameterPlace& place = layout_.places[piece.place];
+    const int64_t first = std::max(piece.first, begin - place.offset);
+    const int64_t last = std::min(piece.end, end - place.offset);
     const auto add = [&](const std::string& prefix, const float* values) {
       if (first >= last) return;
       snapshot.add_slice(prefix + "/" + place.hf_name, first, place.size,
                          {values + first, static_cast<size_t>(last - first)});
     };
     add(momentum, m_.data() + place.offset);
-    if (is_muon_place(config_, place)) continue;
-    add("adam/v", v_.data() + second_moment);
-    second_moment += place.size;
+    const int64_t second_moment = second_moments_[piece.place];
+    if (second_moment >= 0) add("adam/v", v_.data() + second_moment);
   }
   if (share == 0) snapshot.add("adam/num_updates", num_updates_);
 }
@@ -148,15 +174,19 @@ Status Optimizer::load(const records::StateShards& shards) {
         is_muon ? "adamw" : "muon", is_muon ? "muon" : "adamw");
   }
   const std::string momentum = momentum_name(config_.optimizer);
-  int64_t second_moment = 0;
-  for (const model::ParameterPlace& place : layout_.places) {
-    const size_t count = static_cast<size_t>(place.size);
-    GRADUS_RETURN_IF_ERROR(shards.read(momentum + "/" + place.hf_name,
-                                       std::span<float>(m_.data() + place.offset, count)));
-    if (is_muon_place(config_, place)) continue;
-    GRADUS_RETURN_IF_ERROR(
-        shards.read("adam/v/" + place.hf_name, std::span<float>(v_.data() + second_moment, count)));
-    second_moment += place.size;
+  for (const WeightPiece& piece : pieces_) {
+    const model::ParameterPlace& place = layout_.places[piece.place];
+    const auto read = [&](const std::string& prefix, float* values) -> Status {
+      const std::string name = prefix + "/" + place.hf_name;
+      if (piece.end - piece.first == place.size) {
+        return shards.read(name, {values, static_cast<size_t>(place.size)});
+      }
+      return shards.read_slice(
+          name, piece.first, {values + piece.first, static_cast<size_t>(piece.end - piece.first)});
+    };
+    GRADUS_RETURN_IF_ERROR(read(momentum, m_.data() + place.offset));
+    const int64_t second_moment = second_moments_[piece.place];
+    if (second_moment >= 0) GRADUS_RETURN_IF_ERROR(read("adam/v", v_.data() + second_moment));
   }
   const Result<int64_t> num_updates = shards.read_i64("adam/num_updates");
   if (!num_updates.ok()) return num_updates.status();

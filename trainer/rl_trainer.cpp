@@ -111,6 +111,7 @@ Status RlTrainer::step() {
   load_ = {};
   {
     const Phase phase(clock_, "timing_s/hash_weights");
+    learner_.whole_weights();
     weights_hash_ = model::hash_parameters(policy_.transformer->parameters(),
                                            policy_.transformer->layout().size);
   }
@@ -667,6 +668,7 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
 
 Status RlTrainer::evaluate_now(Metrics& metrics) {
   const Phase phase(clock_, "timing_s/testing");
+  learner_.whole_weights();
   const EvaluationSettings settings = evaluation_settings(
       setup_.eval, setup_.rollout, policy_.transformer->config(), setup_.run.seed);
   std::span<const data::Prompt> prompts = setup_.eval_prompts;

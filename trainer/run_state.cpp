@@ -232,7 +232,10 @@ Status load_average(const std::string& folder, const Policy& policy, Learner& le
   const Result<model::CheckpointReader> average =
       model::CheckpointReader::open(folder + kAverageFolder);
   if (!average.ok()) return average.status();
-  return model::load_parameters(*average, policy.transformer->layout(), learner.average());
+  GRADUS_RETURN_IF_ERROR(
+      model::load_parameters(*average, policy.transformer->layout(), learner.average()));
+  learner.average_was_loaded();
+  return {};
 }
 
 }  // namespace

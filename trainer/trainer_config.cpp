@@ -52,6 +52,13 @@ void BackwardConfig::visit(FieldVisitor& v) {
           "Parts in which a batch's gradient is summed, in one fixed order whatever the number of "
           "ranks; a multiple of it.",
           at_least(1));
+  v.field(
+      "zero_stage", zero_stage,
+      "What the ranks that train share out instead of each holding all of it (ZeRO): 0 nothing, "
+      "1 the optimizer's state, 2 gradients too, 3 weights too while an update is made. Changes "
+      "no bit. From 2 on a rank goes through the model layer by layer with its whole share of "
+      "the batch: micro_batch_tokens then bounds a pass alone.",
+      in_closed(0, 3));
 }
 
 void NumericsConfig::visit(FieldVisitor& v) {

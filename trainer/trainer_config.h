@@ -44,6 +44,7 @@ struct BackwardConfig {
   int64_t micro_batch_tokens = 4096;
   bool gradient_checkpointing = false;
   int64_t reduction_blocks = 8;
+  int64_t zero_stage = 0;
   bool layout_invariant = true;  // NumericsConfig's, set by load_run_config
 
   void visit(FieldVisitor& v);

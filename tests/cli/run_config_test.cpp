@@ -93,6 +93,14 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{"model.path=m"},
              "both model.path and model.init are set; keep one: model.path loads a checkpoint, "
              "model.init starts from scratch"},
+        Case{{"trainer.zero_stage=2", "trainer.optimizer=muon"},
+             "trainer.zero_stage is 2 but trainer.optimizer is muon, which needs whole matrices "
+             "where ranks hold slices; set trainer.zero_stage to 0, or trainer.optimizer to adamw"},
+        Case{{"sft.zero_stage=3", "model.init=~", "model.path=m", "model.adapter=a"},
+             "sft.zero_stage is 3 but model.adapter is set: of an adapter the gradients and "
+             "moments are small, and the model under it is not shared out; set sft.zero_stage to "
+             "0",
+             RunKind::kSft},
         Case{{"model.init.architecture.num_kv_heads=3"},
              "model.init.architecture.num_heads (4) must be a multiple of "
              "model.init.architecture.num_kv_heads (3)"},

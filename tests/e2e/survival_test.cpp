@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs that are killed, that meet gradients which are not finite, and whose rollouts are replayed.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -13,7 +14,6 @@ namespace {
 
 using nlohmann::json;
 using ::testing::HasSubstr;
-using ::testing::Not;
 namespace fs = std::filesystem;
 
 class Survival : public test::KilledRun {
@@ -43,10 +43,10 @@ TEST_F(Survival, MicroBatchesOfOneTwoFourAndEightGroupsGiveTheSameBits) {
       "--set trainer.reduction_blocks=1 --set trainer.mini_batches=1 --set sft.reduction_blocks=1 ";
   for (const std::string command : {"train", "sft"}) {
     const std::string section = command == "train" ? "trainer" : "sft";
-    train(command, command + "1", one_block + "--set " + section + ".micro_batch_tokens=1");
+    const std::string key = fmt::format("{}--set {}.micro_batch_tokens=", one_block, section);
+    train(command, command + "1", key + "1");
     for (const std::string tokens : {"110", "220", "4000"}) {
-      train(command, command + tokens,
-            one_block + "--set " + section + ".micro_batch_tokens=" + tokens);
+      train(command, command + tokens, key + tokens);
       EXPECT_EQ(state(command + tokens), state(command + "1")) << tokens;
     }
     // Another tree of sums has other bits, so the comparison can fail.
@@ -68,6 +68,29 @@ TEST_F(Survival, ACheckpointOfFourRanksGoesOnWithTwoAndWithOne) {
     train("train", name, options + "--resume", ranks == 1 ? "" : test::mpirun(ranks));
     EXPECT_EQ(state(name), state("whole")) << ranks;
   }
+}
+
+// Optimizer, gradients and weights in slices over ranks, alone or with roles, resumed by another
+// number of ranks that share out something else.
+TEST_F(Survival, WhatRanksShareOutShowsNeitherInBitsNorInResumes) {
+  const std::string options =
+      "--set trainer.ema_decay=0.9 --set trainer.gradient_checkpointing=true ";
+  train("train", "whole", options);
+  train("train", "run", options + "--set trainer.zero_stage=3 --set trainer.num_steps=3",
+        test::mpirun(4));
+  train("train", "run", options + "--set trainer.zero_stage=1 --resume", test::mpirun(2));
+  EXPECT_EQ(state("run"), state("whole"));
+  train("train", "split", options + "--set trainer.zero_stage=2 --set cluster.mode=split",
+        test::mpirun(3));
+  EXPECT_EQ(state("split"), state("whole"));
+  for (const std::string command : {"sft", "dpo", "reward-model"}) {
+    const std::string section = command == "reward-model" ? "reward_model" : command;
+    train(command, command + "_one");
+    train(command, command + "_two", fmt::format("--set {}.zero_stage=3", section),
+          test::mpirun(2));
+    EXPECT_EQ(state(command + "_two"), state(command + "_one"));
+  }
+  EXPECT_NE(state("sft_one"), state("whole"));
 }
 
 TEST_F(Survival, ADamagedShareNamesFileAndTensorAndThePreviousCheckpointIsUsed) {
@@ -116,8 +139,8 @@ TEST_F(Survival, AnUpdateThatIsNotFiniteIsSkippedNamedAndCounted) {
 TEST_F(Survival, ThreeInARowEndTheRunWithADumpThatRepeatsIt) {
   for (const std::string mini_batches : {"1", "2", "8"}) {
     const std::string name = "run" + mini_batches;
-    const std::string options =
-        kPoison + "--set trainer.num_steps=40 --set trainer.mini_batches=" + mini_batches + " ";
+    const std::string options = fmt::format(
+        "{}--set trainer.num_steps=40 --set trainer.mini_batches={} ", kPoison, mini_batches);
     const test::RunOutcome failed = call(arguments("train", name, options));
     EXPECT_EQ(failed.exit_code, 2) << failed.messages;
     std::smatch match;

@@ -67,6 +67,68 @@ TEST(CheckpointSaver, WritesTheStateOfTheMomentOnAnyNumberOfRanks) {
   EXPECT_EQ(states[2], states[0]);
 }
 
+// Two updates, a checkpoint, and a third update by another number of ranks that share out something
+// else: the bits of one rank.
+TEST(CheckpointSaver, WhatTheRanksShareOutDoesNotShowAndMayChangeOnResume) {
+  struct Shape {
+    int num_ranks;
+    int64_t zero_stage;
+  };
+  const OptimizerConfig optimizer{.ema_decay = 0.9};
+  const auto update = [&](Policy& policy, Learner& learner, int64_t steps) {
+    std::vector<data::PackGroup> groups;
+    const int64_t vocab_size = policy.transformer->config().vocab_size;
+    for (uint64_t g = 0; g < 8; ++g) {
+      groups.push_back({testing::random_tokens(5, vocab_size, g),
+                        {testing::random_tokens(4, vocab_size, 50 + g)}});
+    }
+    for (int64_t step = 0; step < steps; ++step) {
+      const auto loss = [](int64_t, int64_t, std::span<const float>, std::span<const float>,
+                           std::span<float> dlogprobs, std::span<float>) -> Status {
+        std::fill(dlogprobs.begin(), dlogprobs.end(), -0.01f);
+        return {};
+      };
+      ASSERT_TRUE(learner.update(groups, std::vector<bool>(8, true), 1.0f, 1e-3, loss).ok());
+    }
+  };
+  std::vector<std::string> states, ends;
+  const std::pair<Shape, Shape> runs[] = {
+      {{1, 0}, {1, 0}}, {{4, 3}, {2, 1}}, {{2, 1}, {4, 3}}, {{2, 2}, {1, 0}}, {{1, 0}, {2, 3}}};
+  for (const std::pair<Shape, Shape>& run : runs) {
+    const Shape& first = run.first;
+    const Shape& second = run.second;
+    const test::TemporaryFolder folder;
+    run_ranks(first.num_ranks, [&](comm::Communicator& communicator) {
+      Policy policy = tiny_policy();
+      Learner learner(*policy.transformer, optimizer, {.zero_stage = first.zero_stage},
+                      communicator);
+      const auto store = store_on_rank_0(folder.path(), communicator.rank());
+      CheckpointSaver saver(store.get(), communicator);
+      update(policy, learner, 2);
+      ASSERT_TRUE(saver.save(policy, learner, {.step = 2}, {}).ok());
+      ASSERT_TRUE(saver.finish().ok());
+    });
+    states.push_back(test::checkpoint_state(folder.path() + "/step_2"));
+    run_ranks(second.num_ranks, [&](comm::Communicator& communicator) {
+      Policy policy = tiny_policy();
+      Learner learner(*policy.transformer, optimizer, {.zero_stage = second.zero_stage},
+                      communicator);
+      const auto store = store_on_rank_0(folder.path(), communicator.rank());
+      CheckpointSaver saver(store.get(), communicator);
+      RunPosition position;
+      const Status loaded = load_checkpoint(folder.path() + "/step_2", policy, learner, position);
+      ASSERT_TRUE(loaded.ok()) << loaded.message();
+      update(policy, learner, 1);
+      ASSERT_TRUE(saver.save(policy, learner, {.step = 3}, {}).ok());
+      ASSERT_TRUE(saver.finish().ok());
+    });
+    ends.push_back(test::checkpoint_state(folder.path() + "/step_3"));
+    EXPECT_EQ(states.back() == states[0], true) << states.size();
+    EXPECT_EQ(ends.back() == ends[0], true) << ends.size();
+  }
+  EXPECT_NE(ends[0], states[0]);
+}
+
 // No file may grow beyond 16 KiB, as on a full disk: the error comes up in a later call, on every
 // rank, and the next save is a new attempt.
 TEST(CheckpointSaver, AnErrorOfTheWriterComesUpLaterAndOnAllRanks) {

@@ -75,6 +75,8 @@ struct Settings {
   int64_t reduction_blocks = 8;
   OptimizerConfig optimizer = {};
   bool layout_invariant = true;
+  int64_t zero_stage = 0;
+  const char* model = "qwen2";
 };
 
 // The hash of the weights after three updates, the same on every rank.
@@ -82,21 +84,35 @@ uint64_t train(const Settings& settings) {
   std::mutex mutex;
   std::vector<uint64_t> hashes;
   run_ranks(settings.num_ranks, [&](comm::Communicator& communicator) {
-    const std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
+    const std::unique_ptr<model::Transformer> transformer = testing::tiny_model(settings.model);
     const auto groups = make_groups(transformer->config().vocab_size);
     Learner learner(*transformer, settings.optimizer,
                     {.micro_batch_tokens = settings.micro_batch_tokens,
                      .gradient_checkpointing = settings.checkpointing,
                      .reduction_blocks = settings.reduction_blocks,
+                     .zero_stage = settings.zero_stage,
                      .layout_invariant = settings.layout_invariant},
                     communicator);
+    std::vector<bool> needs_gradient(10, true);
+    needs_gradient[6] = false;
     for (int step = 0; step < 3; ++step) {
-      const auto stats =
-          learner.update(groups, std::vector<bool>(10, true), 0.9f, kRate, Loss{groups});
+      const auto stats = learner.update(groups, needs_gradient, 0.9f, kRate, Loss{groups});
       GRADUS_CHECK(stats.ok(), stats.status().message());
     }
+    learner.whole_weights();
+    uint64_t of_run = hash(*transformer);
+    if (learner.average() != nullptr) {
+      GRADUS_CHECK(learner
+                       .with_average([&]() -> Status {
+                         of_run = hash64({of_run, hash(*transformer)});
+                         return {};
+                       })
+                       .ok(),
+                   "with_average");
+    }
+    GRADUS_CHECK(hash(*transformer) == of_run || learner.average() != nullptr, "weights changed");
     const std::lock_guard lock(mutex);
-    hashes.push_back(hash(*transformer));
+    hashes.push_back(of_run);
   });
   for (const uint64_t other : hashes) EXPECT_EQ(other, hashes[0]) << "ranks have unequal weights";
   return hashes[0];
@@ -138,6 +154,37 @@ TEST(Learner, WithoutTheFixedTreeWeightsDependOnTheNumberOfRanks) {
             train({.layout_invariant = false}))
       << "micro-batches never show";
   EXPECT_EQ(train({.layout_invariant = false}), train({.reduction_blocks = 1}));
+}
+
+// Stage 1 shares out the optimizer, 2 gradients too (summed layer by layer), 3 weights too. qwen2
+// has a tied head, qwen3 a head of its own and norms of q and k.
+TEST(Learner, ZeroStagesChangeNoBit) {
+  for (const char* name : {"qwen2", "qwen3"}) {
+    const uint64_t expected = train({.model = name});
+    for (const int64_t stage : {1, 2, 3}) {
+      for (const int ranks : {1, 2, 4, 8}) {
+        const bool is_odd = (stage + ranks) % 2 == 1;
+        EXPECT_EQ(train({.micro_batch_tokens = is_odd ? 4096 : 32,
+                         .checkpointing = ranks == 4,
+                         .num_ranks = ranks,
+                         .zero_stage = stage,
+                         .model = name}),
+                  expected)
+            << name << ", stage " << stage << ", ranks " << ranks;
+      }
+    }
+  }
+  const OptimizerConfig average{.max_grad_norm = 0.1, .ema_decay = 0.9};
+  const uint64_t expected = train({.optimizer = average});
+  for (const int64_t stage : {1, 2, 3}) {
+    EXPECT_EQ(train({.num_ranks = 2, .optimizer = average, .zero_stage = stage}), expected);
+    EXPECT_EQ(train({.num_ranks = 3, .reduction_blocks = 6, .zero_stage = stage}),
+              train({.reduction_blocks = 6}))
+        << stage;
+  }
+  // Without the fixed tree, ranks still have equal weights and reruns repeat them.
+  const Settings plain = {.num_ranks = 2, .layout_invariant = false, .zero_stage = 3};
+  EXPECT_EQ(train(plain), train(plain));
 }
 
 // Regression: 6 blocks on 2 ranks were taken, though 3 blocks a rank are no subtree of the tree
@@ -302,22 +349,35 @@ TEST(Learner, ALogprobThatIsNotANumberIsAnErrorAndChangesNothing) {
 }
 
 TEST(Learner, AllRanksLearnWhatWasNotFinite) {
-  run_ranks(4, [](comm::Communicator& communicator) {
-    const std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
-    const auto groups = make_groups(transformer->config().vocab_size);
-    Learner learner(*transformer, {}, {}, communicator);
-    const auto stats = learner.update(groups, std::vector<bool>(10, true), 1.0f, kRate,
-                                      Loss{groups, 1, std::nanf("")});
-    EXPECT_FALSE(stats.ok());
-    EXPECT_EQ(learner.non_finite().value_or(NonFinite{}).group, 3);
-  });
+  const uint64_t expected = train({});
+  for (const int64_t stage : {0, 1, 2, 3}) {
+    run_ranks(4, [&](comm::Communicator& communicator) {
+      const std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
+      const auto groups = make_groups(transformer->config().vocab_size);
+      Learner learner(*transformer, {}, {.zero_stage = stage}, communicator);
+      for (const float poison : {std::nanf(""), 1e30f}) {
+        const auto stats = learner.update(groups, std::vector<bool>(10, true), 1.0f, kRate,
+                                          Loss{groups, 1, poison});
+        ASSERT_FALSE(stats.ok());
+        ASSERT_EQ(learner.non_finite().value_or(NonFinite{}).group, 3);
+      }
+      // Nothing of it is left behind.
+      for (int step = 0; step < 3; ++step) {
+        std::vector<bool> needs_gradient(10, true);
+        needs_gradient[6] = false;
+        ASSERT_TRUE(learner.update(groups, needs_gradient, 0.9f, kRate, Loss{groups}).ok());
+      }
+      learner.whole_weights();
+      EXPECT_EQ(hash(*transformer), expected) << stage;
+    });
+  }
 }
 
 TEST(Learner, AnErrorOfTheLossOnOneRankEndsTheUpdateOnAll) {
-  run_ranks(4, [](comm::Communicator& communicator) {
+  const auto end_an_update = [](comm::Communicator& communicator, int64_t stage) {
     const std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
     const auto groups = make_groups(transformer->config().vocab_size);
-    Learner learner(*transformer, {}, {}, communicator);
+    Learner learner(*transformer, {}, {.zero_stage = stage}, communicator);
     const uint64_t before = hash(*transformer);
     const Loss loss{groups};
     const auto failing = [&](int64_t first, int64_t count, std::span<const float> logprobs,
@@ -330,9 +390,13 @@ TEST(Learner, AnErrorOfTheLossOnOneRankEndsTheUpdateOnAll) {
     ASSERT_FALSE(stats.ok());
     // Group 4 of 10 is in block 3 of 8 ([3, 5)), which rank 1 of 4 has.
     EXPECT_EQ(stats.status().message(), "rank 1: group 4 is broken");
+    learner.whole_weights();
     EXPECT_EQ(hash(*transformer), before);
     EXPECT_EQ(learner.num_updates(), 0);
-  });
+  };
+  for (const int64_t stage : {0, 3}) {
+    run_ranks(4, [&](comm::Communicator& communicator) { end_an_update(communicator, stage); });
+  }
 }
 
 // Groups that promise to have no gradient are only run forward, and give the bits of a gradient of
