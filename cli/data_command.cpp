@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
+#include <filesystem>
+#include <functional>
 #include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
 #include <vector>
 
 #include "cli/command.h"
 #include "cli/json_lines.h"
 #include "cli/option_list.h"
+#include "cli/partial_directory.h"
+#include "common/atomic_file.h"
 #include "data/dataset.h"
+#include "data/multihop.h"
 #include "data/preferences.h"
 #include "data/tasks/task.h"
 
@@ -21,9 +28,96 @@ struct MakeOptions {
   uint64_t first_index = 0;
   std::vector<std::string> task_options;
   std::string output = "-";
+  std::string facts = ".deps/facts/facts.jsonl";
 };
 
+// One of "name=value" is given at the most: alias=0.5.
+Result<double> alias_of(const std::vector<std::string>& task_options) {
+  auto options = parse_option_list("--option", task_options);
+  GRADUS_RETURN_IF_ERROR(options.status());
+  double alias = data::MultihopOptions{}.alias;
+  for (const auto& [name, value] : *options) {
+    if (name != "alias") {
+      return invalid_argument("task multihop: unknown option '{}'; known: alias", name);
+    }
+    size_t used = 0;
+    try {
+      alias = std::stod(value, &used);
+    } catch (const std::exception&) {
+      used = 0;
+    }
+    if (used == 0 || used != value.size() || !(alias >= 0 && alias <= 1)) {
+      return invalid_argument("task multihop: alias: is '{}'; expected a number in [0, 1]", value);
+    }
+  }
+  return alias;
+}
+
+Status write_rows(const std::string& path, size_t count,
+                  const std::function<nlohmann::ordered_json(size_t)>& row) {
+  auto writer = JsonLinesWriter::open(path);
+  GRADUS_RETURN_IF_ERROR(writer.status());
+  for (size_t i = 0; i < count; ++i) GRADUS_RETURN_IF_ERROR((*writer)->write(row(i)));
+  return (*writer)->finish();
+}
+
+// A folder: the corpus, the questions of each split, and what a retriever can reach on them.
+Status make_multihop(const MakeOptions& options) {
+  if (options.pairs) return invalid_argument("task multihop: has no --pairs");
+  if (options.output == "-") {
+    return invalid_argument("task multihop: writes several files; name a folder with --out");
+  }
+  const std::string folder = without_trailing_slashes(options.output);
+  GRADUS_RETURN_IF_ERROR(check_new_directory(folder));
+  const auto alias = alias_of(options.task_options);
+  GRADUS_RETURN_IF_ERROR(alias.status());
+  const auto facts = data::MultihopFacts::load(options.facts);
+  if (facts.status().code() == StatusCode::kNotFound) {
+    return not_found("{}; tools/fetch_facts makes the facts, or name a file with --facts",
+                     facts.status().message());
+  }
+  GRADUS_RETURN_IF_ERROR(facts.status());
+  const int64_t eighth = (options.num_rows + 7) / 8;
+  const data::MultihopOptions multihop{.alias = *alias,
+                                       .seed = options.seed,
+                                       .num_train = options.num_rows,
+                                       .num_dev = eighth,
+                                       .num_test = eighth,
+                                       .num_unseen = eighth};
+  PartialDirectory partial(folder);
+  std::error_code error;
+  std::filesystem::create_directories(partial.path(), error);
+  if (error) return unavailable("{}: cannot create: {}", partial.path(), error.message());
+  const std::vector<data::Passage> passages = (*facts)->passages(options.seed);
+  GRADUS_RETURN_IF_ERROR(
+      write_rows(partial.path() + "/corpus.jsonl", passages.size(), [&](size_t i) {
+        return nlohmann::ordered_json{
+            {"id", passages[i].id}, {"title", passages[i].title}, {"text", passages[i].text}};
+      }));
+  nlohmann::ordered_json summary = {
+      {"alias", *alias}, {"seed", options.seed}, {"num_passages", passages.size()}};
+  for (const data::MultihopSplit split : data::kMultihopSplits) {
+    const auto questions = (*facts)->questions(multihop, split);
+    GRADUS_RETURN_IF_ERROR(questions.status());
+    const std::string name = data::multihop_split_name(split);
+    GRADUS_RETURN_IF_ERROR(write_rows(
+        partial.path() + "/" + name + ".jsonl", questions->size(),
+        [&](size_t i) { return data::row_to_json(data::multihop_row((*questions)[i], split)); }));
+    const data::MultihopCeilings ceilings = data::multihop_ceilings(*questions);
+    summary["splits"][name] = {{"num_questions", questions->size()},
+                               {"num_searches", ceilings.num_searches},
+                               {"elliptical_fraction", ceilings.elliptical_fraction},
+                               {"query_only_recall_at_1", ceilings.query_only_recall_at_1},
+                               {"query_only_recall_at_3", ceilings.query_only_recall_at_3},
+                               {"history_bits", ceilings.history_bits}};
+  }
+  GRADUS_RETURN_IF_ERROR(
+      write_file_atomically(partial.path() + "/summary.json", summary.dump(2) + "\n"));
+  return partial.commit();
+}
+
 Status make_data(const MakeOptions& options) {
+  if (options.task == "multihop") return make_multihop(options);
   const auto task_options = parse_option_list("--option", options.task_options);
   GRADUS_RETURN_IF_ERROR(task_options.status());
   const auto task = data::Task::create(options.task, *task_options);
@@ -112,8 +206,11 @@ void add_data_command(CLI::App& app, Action& action) {
 
   CLI::App* make = command->add_subcommand("make", "Write rows of a procedural task as JSON lines");
   auto options = std::make_shared<MakeOptions>();
-  make->add_option("task", options->task, "Name of the task; see gradus data list")->required();
-  make->add_option("--num", options->num_rows, "How many rows")
+  make->add_option("task", options->task,
+                   "Name of the task; see gradus data list. multihop writes a folder")
+      ->required();
+  make->add_option("--num", options->num_rows,
+                   "How many rows; of multihop: for training, and an eighth for each other split")
       ->required()
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   make->add_option("--seed", options->seed, "Seed of the rows")->required();
@@ -122,6 +219,8 @@ void add_data_command(CLI::App& app, Action& action) {
   make->add_option("--option", options->task_options,
                    "name=value of a dial, style, solution, examples or split; may be repeated")
       ->allow_extra_args(false);
+  make->add_option("--facts", options->facts, "What multihop asks about; see tools/fetch_facts")
+      ->capture_default_str();
   make->add_flag("--pairs", options->pairs,
                  "Preference rows: the reference response against that of another row");
   make->add_option("--out", options->output, "Where to write; - is standard output")

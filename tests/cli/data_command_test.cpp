@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "tests/support/files.h"
@@ -74,6 +75,50 @@ TEST(DataCommand, EndsWithTwoAndOneMessageForAMistake) {
   EXPECT_EQ(message("data check missing.jsonl"),
             "gradus: error: missing.jsonl: cannot open: No such file or directory\n");
   message("data");
+}
+
+TEST(DataCommand, MultihopWritesAFolderOfCorpusSplitsAndCeilings) {
+  const test::TemporaryFolder folder;
+  const std::string facts = folder.path() + "/facts.jsonl", out = folder.path() + "/hops";
+  std::ofstream file(facts);
+  for (int i = 0; i < 20; ++i) {
+    const std::string n = std::to_string(i);
+    file << R"({"kind":"country","code":"C)" << n << R"(","name":"Land )" << n
+         << R"(","capital":"Town","currency":"Coin )" << n
+         << R"(","currency_code":"K","language":"L","language_code":"l","part":"P","population":)"
+         << 1000000 * (i + 1) << "}\n";
+    for (int d = 0; d < 40; ++d) {
+      file << R"({"kind":"division","country":"C)" << n << R"(","type":"state","name":"S)" << n
+           << "." << d << R"(","capital":"B)" << n << "." << d << "\"}\n";
+    }
+  }
+  file.close();
+  const std::string command =
+      "data make multihop --num 64 --seed 1 --facts " + facts + " --out " + out;
+  const Outcome made = run_gradus(command + " --option alias=1 2>&1");
+  ASSERT_EQ(made.exit_code, 0) << made.output;
+  const auto summary = nlohmann::json::parse(std::ifstream(out + "/summary.json"));
+  EXPECT_EQ(summary["num_passages"], 20 * 5 + 20 * 40 * 2);
+  EXPECT_EQ(summary["splits"]["unseen"]["num_questions"], 8);
+  EXPECT_GT(summary["splits"]["train"]["elliptical_fraction"], 0.4);
+  const Outcome checked = run_gradus("data check " + out + "/train.jsonl 2>&1");
+  EXPECT_THAT(checked.output, StartsWith(R"({"data_source":"multihop","num_rows":64)"));
+
+  const auto message = [](const std::string& arguments) {
+    const Outcome outcome = run_gradus(arguments + " 2>&1 >/dev/null");
+    EXPECT_EQ(outcome.exit_code, 2) << arguments;
+    return outcome.output;
+  };
+  EXPECT_THAT(message(command), HasSubstr(out));
+  EXPECT_EQ(message("data make multihop --num 1 --seed 1 --facts " + facts),
+            "gradus: error: task multihop: writes several files; name a folder with --out\n");
+  EXPECT_EQ(message(command + "2 --option alias=1.5"),
+            "gradus: error: task multihop: alias: is '1.5'; expected a number in [0, 1]\n");
+  EXPECT_EQ(message(command + "2 --option rho=1"),
+            "gradus: error: task multihop: unknown option 'rho'; known: alias\n");
+  EXPECT_EQ(message("data make multihop --num 1 --seed 1 --facts none.jsonl --out " + out + "2"),
+            "gradus: error: none.jsonl: cannot open: No such file or directory; tools/fetch_facts "
+            "makes the facts, or name a file with --facts\n");
 }
 
 TEST(DataCommand, NamesEachBadRowOfAFile) {
