@@ -70,6 +70,9 @@ endforeach()
 # Exact arithmetic of the math reward. LGPL: shared, and tools/bundle copies them.
 find_package(Calcium REQUIRED)
 
+# Approximate indexes of the retriever.
+find_package(Faiss REQUIRED)
+
 if(GRADUS_TESTS)
   find_package(GTest REQUIRED)
 endif()
