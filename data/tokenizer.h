@@ -13,11 +13,12 @@
 
 // Text <-> token ids, from the tokenizer.json of a Hugging Face model directory.
 //
-// Served: byte-level BPE (GPT-2, SmolLM, Llama-3, Qwen2 and later) and byte-fallback BPE (Llama-2,
-// Gemma). The components of the file are interpreted as they stand (data/README.md lists them); one
-// that is not served is an error that names it, never skipped. Ids equal those of the PyPI
-// `tokenizers` package called with add_special_tokens = False: special tokens written in the text
-// are recognised, none are added, and the post-processor of the file is not applied.
+// Served: byte-level BPE (GPT-2, SmolLM, Llama-3, Qwen2 and later), byte-fallback BPE (Llama-2,
+// Gemma) and WordPiece (BERT and the encoders that come from it). The components of the file are
+// interpreted as they stand (data/README.md lists them); one that is not served is an error that
+// names it, never skipped. Ids equal those of the PyPI `tokenizers` package called with
+// add_special_tokens = False: special tokens written in the text are recognised, none are added,
+// and the post-processor of the file is not applied.
 //
 // Cost: encoding is linear in the text but for the merge queue of a single pretoken (n log n);
 // pretokens seen before come from a cache. The first encode builds nothing: all tables are built

@@ -49,6 +49,38 @@ def probe_added_token(text_of, found, **flags):
     return result
 
 
+def bert(**flags):
+    options = dict(clean_text=False, handle_chinese_chars=False, strip_accents=False, lowercase=False)
+    return normalizers.BertNormalizer(**{**options, **flags}).normalize_str
+
+
+def bert_tables(spaces):
+    """What BertNormalizer and BertPreTokenizer do with each code point."""
+    clean, strip, lower = bert(clean_text=True), bert(strip_accents=True), bert(lowercase=True)
+    cleaned = [c for c in CODE_POINTS if clean(chr(c)) == ""]
+    clean_spaces = [c for c in CODE_POINTS if clean(chr(c)) == " "]
+    nonspacing = [c for c in CODE_POINTS if strip(chr(c)) == ""]
+    pieces = pre_tokenizers.BertPreTokenizer()
+    counts = {c: len(pieces.pre_tokenize_str(f"a{chr(c)}a")) for c in CODE_POINTS}
+    assert [c for c in CODE_POINTS if counts[c] == 2] == spaces, "white space differs between the engines"
+    lowered = [(c, lower(chr(c))) for c in CODE_POINTS if lower(chr(c)) != chr(c)]
+    assert [c for c, text in lowered if len(text) > 1] == [0x130]
+    runs = []  # first, last, step, offset
+    for c, offset in [(c, ord(text) - c) for c, text in lowered if len(text) == 1]:
+        for run in runs[-2:]:
+            step = c - run[1]
+            if run[3] == offset and (step == run[2] or (run[0] == run[1] and step in (1, 2))):
+                run[1], run[2] = c, step
+                break
+        else:
+            runs.append([c, c, 1, offset])
+    # Found by the last run that starts at or before a code point, or the one before it.
+    table = {first + i * step: first + i * step + offset for first, last, step, offset in runs
+             for i in range((last - first) // step + 1)}
+    assert table == {c: ord(text) for c, text in lowered if len(text) == 1}
+    return cleaned, clean_spaces, nonspacing, [c for c in CODE_POINTS if counts[c] == 3], runs
+
+
 def ranges(code_points):
     result = []
     for c in code_points:
@@ -140,6 +172,8 @@ def main():
         else:
             class_ranges.append([c, c, k])
 
+    cleaned, clean_spaces, nonspacing, punctuation, lower_runs = bert_tables(spaces)
+
     # Code points that the package's regular expressions know and PCRE2 does not (or otherwise): a
     # stand-in of the same category and UTF-8 length that both know.
     assert unicodedata.unidata_version == PCRE2_UNICODE, unicodedata.unidata_version
@@ -169,6 +203,11 @@ namespace gradus::data::internal {{
 {range_array("kSpaceRanges", spaces)}
 {range_array("kNumericRanges", digits)}
 {range_array("kWordRanges", words)}
+{range_array("kCleanedRanges", cleaned)}
+{range_array("kCleanSpaceRanges", clean_spaces)}
+{range_array("kNonspacingRanges", nonspacing)}
+{range_array("kPunctuationRanges", punctuation)}
+{array("LowerRun", "kLowerRuns", [f"{{0x{a:x}, 0x{b:x}, {step}, {offset}}}" for a, b, step, offset in lower_runs])}
 {array("StandIn", "kStandIns", [f"{{0x{a:x}, 0x{b:x}, 0x{c:x}}}" for a, b, c in stand_ins])}
 {array("CombiningClassRange", "kCombiningClasses", [f"{{0x{a:x}, 0x{b:x}, {k}}}" for a, b, k in class_ranges])}
 {array("Decomposition", "kDecompositions", [f"{{0x{c:x}, {{{', '.join(f'0x{ord(x):x}' for x in parts)}}}}}" for c, parts in decompositions])}

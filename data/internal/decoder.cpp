@@ -55,6 +55,20 @@ std::string_view stripped(std::string_view token, const Step& step) {
   return token;
 }
 
+// What the WordPiece decoder of `tokenizers` does with each token, in this order.
+std::string cleaned_up(std::string text) {
+  constexpr std::pair<const char*, const char*> kChanges[] = {
+      {" .", "."},   {" ?", "?"},     {" !", "!"},    {" ,", ","},
+      {" ' ", "'"},  {" n't", "n't"}, {" 'm", "'m"},  {" do not", " don't"},
+      {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
+  for (const auto& [from, to] : kChanges) {
+    std::string changed;
+    append_replaced(changed, text, from, to);
+    text = std::move(changed);
+  }
+  return text;
+}
+
 bool is_single_code_point(std::string_view text) {
   return !text.empty() && decode_code_point(text.data()).length == text.size();
 }
@@ -97,9 +111,13 @@ Result<Decoder> Decoder::parse(const nlohmann::json& json, const std::string& wh
               component.text("prepend_scheme", has_prefix ? "always" : "never") != "never";
           if (step.text.empty())
             component.fail(invalid_argument("{}: 'replacement' is empty", part_where));
+        } else if (component.type() == "WordPiece") {
+          step.kind = Kind::kWordPiece;
+          step.text = component.text("prefix", "##");
+          step.cleans_up = component.flag("cleanup", true);
         } else {
           return component.unsupported(
-              "ByteLevel, ByteFallback, Replace, Fuse, Strip, Metaspace, Sequence");
+              "ByteLevel, ByteFallback, Replace, Fuse, Strip, Metaspace, WordPiece, Sequence");
         }
         GRADUS_RETURN_IF_ERROR(component.status());
         decoder.steps_.push_back(std::move(step));
@@ -201,6 +219,17 @@ void DecoderRun::push_step(size_t index, std::string_view token, std::string& ou
       state.held.clear();
       return;
     }
+    case Kind::kWordPiece: {
+      std::string text;
+      if (state.num_tokens++ == 0) {
+        text = token;
+      } else if (token.starts_with(step.text)) {
+        text = token.substr(step.text.size());
+      } else {
+        text = " " + std::string(token);
+      }
+      return push_step(next, step.cleans_up ? cleaned_up(std::move(text)) : text, out);
+    }
     case Kind::kMetaspace: {
       const bool drops = step.drops_first && (state.num_tokens == 0 || step.is_on_fused);
       ++state.num_tokens;
@@ -252,6 +281,7 @@ void DecoderRun::finish_step(size_t index, std::string& out) {
     case Kind::kJoin:
     case Kind::kFuse:
     case Kind::kMetaspace:
+    case Kind::kWordPiece:
       break;
   }
   if (!text.empty()) push_step(index + 1, text, out);

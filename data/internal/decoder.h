@@ -27,14 +27,16 @@ class Decoder {
       kFuse,
       kStrip,
       kMetaspace,
+      kWordPiece,
       kJoin
     };
     Kind kind = Kind::kJoin;
-    std::string text;     // what to replace, strip, or the written space
+    std::string text;     // what to replace, strip, the written space, or the prefix of a piece
     std::string content;  // kReplace...: what to put in its place
     std::shared_ptr<const Pattern> pattern;
     size_t strip_start = 0, strip_stop = 0;
     bool drops_first = false;  // kMetaspace: written spaces of the first token vanish
+    bool cleans_up = false;    // kWordPiece: no space before punctuation and contractions
     bool is_on_fused = false;  // all tokens have become one text before this step
   };
   const std::vector<Step>& steps() const { return steps_; }

@@ -67,8 +67,14 @@ Result<Normalizer> Normalizer::parse(const nlohmann::json& json, const std::stri
           GRADUS_RETURN_IF_ERROR(
               read_replace(component, part_where, step.text, step.content, step.pattern));
           step.kind = step.pattern ? Step::Kind::kReplacePattern : Step::Kind::kReplaceText;
+        } else if (component.type() == "BertNormalizer") {
+          step.kind = Step::Kind::kBert;
+          step.bert.cleans = component.flag("clean_text", true);
+          step.bert.spaces_ideographs = component.flag("handle_chinese_chars", true);
+          step.bert.lowers = component.flag("lowercase", true);
+          step.bert.strips_accents = component.flag("strip_accents", step.bert.lowers);
         } else {
-          return component.unsupported("NFC, Prepend, Replace, Sequence");
+          return component.unsupported("NFC, Prepend, Replace, BertNormalizer, Sequence");
         }
         GRADUS_RETURN_IF_ERROR(component.status());
         normalizer.steps_.push_back(std::move(step));
@@ -96,6 +102,9 @@ Status Normalizer::apply(std::string_view text, std::string& out) const {
         break;
       case Step::Kind::kReplacePattern:
         GRADUS_RETURN_IF_ERROR(append_replaced(next, out, *step.pattern, step.content));
+        break;
+      case Step::Kind::kBert:
+        append_bert_normalised(next, out, step.bert);
         break;
     }
     out.swap(next);

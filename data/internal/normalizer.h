@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/status.h"
+#include "data/internal/bert.h"
 #include "data/internal/component.h"
 #include "data/internal/pattern.h"
 
@@ -24,7 +25,8 @@ void append_replaced(std::string& out, std::string_view text, std::string_view p
 Status append_replaced(std::string& out, std::string_view text, const Pattern& pattern,
                        std::string_view content);
 
-// The "normalizer" of a tokenizer.json: NFC, Prepend, Replace and sequences of them. Immutable,
+// The "normalizer" of a tokenizer.json: NFC, Prepend, Replace, BertNormalizer and
+// sequences of them. Immutable,
 // thread-safe.
 class Normalizer {
  public:
@@ -35,10 +37,11 @@ class Normalizer {
 
  private:
   struct Step {
-    enum class Kind { kNfc, kPrepend, kReplaceText, kReplacePattern } kind;
+    enum class Kind { kNfc, kPrepend, kReplaceText, kReplacePattern, kBert } kind;
     std::string text;     // what to prepend or to look for
     std::string content;  // what to put in its place
     std::shared_ptr<const Pattern> pattern;
+    BertRules bert;
   };
   std::vector<Step> steps_;
 };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "data/internal/bert.h"
 #include "data/internal/component.h"
 #include "data/internal/normalizer.h"
 #include "data/internal/unicode.h"
@@ -108,8 +109,11 @@ Status PreTokenizer::add(const nlohmann::json& json, const std::string& where) {
           "{}: unsupported prepend_scheme 'first' behind another pre-tokenizer", where));
     }
     steps_.push_back(std::move(step));
+  } else if (component.type() == "BertPreTokenizer") {
+    step.kind = Kind::kBert;
+    steps_.push_back(std::move(step));
   } else {
-    return component.unsupported("Split, Digits, ByteLevel, Metaspace, Sequence");
+    return component.unsupported("Split, Digits, ByteLevel, Metaspace, BertPreTokenizer, Sequence");
   }
   return component.status();
 }
@@ -178,6 +182,25 @@ bool PreTokenizer::run(size_t index, std::string_view text, bool is_at_start, Ru
         begin = end;
       }
       return true;
+    }
+    case Kind::kBert: {
+      size_t begin = 0;  // of the word that is open
+      const auto close = [&](size_t end) {
+        return begin == end ||
+               run(next, text.substr(begin, end - begin), is_at_start && begin == 0, state);
+      };
+      for (size_t i = 0; i < text.size();) {
+        const auto [c, length] = decode_code_point(text.data() + i);
+        const bool is_alone = is_bert_punctuation(c);
+        if (is_alone || is_bert_space(c)) {
+          if (!close(i)) return false;
+          begin = i;
+          if (is_alone && !close(i + length)) return false;
+          begin = i + length;
+        }
+        i += length;
+      }
+      return close(text.size());
     }
     case Kind::kText:
     case Kind::kPattern:

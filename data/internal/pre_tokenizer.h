@@ -20,8 +20,8 @@ class PieceSink {
   virtual void take(std::string_view piece) = 0;  // not empty; valid during the call only
 };
 
-// The "pre_tokenizer" of a tokenizer.json: Split, Digits, ByteLevel, Metaspace and sequences of
-// them. Immutable, thread-safe.
+// The "pre_tokenizer" of a tokenizer.json: Split, Digits, ByteLevel, Metaspace,
+// BertPreTokenizer and sequences of them. Immutable, thread-safe.
 class PreTokenizer {
  public:
   static Result<PreTokenizer> parse(const nlohmann::json& json, const std::string& where);
@@ -34,7 +34,7 @@ class PreTokenizer {
   Status split(std::string_view text, bool is_at_start, PieceSink& sink) const;
 
  private:
-  enum class Kind { kScan, kPattern, kText, kDigits, kPrefixSpace, kWriteBytes, kMetaspace };
+  enum class Kind { kScan, kPattern, kText, kDigits, kPrefixSpace, kWriteBytes, kMetaspace, kBert };
   enum class Behavior { kRemoved, kIsolated, kMergedWithPrevious, kMergedWithNext, kContiguous };
   enum class Prepend { kAlways, kFirst, kNever };
   struct Step {

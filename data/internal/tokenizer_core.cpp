@@ -17,6 +17,16 @@ const nlohmann::json& field(const nlohmann::json& object, const char* key) {
   return entry == object.end() ? kNull : *entry;
 }
 
+class WordSink : public PieceSink {
+ public:
+  WordSink(const WordPiece& model, std::vector<int32_t>& ids) : model_(model), ids_(ids) {}
+  void take(std::string_view piece) override { model_.encode(piece, ids_); }
+
+ private:
+  const WordPiece& model_;
+  std::vector<int32_t>& ids_;
+};
+
 class BpeSink : public PieceSink {
  public:
   BpeSink(const Bpe& bpe, Bpe::Workspace& workspace, std::vector<int32_t>& ids)
@@ -55,12 +65,42 @@ Status TokenizerCore::build_model(TokenizerJson& json, const std::string& where)
   const std::string model_where = where + ": model";
   if (!fields.is_object())
     return invalid_argument("{}: missing; expected an object with vocab and merges", model_where);
-  if (fields.contains("type") && fields["type"] != "BPE") {
-    return invalid_argument("{}: unsupported type {}; served here: BPE", model_where,
+  const bool is_word_piece = fields.contains("type") && fields["type"] == "WordPiece";
+  if (fields.contains("type") && fields["type"] != "BPE" && !is_word_piece) {
+    return invalid_argument("{}: unsupported type {}; served here: BPE, WordPiece", model_where,
                             fields["type"].dump());
   }
   if (!json.has_vocab || json.vocab.empty())
     return invalid_argument("{}: no tokens in 'vocab'", model_where);
+  GRADUS_RETURN_IF_ERROR(is_word_piece ? build_word_piece(fields, json, model_where)
+                                       : build_bpe(fields, json, model_where));
+  vocab_size_ = static_cast<int64_t>(model_tokens().size());
+  const int32_t max_id = bpe_ != nullptr ? bpe_->max_id() : word_piece_->max_id();
+  contents_.resize(static_cast<size_t>(max_id) + 1);
+  for (int32_t id = 0; id <= max_id; ++id) {
+    const auto content = bpe_ != nullptr ? bpe_->content(id) : word_piece_->content(id);
+    if (content) contents_[static_cast<size_t>(id)] = *content;
+  }
+  return {};
+}
+
+Status TokenizerCore::build_word_piece(const nlohmann::json& fields, TokenizerJson& json,
+                                       const std::string& model_where) {
+  ComponentReader model(fields, model_where);
+  WordPieceSpec spec;
+  spec.unk_token = model.text("unk_token", spec.unk_token);
+  spec.prefix = model.text("continuing_subword_prefix", spec.prefix);
+  spec.longest_word = model.count("max_input_chars_per_word", spec.longest_word);
+  GRADUS_RETURN_IF_ERROR(model.status());
+  spec.vocab = std::move(json.vocab);
+  auto word_piece = WordPiece::create(std::move(spec), model_where);
+  GRADUS_RETURN_IF_ERROR(word_piece.status());
+  word_piece_ = std::move(*word_piece);
+  return {};
+}
+
+Status TokenizerCore::build_bpe(const nlohmann::json& fields, TokenizerJson& json,
+                                const std::string& model_where) {
   nlohmann::json typed = fields;
   typed["type"] = "BPE";  // older files leave it out
   ComponentReader model(typed, model_where);
@@ -86,11 +126,6 @@ Status TokenizerCore::build_model(TokenizerJson& json, const std::string& where)
   auto bpe = Bpe::create(std::move(spec), model_where);
   GRADUS_RETURN_IF_ERROR(bpe.status());
   bpe_ = std::move(*bpe);
-  vocab_size_ = static_cast<int64_t>(bpe_->tokens().size());
-  contents_.resize(static_cast<size_t>(bpe_->max_id()) + 1);
-  for (int32_t id = 0; id <= bpe_->max_id(); ++id) {
-    if (const auto content = bpe_->content(id)) contents_[static_cast<size_t>(id)] = *content;
-  }
   return {};
 }
 
@@ -99,7 +134,7 @@ Status TokenizerCore::build_added_tokens(const nlohmann::json& list, const std::
     return invalid_argument("{}: expected a list, got {}", where, list.type_name());
   std::vector<AddedToken> tokens;
   std::unordered_map<std::string, size_t> index_of;
-  auto next_id = static_cast<int64_t>(bpe_->tokens().size());
+  auto next_id = static_cast<int64_t>(model_tokens().size());
   for (size_t i = 0; i < list.size(); ++i) {
     const std::string token_where = fmt::format("{}[{}]", where, i);
     if (!list[i].is_object())
@@ -119,7 +154,7 @@ Status TokenizerCore::build_added_tokens(const nlohmann::json& list, const std::
     if (token.content.empty()) continue;
     // `tokenizers` numbers added tokens itself: by the vocabulary, else behind all others. A file
     // that says otherwise does not belong to the embedding of its model.
-    int64_t expected = bpe_->tokens().find(token.content);
+    int64_t expected = model_tokens().find(token.content);
     const auto known = index_of.find(token.content);
     if (expected < 0 && known != index_of.end()) expected = tokens[known->second].id;
     if (expected < 0) expected = next_id;
@@ -201,8 +236,19 @@ void TokenizerCore::return_workspace(Bpe::WorkspacePointer workspace) const {
 }
 
 Status TokenizerCore::encode(std::string_view text, std::vector<int32_t>& ids) const {
+  if (word_piece_ != nullptr) {
+    WordSink sink(*word_piece_, ids);
+    return encode_into(text, sink, ids);
+  }
   auto workspace = take_workspace();
   BpeSink sink(*bpe_, *workspace, ids);
+  const Status status = encode_into(text, sink, ids);
+  return_workspace(std::move(workspace));
+  return status;
+}
+
+Status TokenizerCore::encode_into(std::string_view text, PieceSink& sink,
+                                  std::vector<int32_t>& ids) const {
   std::vector<Segment> segments, inner_segments;
   std::string normalized;
   raw_matcher_->find(text, segments);
@@ -234,7 +280,6 @@ Status TokenizerCore::encode(std::string_view text, std::vector<int32_t>& ids) c
     }
     if (!status.ok()) break;
   }
-  return_workspace(std::move(workspace));
   return status;
 }
 
@@ -246,7 +291,7 @@ std::optional<std::string_view> TokenizerCore::content(int32_t id) const {
 
 int32_t TokenizerCore::find(std::string_view token) const {
   const int32_t id = added_ids_.find(token);
-  return id >= 0 ? id : bpe_->tokens().find(token);
+  return id >= 0 ? id : model_tokens().find(token);
 }
 
 bool TokenizerCore::is_special(int32_t id) const {

@@ -16,6 +16,7 @@
 #include "data/internal/normalizer.h"
 #include "data/internal/pre_tokenizer.h"
 #include "data/internal/tokenizer_json.h"
+#include "data/internal/word_piece.h"
 
 namespace gradus::data::internal {
 
@@ -42,14 +43,22 @@ class TokenizerCore {
  private:
   TokenizerCore() = default;
   Status build_model(TokenizerJson& json, const std::string& where);
+  Status build_bpe(const nlohmann::json& fields, TokenizerJson& json, const std::string& where);
+  Status build_word_piece(const nlohmann::json& fields, TokenizerJson& json,
+                          const std::string& where);
+  const TokenTable& model_tokens() const {
+    return bpe_ != nullptr ? bpe_->tokens() : word_piece_->tokens();
+  }
   Status build_added_tokens(const nlohmann::json& list, const std::string& where);
+  Status encode_into(std::string_view text, PieceSink& sink, std::vector<int32_t>& ids) const;
   Bpe::WorkspacePointer take_workspace() const;
   void return_workspace(Bpe::WorkspacePointer workspace) const;
 
   Normalizer normalizer_;
   PreTokenizer pre_tokenizer_;
   Decoder decoder_;
-  std::unique_ptr<Bpe> bpe_;
+  std::unique_ptr<Bpe> bpe_;  // or else word_piece_
+  std::unique_ptr<WordPiece> word_piece_;
   TokenTable added_ids_;
   std::unique_ptr<AddedTokenMatcher> raw_matcher_, normalized_matcher_;
   std::vector<std::optional<std::string>> contents_;  // by id

@@ -90,13 +90,13 @@ class NfcSuspects {
   std::vector<uint64_t> bits_;
 };
 
-// Decomposes, orders and composes `text`, which starts at a code point that nothing before it
-// composes with.
-void append_nfc_slowly(std::string& out, std::string_view text) {
-  struct Item {
-    uint32_t code_point;
-    uint8_t combining_class;
-  };
+struct Item {
+  uint32_t code_point;
+  uint8_t combining_class;
+};
+
+// `text` decomposed, its marks in canonical order.
+std::vector<Item> decomposed(std::string_view text) {
   std::vector<Item> items;
   items.reserve(text.size());
   const auto push = [&items](uint32_t c) { items.push_back({c, combining_class(c)}); };
@@ -125,6 +125,13 @@ void append_nfc_slowly(std::string& out, std::string_view text) {
         [](const Item& a, const Item& b) { return a.combining_class < b.combining_class; });
     begin = end;
   }
+  return items;
+}
+
+// Decomposes, orders and composes `text`, which starts at a code point that nothing before it
+// composes with.
+void append_nfc_slowly(std::string& out, std::string_view text) {
+  std::vector<Item> items = decomposed(text);
   size_t kept = 0;
   ptrdiff_t starter = -1;
   for (size_t i = 0; i < items.size(); ++i) {
@@ -218,6 +225,10 @@ void append_code_point(std::string& out, uint32_t c) {
     put(0x80 | (c >> 6 & 63));
     put(0x80 | (c & 63));
   }
+}
+
+void append_nfd(std::string& out, std::string_view text) {
+  for (const Item& item : decomposed(text)) append_code_point(out, item.code_point);
 }
 
 void append_nfc(std::string& out, std::string_view text) {

@@ -64,6 +64,9 @@ void append_code_point(std::string& out, uint32_t code_point);
 // Appends the canonical composition (NFC) of `text`.
 void append_nfc(std::string& out, std::string_view text);
 
+// Appends the canonical decomposition (NFD) of `text`.
+void append_nfd(std::string& out, std::string_view text);
+
 // The character that byte-level BPE writes for a byte: itself where that prints, else U+0100 and
 // up.
 uint32_t byte_level_character(uint8_t byte);

@@ -23,6 +23,11 @@ struct Decomposition {
 struct Composition {
   uint32_t first, second, composed;  // sorted by (first, second)
 };
+// Lower case of first, first + step .. last: that plus the offset.
+struct LowerRun {
+  uint32_t first, last, step;
+  int32_t offset;
+};
 // A code point that is newer than PCRE2's tables, and one of the same category and UTF-8 length in
 // them.
 struct StandIn {
@@ -36,6 +41,14 @@ extern const size_t kSpaceRangesSize;
 extern const CodePointRange kNumericRanges[],
     kWordRanges[];  // the Digits component; \w of single_word
 extern const size_t kNumericRangesSize, kWordRangesSize;
+// BERT's normaliser: what cleaning drops and what it makes a space, the marks that stripping
+// accents drops; and what BERT's pre-tokenizer takes alone.
+extern const CodePointRange kCleanedRanges[], kCleanSpaceRanges[], kNonspacingRanges[],
+    kPunctuationRanges[];
+extern const size_t kCleanedRangesSize, kCleanSpaceRangesSize, kNonspacingRangesSize,
+    kPunctuationRangesSize;
+extern const LowerRun kLowerRuns[];  // sorted by first; without U+0130, which becomes two
+extern const size_t kLowerRunsSize;
 extern const StandIn kStandIns[];
 extern const size_t kStandInsSize;
 extern const CombiningClassRange kCombiningClasses[];

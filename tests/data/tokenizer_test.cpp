@@ -177,18 +177,15 @@ TEST(Tokenizer, NamesWhatItDoesNotServe) {
       with("/normalizer",
            R"({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]})"),
       "small.json: normalizer.normalizers[1]: unsupported type 'Lowercase'; served here: NFC, "
-      "Prepend, Replace, "
-      "Sequence");
+      "Prepend, Replace, BertNormalizer, Sequence");
   EXPECT_EQ(with("/pre_tokenizer", R"({"type": "Whitespace"})"),
             "small.json: pre_tokenizer: unsupported type 'Whitespace'; served here: Split, Digits, "
-            "ByteLevel, "
-            "Metaspace, Sequence");
-  EXPECT_EQ(with("/decoder", R"({"type": "WordPiece"})"),
-            "small.json: decoder: unsupported type 'WordPiece'; served here: ByteLevel, "
-            "ByteFallback, Replace, Fuse, "
-            "Strip, Metaspace, Sequence");
+            "ByteLevel, Metaspace, BertPreTokenizer, Sequence");
+  EXPECT_EQ(with("/decoder", R"({"type": "CTC"})"),
+            "small.json: decoder: unsupported type 'CTC'; served here: ByteLevel, ByteFallback, "
+            "Replace, Fuse, Strip, Metaspace, WordPiece, Sequence");
   EXPECT_EQ(with("/model/type", R"("Unigram")"),
-            "small.json: model: unsupported type \"Unigram\"; served here: BPE");
+            "small.json: model: unsupported type \"Unigram\"; served here: BPE, WordPiece");
   EXPECT_EQ(with("/model/end_of_word_suffix", R"("</w>")"),
             "small.json: model: unsupported end_of_word_suffix '</w>'; expected null");
   EXPECT_EQ(with("/model/dropout", "0.1"),
@@ -214,6 +211,31 @@ TEST(Tokenizer, NamesWhatItDoesNotServe) {
             "pre-tokenizer");
   EXPECT_EQ(with("/pre_tokenizer", R"({"type": "Digits"})"),
             "small.json: pre_tokenizer: 'individual_digits' is missing; expected true or false");
+}
+
+TEST(Tokenizer, TakesTheLongestPiecesOfAWord) {
+  Json json = small_tokenizer();
+  json["pre_tokenizer"] = {{"type", "BertPreTokenizer"}};
+  json["model"] = {{"type", "WordPiece"},
+                   {"max_input_chars_per_word", 8},
+                   {"vocab",
+                    {{"[UNK]", 0},
+                     {"un", 1},
+                     {"una", 2},
+                     {"##able", 3},
+                     {"##ffable", 4},
+                     {"##f", 5},
+                     {"##b", 6},
+                     {"!", 7}}}};
+  json["added_tokens"] = Json::array();
+  const auto tokenizer = make(json);
+  EXPECT_EQ(encode(*tokenizer, "unaffable un!unf"), (std::vector<int32_t>{0, 1, 7, 1, 5}));
+  json["model"]["max_input_chars_per_word"] = 9;
+  const auto longer = make(json);
+  EXPECT_EQ(encode(*longer, "unaffable"), (std::vector<int32_t>{2, 4}));
+  EXPECT_EQ(encode(*longer, "unable"), (std::vector<int32_t>{0})) << "una takes what able needs";
+  json["model"]["unk_token"] = "<unk>";
+  EXPECT_EQ(error_of(json), "small.json: model: the unk_token '<unk>' is not in the vocabulary");
 }
 
 TEST(Tokenizer, NamesInconsistentFiles) {
@@ -347,7 +369,8 @@ TEST_P(TokenizerFamily, EncodesTheSameFromManyThreads) {
 INSTANTIATE_TEST_SUITE_P(Golden, TokenizerFamily,
                          testing::Values("gpt2", "gpt2_prefix", "smollm", "llama3", "qwen2",
                                          "qwen35", "other_pattern", "llama2", "llama2_few_bytes",
-                                         "llama2_metaspace", "metaspace_split", "gemma"),
+                                         "llama2_metaspace", "metaspace_split", "gemma", "bert",
+                                         "bert_cased"),
                          [](const auto& test) { return std::string(test.param); });
 
 }  // namespace

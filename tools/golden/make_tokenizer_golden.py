@@ -179,7 +179,28 @@ def gemma():
     return tokenizer
 
 
-FAMILIES = {f.__name__: f for f in (gpt2, gpt2_prefix, smollm, llama3, qwen2, qwen35, other_pattern, llama2,
+def word_piece_family(**flags):
+    """Trained on normalised words; a few pieces of CJK and jamo, so that what cutting does there shows."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(**flags)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=700, show_progress=False, special_tokens=names, limit_alphabet=400)
+    tokenizer.train_from_iterator(corpus_lines(), trainer)
+    tokenizer.add_special_tokens([special(name) for name in names])
+    return tokenizer
+
+
+def bert():
+    return word_piece_family()
+
+
+def bert_cased():
+    return word_piece_family(lowercase=False, strip_accents=False)
+
+
+FAMILIES = {f.__name__: f for f in (bert, bert_cased, gpt2, gpt2_prefix, smollm, llama3, qwen2, qwen35, other_pattern, llama2,
                                     llama2_few_bytes, llama2_metaspace, metaspace_split, gemma)}
 
 SPACES = [chr(c) for c in range(0x3001) if chr(c).isspace() or c in (0x180E, 0x200B, 0x2060)] + ["\ufeff"]
