@@ -30,4 +30,13 @@ struct SwigluBackwardParams {
 };
 void swiglu_backward(const SwigluBackwardParams& params);
 
+// GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) in its exact form, y = x (1 + erf(x / sqrt 2))
+// / 2, fp32, in place. erf is within 3e-7 everywhere.
+struct GeluParams {
+  float* x_MI = nullptr;  // in/out [M, I], rows x_stride apart
+  int64_t x_stride = 0;
+  int64_t m = 0, i = 0;
+};
+void gelu(const GeluParams& params);
+
 }  // namespace gradus::kernels

@@ -39,6 +39,20 @@ struct RmsNormBackwardParams {
 };
 void rms_norm_backward(const RmsNormBackwardParams& params);
 
+// LayerNorm (Ba et al. 2016, arXiv:1607.06450): y = (x - mean) * rstd * w + b, rstd = 1 /
+// sqrt(mean((x - mean)^2) + eps). Two passes, so that nothing cancels; rows and lanes as above.
+struct LayerNormParams {
+  const float* x_MD = nullptr;  // [M, D], rows x_stride apart
+  int64_t x_stride = 0;
+  const float* weight_D = nullptr;  // [D]
+  const float* bias_D = nullptr;    // [D]
+  float* y_MD = nullptr;            // out [M, D], rows y_stride apart; may be x
+  int64_t y_stride = 0;
+  int64_t m = 0, d = 0;
+  float eps = 1e-12f;
+};
+void layer_norm(const LayerNormParams& params);
+
 // dst[m, d] += src[m, d]; rows contiguous, count floats in all.
 void add_in_place(float* dst, const float* src, int64_t count);
 

@@ -64,6 +64,31 @@ void rms_norm_rows(const RmsNormParams& params, int64_t begin, int64_t end) {
   }
 }
 
+void layer_norm_rows(const LayerNormParams& params, int64_t begin, int64_t end) {
+  const int64_t d = params.d;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* x = params.x_MD + row * params.x_stride;
+    float* y = params.y_MD + row * params.y_stride;
+    F32x16 sum = zeros(), squares = zeros();
+    for (int64_t i = 0; i < d; i += kLanes) sum = sum + load_first(x + i, lanes_left(i, d));
+    const F32x16 mean = broadcast(sum_lanes(sum) / static_cast<float>(d));
+    for (int64_t i = 0; i < d; i += kLanes) {
+      const int n = lanes_left(i, d);
+      const F32x16 distance = select(first_lanes(n), load_first(x + i, n) - mean, zeros());
+      squares = fma(distance, distance, squares);
+    }
+    const float variance = sum_lanes(squares) / static_cast<float>(d);
+    const F32x16 rstd = broadcast(1.0f / __builtin_sqrtf(variance + params.eps));
+    for (int64_t i = 0; i < d; i += kLanes) {
+      const int n = lanes_left(i, d);
+      const F32x16 normed = (load_first(x + i, n) - mean) * rstd;
+      store_first(y + i,
+                  fma(normed, load_first(params.weight_D + i, n), load_first(params.bias_D + i, n)),
+                  n);
+    }
+  }
+}
+
 void rms_norm_backward_rows(const RmsNormBackwardParams& params, int64_t begin, int64_t end) {
   const int64_t d = params.d;
   for (int64_t row = begin; row < end; ++row) {

@@ -437,5 +437,75 @@ TEST(ColumnSums, ContinueAChainOfAdditionsInRowOrder) {
   });
 }
 
+// Mean 2, variance (1 + 1 + 4 + 4) / 4 = 2.5.
+TEST(LayerNorm, ComputesTheHandWorkedRow) {
+  const AlignedFloats x = {1, 3, 0, 4}, weight = {1, 2, 1, 1}, bias = {0, 1, 0, -1};
+  AlignedFloats y(4);
+  layer_norm({.x_MD = x.data(),
+              .x_stride = 4,
+              .weight_D = weight.data(),
+              .bias_D = bias.data(),
+              .y_MD = y.data(),
+              .y_stride = 4,
+              .m = 1,
+              .d = 4});
+  const double rstd = 1 / std::sqrt(2.5);
+  EXPECT_FLOAT_EQ(y[0], static_cast<float>(-rstd));
+  EXPECT_FLOAT_EQ(y[1], static_cast<float>(2 * rstd + 1));
+  EXPECT_FLOAT_EQ(y[2], static_cast<float>(-2 * rstd));
+  EXPECT_FLOAT_EQ(y[3], static_cast<float>(2 * rstd - 1));
+}
+
+TEST(LayerNorm, AgreesWithDoubleForRowsFarFromZero) {
+  for (const int64_t d : kWidths) {
+    AlignedFloats x = normals(3 * d, static_cast<uint64_t>(d));
+    for (float& value : x) value += 50;  // what one pass over squares would lose
+    const AlignedFloats weight = normals(d, 2), bias = normals(d, 3);
+    AlignedFloats y(static_cast<size_t>(3 * d));
+    layer_norm({.x_MD = x.data(),
+                .x_stride = d,
+                .weight_D = weight.data(),
+                .bias_D = bias.data(),
+                .y_MD = y.data(),
+                .y_stride = d,
+                .m = 3,
+                .d = d,
+                .eps = kEps});
+    for (int64_t row = 0; row < 3; ++row) {
+      double mean = 0, variance = 0;
+      for (int64_t i = 0; i < d; ++i) mean += x[row * d + i] / static_cast<double>(d);
+      for (int64_t i = 0; i < d; ++i) {
+        variance += std::pow(x[row * d + i] - mean, 2) / static_cast<double>(d);
+      }
+      const double rstd = 1 / std::sqrt(variance + double{kEps});
+      for (int64_t i = 0; i < d; ++i) {
+        const double expected = (x[row * d + i] - mean) * rstd * weight[i] + bias[i];
+        // The mean is off by a few roundings at 50, seen through rstd.
+        ASSERT_NEAR(y[row * d + i], expected,
+                    testing::rounding_bound(static_cast<double>(d) / 16 + 8,
+                                            (50 * rstd + 4) * std::abs(weight[i]) + 4))
+            << "d " << d << ", column " << i;
+      }
+    }
+  }
+}
+
+TEST(LayerNorm, RowsDoNotDependOnTheOtherRowsOfTheCall) {
+  const AlignedFloats weight = normals(37, 2), bias = normals(37, 3);
+  EXPECT_EQ(testing::broken_row_contract(
+                [&](const float* in, int64_t m, float* out) {
+                  layer_norm({.x_MD = in,
+                              .x_stride = 37,
+                              .weight_D = weight.data(),
+                              .bias_D = bias.data(),
+                              .y_MD = out,
+                              .y_stride = 37,
+                              .m = m,
+                              .d = 37});
+                },
+                37, 37),
+            "");
+}
+
 }  // namespace
 }  // namespace gradus::kernels

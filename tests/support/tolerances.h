@@ -96,6 +96,9 @@ inline constexpr double kGradientOfNorm = 2e-5;
 // document of a pool of 30. The cancelling form of the log-sum-exps is off by more than 1e-9.
 inline constexpr double kRankingReference = 2e-13;
 
+// erf of kernels/activation.h, a fit in fp32; the tanh form of GELU is off by 4e-4.
+inline constexpr double kErf = 3e-7;
+
 // The policy over a whole corpus, scores and softmax in fp32, against double: cosines are off by
 // eps sqrt(D) and divided by a temperature of at least 0.05; slopes come with another 1 / a.
 inline constexpr double kCorpusPolicy = 2e-5;
