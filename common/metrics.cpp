@@ -44,9 +44,9 @@ constexpr MetricInfo kMetrics[] = {
      "responses to which this part does not apply"},
     {"reward/<part>/retries", "1", kSum,
      "further calls of this part for responses on which it timed out or broke"},
-    {"reward/busy_s", "s", kSum, "time in the rewards, over all threads that score"},
-    {"reward/hidden_fraction", "1", kMean,
-     "share of reward/busy_s that passed while responses were sampled: 1 - waiting / busy"},
+    {"perf/reward_busy_s", "s", kSum, "time in the rewards, over all threads that score"},
+    {"perf/reward_hidden_fraction", "1", kMean,
+     "share of perf/reward_busy_s that passed while responses were sampled: 1 - waiting / busy"},
     {"reward/skipped_fraction", "1", kMean,
      "responses left out of the update because a check failed (reward.on_error)"},
 

@@ -133,9 +133,9 @@ Result<std::vector<records::RolloutRecord>> RolloutWorker::work(
   }
   add_seconds(metrics, "timing_s/reward", scoring);
   const rewards::ScorePool::Seconds& seconds = pool_.seconds();
-  metrics.add("reward/busy_s", seconds.busy);
+  metrics.add("perf/reward_busy_s", seconds.busy);
   if (seconds.busy > 0) {
-    metrics.add("reward/hidden_fraction", std::max(0.0, 1 - seconds.exposed / seconds.busy),
+    metrics.add("perf/reward_hidden_fraction", std::max(0.0, 1 - seconds.exposed / seconds.busy),
                 seconds.busy);
   }
   return all;
@@ -197,7 +197,9 @@ Status serve_rollouts(comm::Communicator& world, int num_trainers, Policy& polic
           worker.work(work->requests, work->step, held, own, [&](int64_t) { world.progress(); });
       if (!done.ok()) return done;
       for (const MetricPart& part : own.parts()) {
-        const bool is_sent = part.name == "rollout/preemptions" || part.name.starts_with("reward/");
+        const bool is_sent = part.name == "rollout/preemptions" ||
+                             part.name.starts_with("reward/") ||
+                             part.name.starts_with("perf/reward_");
         if (is_sent) answer.metrics.restore(part);
       }
       answer.metrics.set("rollout/busy_s", own.value("timing_s/gen"));
