@@ -13,6 +13,7 @@
 #include "trainer/algorithm.h"
 #include "trainer/algorithms/kl.h"
 #include "trainer/update_sums.h"
+#include "trainer/value_loss.h"
 
 namespace gradus::cli {
 namespace {
@@ -32,7 +33,7 @@ struct InputSequence {
   int64_t group = 0;
   double reward = 0;
   std::vector<double> logprobs, old_logprobs, behavior_logprobs, reference_logprobs, entropies;
-  std::vector<double> values, reward_parts;
+  std::vector<double> values, new_values, reward_parts;
   std::vector<bool> is_loss_token;
   std::optional<double> greedy_reward;
 };
@@ -44,9 +45,9 @@ class SequenceReader {
 
   Status check_keys() const {
     static const std::vector<std::string> known = {
-        "group",     "reward",       "logprobs", "old_logprobs", "behavior_logprobs",
-        "mask",      "entropy",      "values",   "reward_parts", "reference_logprobs",
-        "truncated", "greedy_reward"};
+        "group",     "reward",        "logprobs",  "old_logprobs", "behavior_logprobs",
+        "mask",      "entropy",       "values",    "reward_parts", "reference_logprobs",
+        "truncated", "greedy_reward", "new_values"};
     if (!row_.is_object()) return invalid_argument("{}: must be an object of keys", where_);
     for (const auto& [key, value] : row_.items()) {
       if (std::find(known.begin(), known.end(), key) == known.end()) {
@@ -177,7 +178,8 @@ Result<InputSequence> read_sequence(const Json& row, const trainer::TrainerConfi
       {"behavior_logprobs", &sequence.behavior_logprobs},
       {"reference_logprobs", &sequence.reference_logprobs},
       {"entropy", &sequence.entropies},
-      {"values", &sequence.values}};
+      {"values", &sequence.values},
+      {"new_values", &sequence.new_values}};
   for (const auto& [key, values] : optional) {
     if (!reader.has(key)) continue;
     values->clear();
@@ -273,6 +275,38 @@ Result<trainer::Advantages> advantages_of(const trainer::Algorithm& algorithm,
   return algorithm.advantage->estimate(scored);
 }
 
+struct ValueLoss {
+  trainer::ValueLossTerms terms;
+  std::vector<double> slopes;
+};
+
+// What a critic would learn from "new_values"; nothing unless they are given.
+Result<std::optional<ValueLoss>> value_loss_of(const trainer::TrainerConfig& config,
+                                               const AlgorithmConfig& algorithm,
+                                               const std::vector<InputSequence>& sequences,
+                                               const trainer::Advantages& advantages,
+                                               const std::string& where) {
+  const std::vector<double> now = compressed(sequences, &InputSequence::new_values);
+  if (now.empty()) return std::optional<ValueLoss>();
+  if (now.size() != advantages.returns.size()) {
+    return invalid_argument(
+        "{}: some sequences have 'new_values' and some have none; give them to all, or to none",
+        where);
+  }
+  trainer::BatchCounts counts{.num_tokens = static_cast<double>(now.size())};
+  for (size_t s = 0; s + 1 < advantages.sequence_begin.size(); ++s) {
+    const bool has_tokens = advantages.sequence_begin[s] < advantages.sequence_begin[s + 1];
+    counts.num_sequences += has_tokens ? 1 : 0;
+  }
+  ValueLoss loss;
+  loss.slopes.assign(now.size(), 0.0);
+  const trainer::CriticConfig critic = config.critic.value_or(trainer::CriticConfig());
+  loss.terms = trainer::value_loss_terms(algorithm, counts, advantages.sequence_begin, now,
+                                         compressed(sequences, &InputSequence::values),
+                                         advantages.returns, critic.value_clip, loss.slopes);
+  return std::optional(std::move(loss));
+}
+
 }  // namespace
 
 Result<trainer::TrainerConfig> inspected_config(const std::string& algorithm,
@@ -347,11 +381,32 @@ Result<std::string> inspect_loss(const trainer::TrainerConfig& config, const std
       metrics.add(fmt::format("critic/advantages/{}", name), advantage);
     }
   }
+  std::optional<ValueLoss> value_loss;
+  if (algorithm->config.advantage == "gae") {
+    Result<std::optional<ValueLoss>> of_critic =
+        value_loss_of(config, algorithm->config, *sequences, *advantages, where);
+    if (!of_critic.ok()) return of_critic.status();
+    value_loss = std::move(*of_critic);
+    const std::vector<double> values = compressed(*sequences, &InputSequence::values);
+    metrics.set("critic/vf_explained_var",
+                trainer::explained_variance(values, advantages->returns));
+    if (value_loss) {
+      metrics.set("critic/vf_loss", value_loss->terms.loss);
+      metrics.set("critic/vf_clipfrac", value_loss->terms.num_clipped / plan.counts().num_tokens);
+    }
+  }
   Json answer;
   answer["advantages"] = expanded(*sequences, advantages->tokens);
   answer["token_loss"] = expanded(*sequences, terms.token_loss);
   answer["loss"] = sums.loss(algorithm->config, config.entropy_coef);
   answer["grad"] = expanded(*sequences, terms.dlogprobs);
+  if (!advantages->returns.empty()) {
+    answer["returns"] = expanded(*sequences, advantages->returns);
+  }
+  if (value_loss) {
+    answer["value_loss"] = value_loss->terms.loss;
+    answer["value_grad"] = expanded(*sequences, value_loss->slopes);
+  }
   answer["metrics"] = metrics.values();
   if (!has_entropies) answer["metrics"].erase("actor/entropy");
   return answer.dump();

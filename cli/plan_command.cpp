@@ -26,7 +26,7 @@ double mean_prompt(const std::vector<data::Prompt>& prompts) {
 
 void print_step_time(const StepTime& time, const StepWork& work) {
   const auto row = [&](const char* name, double seconds) {
-    fmt::print("  {:<30}{:>10.3g} s{:>6.0f} %\n", name, seconds, 100 * seconds / time.total());
+    fmt::print("  {:<34}{:>10.3g} s{:>6.0f} %\n", name, seconds, 100 * seconds / time.total());
   };
   fmt::print("step time\n");
   row("prompts", time.prefill);
@@ -37,7 +37,7 @@ void print_step_time(const StepTime& time, const StepWork& work) {
   row("trajectories between ranks", time.exchange);
   const double tokens = static_cast<double>(work.num_prompts * work.num_samples) *
                         (work.prompt_tokens + work.response_tokens);
-  fmt::print("  {:<30}{:>10.3g} s, {:.3g} tokens/s a rank\n", "all", time.total(),
+  fmt::print("  {:<34}{:>10.3g} s, {:.3g} tokens/s a rank\n", "all", time.total(),
              tokens / time.total() / static_cast<double>(work.num_ranks));
 }
 
@@ -59,6 +59,12 @@ Status plan(const PlanArguments& arguments) {
       load_prompts(config.data, config.data.train, *policy, *rewards, kDryRunRows, nullptr);
   if (!prompts.ok()) return prompts.status();
 
+  const Result<model::LoraConfig> adapter =
+      trainer::trained_adapter(config.model, config.lora, *model);
+  if (!adapter.ok()) return adapter.status();
+  const Result<std::vector<MemoryPart>> memory =
+      plan_training(config, *model, *adapter, longest_of(*prompts), arguments.world);
+  if (!memory.ok()) return memory.status();
   StepWork work = step_work(config, arguments.world);
   work.prompt_tokens = mean_prompt(*prompts);
   if (arguments.response_tokens > 0) work.response_tokens = arguments.response_tokens;
@@ -75,14 +81,9 @@ Status plan(const PlanArguments& arguments) {
       links.bytes_per_s / 1e9, links.ranks_per_host, links.local_bytes_per_s / 1e9);
   fmt::print("step       {} prompts of {:.0f} tokens x {} responses of {:.0f}\nmemory\n",
              work.num_prompts, work.prompt_tokens, work.num_samples, work.response_tokens);
-  const Result<model::LoraConfig> adapter =
-      trainer::trained_adapter(config.model, config.lora, *model);
-  if (!adapter.ok()) return adapter.status();
-  const std::vector<MemoryPart> memory =
-      plan_training(config, *model, *adapter, longest_of(*prompts), arguments.world);
-  print_memory(memory);
+  print_memory(*memory);
   if (device->memory_bytes > 0) {
-    const double needed = static_cast<double>(total_bytes(memory));
+    const double needed = static_cast<double>(total_bytes(*memory));
     fmt::print("  {} the {:.0f} GiB of a {}\n",
                needed <= device->memory_bytes ? "fits" : "does not fit",
                device->memory_bytes / 1073741824.0, device->name);

@@ -33,9 +33,9 @@ int64_t total_bytes(const std::vector<MemoryPart>& parts) {
 
 void print_memory(const std::vector<MemoryPart>& parts) {
   for (const MemoryPart& part : parts) {
-    fmt::print("  {:<30}{:>10}\n", part.name, mebibytes(part.bytes));
+    fmt::print("  {:<34}{:>10}\n", part.name, mebibytes(part.bytes));
   }
-  fmt::print("  {:<30}{:>10} at the peak, per rank\n", "all", mebibytes(total_bytes(parts)));
+  fmt::print("  {:<34}{:>10} at the peak, per rank\n", "all", mebibytes(total_bytes(parts)));
 }
 
 std::string peak_text(int64_t planned) {

@@ -36,9 +36,10 @@ void print_adapter(const model::LoraConfig& adapter, const model::ModelConfig& m
 model::LoraConfig adapter_of(const trainer::Policy& policy);
 int64_t longest_of(const std::vector<data::Prompt>& prompts);  // tokens
 // Of a run of reinforcement learning (train_command.cpp).
-std::vector<MemoryPart> plan_training(const RunConfig& config, const model::ModelConfig& model,
-                                      const model::LoraConfig& adapter, int64_t longest_prompt,
-                                      int64_t num_ranks);
+Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
+                                              const model::ModelConfig& model,
+                                              const model::LoraConfig& adapter,
+                                              int64_t longest_prompt, int64_t num_ranks);
 // The last line of a run: its peak beside the plan.
 std::string peak_text(int64_t planned);
 // "2 ranks of 1 thread".

@@ -41,6 +41,15 @@ void check_rewards(const rewards::RewardConfig& config, ConfigRules& rules) {
   }
 }
 
+void check_optimizer_of_adapter(const RunConfig& config, const trainer::OptimizerConfig& optimizer,
+                                const std::string& section, ConfigRules& rules) {
+  const bool has_adapter = config.lora.rank > 0 || !config.model.adapter.empty();
+  rules.require(!has_adapter || optimizer.optimizer == trainer::OptimizerKind::kAdamW,
+                "{}.optimizer is muon but {} is set; Muon makes the updates of whole matrices "
+                "orthogonal and is not offered for an adapter's factors: set it to adamw",
+                section, config.lora.rank > 0 ? "lora.rank" : "model.adapter");
+}
+
 void check_adapter(const RunConfig& config, const trainer::OptimizerConfig& optimizer,
                    const std::string& section, ConfigRules& rules) {
   rules.add(model::validate(config.lora));
@@ -51,11 +60,7 @@ void check_adapter(const RunConfig& config, const trainer::OptimizerConfig& opti
   rules.require(config.lora.rank == 0 || config.model.adapter.empty(),
                 "both lora.rank and model.adapter are set; the adapter that is trained on brings "
                 "its own rank, alpha and targets: drop one of them");
-  const bool has_adapter = config.lora.rank > 0 || !config.model.adapter.empty();
-  rules.require(!has_adapter || optimizer.optimizer == trainer::OptimizerKind::kAdamW,
-                "{}.optimizer is muon but {} is set; Muon makes the updates of whole matrices "
-                "orthogonal and is not offered for an adapter's factors: set it to adamw",
-                section, config.lora.rank > 0 ? "lora.rank" : "model.adapter");
+  check_optimizer_of_adapter(config, optimizer, section, rules);
 }
 
 void check_zero(const RunConfig& config, const trainer::OptimizerConfig& optimizer,
@@ -84,9 +89,11 @@ void check_training(const RunConfig& config, int64_t world_size, ConfigRules& ru
                 "rollout.num_samples is {} but trainer.algorithm.advantage is {}, which compares "
                 "the responses of a group; use at least 2",
                 config.rollout.num_samples, algorithm.advantage);
-  rules.require(algorithm.advantage != "gae",
-                "trainer.algorithm.advantage is gae, which needs a critic, and this version trains "
-                "none; choose another, e.g. rloo");
+  rules.require(
+      !config.trainer.critic || config.model.adapter.empty(),
+      "model.adapter is set but trainer.algorithm.advantage is gae, whose critic does not "
+      "start from an adapter; make one model of the two (gradus merge) and name it as "
+      "model.path, with lora.rank for a new adapter");
   rules.require(
       !config.trainer.dynamic_sampling || config.rollout.num_samples >= 2,
       "rollout.num_samples is {} but trainer.dynamic_sampling is on: a group of one never "
@@ -111,6 +118,10 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
       check_training(config, world_size, rules);
       check_adapter(config, config.trainer.optimizer, "trainer", rules);
       check_zero(config, config.trainer.optimizer, config.trainer.backward, "trainer", rules);
+      if (config.trainer.critic) {
+        check_optimizer_of_adapter(config, config.trainer.critic->optimizer, "trainer.critic",
+                                   rules);
+      }
       break;
     case RunKind::kSft:
       rules.add(trainer::validate(config.sft, world_size));
@@ -163,7 +174,7 @@ Result<LoadedConfig<RunConfig>> read_run_config(const std::string& path,
                         defaults.trainer);
   loaded = load_config<RunConfig>(path, overrides, std::move(defaults));
   if (!loaded.ok()) return loaded;
-  trainer::resolve(loaded->value.trainer.algorithm, loaded->value.rollout.max_new_tokens);
+  trainer::resolve(loaded->value.trainer, loaded->value.rollout.max_new_tokens);
   return loaded;
 }
 

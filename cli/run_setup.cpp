@@ -275,6 +275,69 @@ int64_t largest_unit(const model::ParameterLayout& layout) {
   return largest;
 }
 
+// How much of a model's training memory each rank has.
+struct Sharing {
+  int64_t num_sums = 1;   // gradients of blocks that are held at a time
+  int64_t pack_rows = 0;  // packed tokens of a pass
+  int64_t rank_rows = 0;  // of all passes of an update on a rank
+  // Weights are read as a whole, not layer by layer: sampled by, or sent.
+  bool reads_weights = false;
+};
+
+// Of a model that is trained, policy or critic; `whose` stands before the names.
+void add_trained_model(const std::string& whose, const model::ModelConfig& model,
+                       const PlannedWork& work, const trainer::OptimizerConfig& optimizer,
+                       const trainer::BackwardConfig& backward, const Sharing& sharing,
+                       std::vector<MemoryPart>& parts) {
+  constexpr int64_t kFloat = sizeof(float);
+  const auto add = [&](const std::string& name, int64_t bytes) {
+    parts.push_back({whose + name, bytes});
+  };
+  const model::ParameterLayout all = model::parameter_layout(model);
+  const int64_t weights = all.size * kFloat;
+  model::WeightLayout trained = all;
+  if (work.adapter.rank > 0) trained = model::lora_layout(model, work.adapter).value();
+  // With several ranks what zero_stage says is shared out; of the rest a layer is there at a time.
+  const int64_t stage = work.num_ranks > 1 ? backward.zero_stage : 0;
+  const int64_t num_owners = stage > 0 ? work.num_ranks : 1;
+  const int64_t moments = trainer::Optimizer::planned_bytes(trained, optimizer) / num_owners;
+  const int64_t average =
+      trainer::Optimizer::planned_average_bytes(trained, optimizer) / num_owners;
+  const int64_t unit = largest_unit(all) * kFloat;
+  const int64_t gradients = stage >= 2
+                                ? trained.size * kFloat / num_owners + sharing.num_sums * unit
+                                : sharing.num_sums * trained.size * kFloat;
+  if (stage == 3) {
+    // This layer, the next one, and the messages that it comes in and goes out by; where weights
+    // are read as a whole (loading, sampling, sending) there is no gradient.
+    const int64_t updating = weights / num_owners + 4 * unit + gradients;
+    const int64_t reading = sharing.reads_weights ? weights : weights - moments;
+    add("weights and gradients", std::max(updating, reading));
+  } else {
+    add("weights", weights);
+  }
+  if (work.adapter.rank > 0) {
+    const model::LoraLayout layout = model::lora_layout(model, work.adapter).value();
+    add("adapter", layout.size * kFloat);
+    add("matrices under the adapter", layout.base_size * kFloat);
+  }
+  add(optimizer.optimizer == trainer::OptimizerKind::kMuon ? "Muon and AdamW moments"
+                                                           : "AdamW moments",
+      moments);
+  if (stage < 3) add("gradients", gradients);
+  add(fmt::format("activations of {} tokens", sharing.pack_rows),
+      model::TrainingPass::planned_bytes(model, sharing.pack_rows, backward.gradient_checkpointing,
+                                         true));
+  if (stage >= 2 && sharing.rank_rows > sharing.pack_rows) {
+    const int64_t kept = sharing.rank_rows - sharing.pack_rows;
+    add(fmt::format("what is kept of {} tokens", kept),
+        model::TrainingPass::kept_bytes(model, kept, backward.gradient_checkpointing));
+  }
+  if (average > 0) add("average of the weights", average);
+  const int64_t state = trained.size * kFloat + (moments + average) * num_owners;
+  add("checkpoint being written", state / work.num_ranks);
+}
+
 }  // namespace
 
 std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const PlannedWork& work,
@@ -282,10 +345,6 @@ std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const Plann
                                     const trainer::BackwardConfig& backward,
                                     const rollout::RolloutConfig* rollout) {
   constexpr int64_t kFloat = sizeof(float);
-  const model::ParameterLayout all = model::parameter_layout(model);
-  const int64_t weights = all.size * kFloat;
-  model::WeightLayout trained = all;
-  if (work.adapter.rank > 0) trained = model::lora_layout(model, work.adapter).value();
   const int64_t own_blocks = std::max<int64_t>(1, backward.reduction_blocks / work.num_ranks);
   // Sums of 1, 2, 4, ... blocks that wait for their neighbours, and the one in the making.
   int64_t num_sums = 1;
@@ -299,50 +358,20 @@ std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const Plann
   const int64_t block_groups = (work.groups_per_update + num_blocks - 1) / num_blocks;
   const int64_t pack_rows = std::min(block_groups * work.rows_per_group,
                                      std::max(backward.micro_batch_tokens, work.rows_per_group));
-
-  // With several ranks what zero_stage says is shared out; of the rest a layer is there at a time.
-  const int64_t stage = work.num_ranks > 1 ? backward.zero_stage : 0;
-  const int64_t num_owners = stage > 0 ? work.num_ranks : 1;
-  const int64_t moments = trainer::Optimizer::planned_bytes(trained, optimizer) / num_owners;
-  const int64_t average =
-      trainer::Optimizer::planned_average_bytes(trained, optimizer) / num_owners;
-  const int64_t unit = largest_unit(all) * kFloat;
-  const int64_t gradients = stage >= 2 ? trained.size * kFloat / num_owners + num_sums * unit
-                                       : num_sums * trained.size * kFloat;
+  Sharing sharing = {.num_sums = num_sums,
+                     .pack_rows = pack_rows,
+                     .rank_rows = block_groups * work.rows_per_group *
+                                  std::max<int64_t>(1, num_blocks / work.num_ranks),
+                     .reads_weights = rollout != nullptr || work.sends_weights};
   std::vector<MemoryPart> parts = {{"program and data", kProcessBytes}};
-  if (stage == 3) {
-    // This layer, the next one, and the messages that it comes in and goes out by; where weights
-    // are read as a whole (loading, sampling, sending) there is no gradient.
-    const int64_t updating = weights / num_owners + 4 * unit + gradients;
-    const int64_t reading = rollout != nullptr || work.sends_weights ? weights : weights - moments;
-    parts.push_back({"weights and gradients", std::max(updating, reading)});
-  } else {
-    parts.push_back({"weights", weights});
+  add_trained_model("", model, work, optimizer, backward, sharing, parts);
+  if (work.critic) {
+    sharing.reads_weights = false;
+    add_trained_model("critic: ", *work.critic, work, work.critic_optimizer, backward, sharing,
+                      parts);
   }
-  if (work.adapter.rank > 0) {
-    const model::LoraLayout layout = model::lora_layout(model, work.adapter).value();
-    parts.push_back({"adapter", layout.size * kFloat});
-    parts.push_back({"matrices under the adapter", layout.base_size * kFloat});
-  }
-  parts.push_back({optimizer.optimizer == trainer::OptimizerKind::kMuon ? "Muon and AdamW moments"
-                                                                        : "AdamW moments",
-                   moments});
-  if (stage < 3) parts.push_back({"gradients", gradients});
-  parts.push_back({fmt::format("activations of {} tokens", pack_rows),
-                   model::TrainingPass::planned_bytes(model, pack_rows,
-                                                      backward.gradient_checkpointing, true)});
-  const int64_t rank_rows =
-      block_groups * work.rows_per_group * std::max<int64_t>(1, num_blocks / work.num_ranks);
-  if (stage >= 2 && rank_rows > pack_rows) {
-    parts.push_back({fmt::format("what is kept of {} tokens", rank_rows - pack_rows),
-                     model::TrainingPass::kept_bytes(model, rank_rows - pack_rows,
-                                                     backward.gradient_checkpointing)});
-  }
-  if (average > 0) parts.push_back({"average of the weights", average});
-  const int64_t state = trained.size * kFloat + (moments + average) * num_owners;
-  parts.push_back({"checkpoint being written", state / work.num_ranks});
   if (work.has_reference) {
-    parts.push_back({"initial model", weights});
+    parts.push_back({"initial model", model::parameter_layout(model).size * kFloat});
     parts.push_back(
         {"its activations", model::TrainingPass::planned_bytes(model, pack_rows, false, false)});
   }

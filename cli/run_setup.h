@@ -85,7 +85,9 @@ struct PlannedWork {
   model::LoraConfig adapter;      // rank 0: all weights are trained
   bool has_reference = false;
   bool has_evaluation = false;
-  bool sends_weights = false;  // to ranks that only sample
+  bool sends_weights = false;                // to ranks that only sample
+  std::optional<model::ModelConfig> critic;  // its adapter is as the policy's
+  trainer::OptimizerConfig critic_optimizer;
 };
 // `rollout` null: no sampling.
 std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const PlannedWork& work,

@@ -163,6 +163,7 @@ StepWork step_work(const RunConfig& config, int64_t num_ranks) {
           .max_batch = config.rollout.max_batch,
           .mini_batches = config.trainer.mini_batches,
           .has_reference = config.trainer.algorithm.kl.coef != 0,
+          .has_critic = config.trainer.critic.has_value(),
           .backward = config.trainer.backward};
 }
 
@@ -193,8 +194,13 @@ StepTime predict_step(const model::ModelConfig& model, const StepWork& work, con
                                                          train_context, 0, sampled / micro_batches);
   time.forward_backward =
       (3 + (work.backward.gradient_checkpointing ? 1 : 0) + (work.has_reference ? 1 : 0)) * forward;
+  if (work.has_critic) {  // values at the start of the step, and its update; its head is one row
+    time.forward_backward +=
+        (4 + (work.backward.gradient_checkpointing ? 1 : 0)) * micro_batches *
+        forward_seconds(c, device, train_rows / micro_batches, train_context, 0, 0);
+  }
   const double weights = static_cast<double>(model::num_parameters(model)) * kFloat;
-  const double updates = static_cast<double>(work.mini_batches);
+  const double updates = static_cast<double>(work.mini_batches * (work.has_critic ? 2 : 1));
   // Each block's gradient is cleared and added to its neighbour; AdamW reads weights, gradient and
   // moments and writes all but the gradient; norm and hash read once more.
   const double blocks =

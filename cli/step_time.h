@@ -51,6 +51,7 @@ struct StepWork {
   int64_t max_batch = 1;        // of the engine, a rank
   int64_t mini_batches = 1;
   bool has_reference = false;
+  bool has_critic = false;  // of the policy's size
   trainer::BackwardConfig backward;
 };
 

@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "data/row_source.h"
 #include "records/signals.h"
+#include "trainer/critic.h"
 
 namespace gradus::cli {
 
@@ -19,11 +20,12 @@ int64_t longest_of(const std::vector<data::Prompt>& prompts) {
   return static_cast<int64_t>(longest);
 }
 
-std::vector<MemoryPart> plan_training(const RunConfig& config, const model::ModelConfig& model,
-                                      const model::LoraConfig& adapter, int64_t longest_prompt,
-                                      int64_t num_ranks) {
+Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
+                                              const model::ModelConfig& model,
+                                              const model::LoraConfig& adapter,
+                                              int64_t longest_prompt, int64_t num_ranks) {
   const bool is_colocated = config.cluster.mode == trainer::ClusterMode::kColocated;
-  const PlannedWork work = {
+  PlannedWork work = {
       .num_ranks = trainer::num_trainers(config.cluster, num_ranks),
       .longest_prompt = longest_prompt,
       .groups_per_update = config.trainer.prompts_per_step / config.trainer.mini_batches,
@@ -33,6 +35,13 @@ std::vector<MemoryPart> plan_training(const RunConfig& config, const model::Mode
       .has_reference = config.trainer.algorithm.kl.coef != 0,
       .has_evaluation = config.eval.is_asked_for(),
       .sends_weights = !is_colocated};
+  if (config.trainer.critic) {
+    Result<model::ModelConfig> critic =
+        trainer::critic_model_config(*config.trainer.critic, config.model, model);
+    if (!critic.ok()) return critic.status();
+    work.critic = std::move(*critic);
+    work.critic_optimizer = config.trainer.critic->optimizer;
+  }
   return plan_memory(model, work, config.trainer.optimizer, config.trainer.backward,
                      is_colocated || work.has_evaluation ? &config.rollout : nullptr);
 }
@@ -105,6 +114,9 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
   }
   GRADUS_RETURN_IF_ERROR(check_lengths(*prompts, config.rollout, *model));
   const int64_t longest = longest_of(*prompts);
+  const Result<std::vector<MemoryPart>> memory =
+      plan_training(config, *model, *adapter, longest, num_ranks);
+  if (!memory.ok()) return memory.status();
   print_model(config, *model);
   print_adapter(*adapter, *model);
   fmt::print("data       {} rows looked at, {} too long, longest prompt {} tokens\n",
@@ -115,7 +127,7 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
              config.trainer.mini_batches, config.trainer.mini_batches == 1 ? "" : "s");
   fmt::print("run        {} steps of {} into {}\nmemory\n", config.trainer.num_steps,
              config.trainer.algorithm.name, run_folder_of(config));
-  print_memory(plan_training(config, *model, *adapter, longest, num_ranks));
+  print_memory(*memory);
   fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
   return {};
 }
@@ -258,6 +270,13 @@ Status train(const RunArguments& arguments) {
   const std::unique_ptr<comm::Communicator> trainers =
       ranks.subset(0, static_cast<int>(num_trainers));
   if (trainers == nullptr) return sample_for_trainers(config, *policy, *rewards, setup, ranks);
+  if (config.trainer.critic) {
+    Result<trainer::Policy> critic =
+        trainer::load_critic(*config.trainer.critic, config.model, config.lora,
+                             static_cast<uint64_t>(config.run.seed), policy->transformer->config());
+    if (!critic.ok()) return critic.status();
+    setup.critic = std::move(*critic);
+  }
   Result<OpenedRun> run = open_run(*loaded, arguments.resume, *trainers);
   if (!run.ok()) return run.status();
   if (run->resume_from.empty() && !replay.checkpoint.empty()) {
@@ -269,8 +288,10 @@ Status train(const RunArguments& arguments) {
                                .is_quiet = ranks.rank() != 0});
   const model::ModelConfig& model = policy->transformer->config();
   const int64_t longest = longest_of(setup.train_prompts);
-  const int64_t planned =
-      total_bytes(plan_training(config, model, adapter_of(*policy), longest, ranks.size()));
+  const Result<std::vector<MemoryPart>> memory =
+      plan_training(config, model, adapter_of(*policy), longest, ranks.size());
+  if (!memory.ok()) return memory.status();
+  const int64_t planned = total_bytes(*memory);
   display.print(fmt::format(
       "{}: {:.2f}M weights, {} prompts ({} too long were left out), {}, planned peak memory {} per "
       "rank",

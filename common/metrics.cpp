@@ -26,7 +26,9 @@ constexpr MetricInfo kMetrics[] = {
     {"training/skipped_updates", "updates", kSum,
      "updates left out because the gradient was not finite or no token had a loss"},
     {"training/nonfinite_updates", "updates", kSum,
-     "updates left out because the gradient was not finite; three in a row end the run"},
+     "updates left out because the gradient was not finite, of policy or critic; three in a row "
+     "end "
+     "the run"},
 
     {"critic/score/mean", "1", kMean, "total reward of a response before shaping and KL"},
     {"critic/score/max", "1", kMax, "largest critic/score"},
@@ -37,6 +39,19 @@ constexpr MetricInfo kMetrics[] = {
     {"critic/advantages/mean", "1", kMean, "advantage over the loss tokens"},
     {"critic/advantages/max", "1", kMax, "largest advantage"},
     {"critic/advantages/min", "1", kMin, "smallest advantage"},
+    {"critic/values/mean", "1", kMean, "value of the critic before a loss token, at step start"},
+    {"critic/values/max", "1", kMax, "largest critic/values"},
+    {"critic/values/min", "1", kMin, "smallest critic/values"},
+    {"critic/returns/mean", "1", kMean, "return of a loss token, what the critic learns"},
+    {"critic/returns/max", "1", kMax, "largest critic/returns"},
+    {"critic/returns/min", "1", kMin, "smallest critic/returns"},
+    {"critic/vf_explained_var", "1", kLast,
+     "share of the variance of the returns that the values at step start explain"},
+    {"critic/vf_loss", "1", kMean, "value loss of an update of the critic"},
+    {"critic/vf_clipfrac", "1", kMean, "loss tokens whose value the clip held"},
+    {"critic/vpred_mean", "1", kMean, "value of a loss token in an update of the critic"},
+    {"critic/grad_norm", "1", kMean, "norm of the critic's gradient before it is clipped"},
+    {"critic/lr", "1", kLast, "learning rate of the critic"},
 
     {"reward/<part>/mean", "1", kMean, "unweighted value of one part over the responses it scored"},
     {"reward/<part>/failed_fraction", "1", kMean, "responses whose check by this part failed"},
@@ -83,6 +98,9 @@ constexpr MetricInfo kMetrics[] = {
     {"mismatch/max_abs_logprob", "nats", kMax,
      "largest difference of a token's log-prob between trainer and rollout at step start; not 0 "
      "is a bug"},
+    {"mismatch/max_abs_value", "1", kMax,
+     "largest difference of a token's value between the critic's first update of a step and step "
+     "start; not 0 is a bug"},
 
     {"rollout_corr/kl", "nats", kMean,
      "mean of behaviour minus old log-prob; 0 for responses of the weights at hand"},
@@ -169,6 +187,8 @@ constexpr MetricInfo kMetrics[] = {
     {"timing_s/load_rollouts", "s", kMax, "reading of rollouts instead of sampling"},
     {"timing_s/hash_weights", "s", kMax, "hash of the weights that the rollouts carry"},
     {"timing_s/ref", "s", kMax, "log-probs of the initial model"},
+    {"timing_s/values", "s", kMax, "values of the critic at step start"},
+    {"timing_s/update_critic", "s", kMax, "forward, backward and optimizer of the critic"},
     {"timing_s/adv", "s", kMax, "advantages, checks and metrics of the responses"},
     {"timing_s/update_actor", "s", kMax, "forward, backward and optimizer"},
     {"timing_s/update_weights", "s", kMax, "handing new weights to the rollout engine"},

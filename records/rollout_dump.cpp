@@ -126,6 +126,7 @@ RolloutRecord record_of(const Json& row) {
   trajectory.sampling_logprobs = row.contains("sampling_logprobs")
                                      ? as_floats(row.at("sampling_logprobs"))
                                      : trajectory.behavior_logprobs;
+  if (row.contains("values")) record.values = as_floats(row.at("values"));
   if (row.contains("segments")) {
     for (const Json& segment : row.at("segments")) {
       trajectory.segments.push_back({segment.at(0).get<int64_t>(), segment.at(1).get<int64_t>(),
@@ -161,6 +162,7 @@ std::string rollout_line(const RolloutRecord& record) {
     append_floats(line, "sampling_logprobs", trajectory.sampling_logprobs);
   }
   append_segments(line, trajectory.segments);
+  if (!record.values.empty()) append_floats(line, "values", record.values);
   return line + "}";
 }
 
@@ -172,6 +174,11 @@ Result<RolloutRecord> parse_rollout_line(std::string_view line) {
     return invalid_argument("not a rollout: {}", error.what());
   }
   GRADUS_RETURN_IF_ERROR(data::validate(record.trajectory));
+  const size_t num_tokens = record.trajectory.behavior_logprobs.size();
+  if (!record.values.empty() && record.values.size() != num_tokens) {
+    return invalid_argument("not a rollout: {} values for {} response tokens", record.values.size(),
+                            num_tokens);
+  }
   return record;
 }
 

@@ -34,14 +34,16 @@ struct RolloutRecord {
   double reward = std::numeric_limits<double>::quiet_NaN();
   std::vector<RewardPartRecord> parts;
   double advantage = std::numeric_limits<double>::quiet_NaN();
+  // [response tokens] of the critic before each token, or none: without a critic.
+  std::vector<float> values{};
 };
 
 // One line: {"step", "data_position", "prompt_id", "sample_index", "task", "prompt", "response",
 // "answer", "reward", "advantage", "parts", "finish_reason", "policy_version", "weights_hash"
 // (hex), "prompt_ids", "ids", "logprobs", "sampling_logprobs" (absent when equal to logprobs),
 // "segments" (lists [begin, end, policy_version, weights_hash]; absent when one version sampled
-// all)}, without the line's end. Log-probs read back to the same bits; bytes of the texts that are
-// not UTF-8 become U+FFFD (the ids keep the truth).
+// all), "values" (absent without a critic)}, without the line's end. Log-probs read back to the
+// same bits; bytes of the texts that are not UTF-8 become U+FFFD (the ids keep the truth).
 std::string rollout_line(const RolloutRecord& record);
 Result<RolloutRecord> parse_rollout_line(std::string_view line);
 

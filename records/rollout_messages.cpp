@@ -17,6 +17,7 @@ void to_message(const RolloutRecord& record, wire::RolloutRecord& message) {
   message.set_answer(record.answer);
   message.set_reward(record.reward);
   message.set_advantage(record.advantage);
+  message.mutable_values()->Add(record.values.begin(), record.values.end());
   for (const RewardPartRecord& part : record.parts) {
     wire::RewardPartRecord& added = *message.add_parts();
     added.set_name(part.name);
@@ -40,6 +41,7 @@ Result<RolloutRecord> from_message(const wire::RolloutRecord& message) {
   record.answer = message.answer();
   record.reward = message.reward();
   record.advantage = message.advantage();
+  record.values.assign(message.values().begin(), message.values().end());
   for (const wire::RewardPartRecord& part : message.parts()) {
     record.parts.push_back(
         {part.name(), part.raw(), part.weight(), part.weighted(), part.status(), part.detail()});

@@ -5,6 +5,7 @@
 
 #include "common/parallel.h"
 #include "model/peft_adapter.h"
+#include "trainer/critic.h"
 
 namespace gradus::trainer {
 namespace {
@@ -20,8 +21,7 @@ model::WriteCheckpointOptions write_options(const std::string& tokenizer_dir, in
 
 }  // namespace
 
-CheckpointShare::CheckpointShare(const Policy& policy, Learner& learner,
-                                 const RunPosition& position, int share, int num_shares)
+CheckpointShare::CheckpointShare(const Policy& policy, Learner& learner, int share, int num_shares)
     : share_(share),
       num_shares_(num_shares),
       config_(policy.transformer->config()),
@@ -48,7 +48,19 @@ CheckpointShare::CheckpointShare(const Policy& policy, Learner& learner,
     }
   }
   learner.save(state_);
+}
+
+CheckpointShare::CheckpointShare(const Policy& policy, Learner& learner,
+                                 const RunPosition& position, int share, int num_shares,
+                                 Critic* critic)
+    : CheckpointShare(policy, learner, share, num_shares) {
+  if (critic != nullptr) {
+    critic_.reset(new CheckpointShare(critic->model(), critic->learner(), share, num_shares));
+  }
   if (share != 0) return;
+  if (critic != nullptr) {
+    state_.add("run/critic_nonfinite_in_a_row", position.critic_nonfinite_in_a_row);
+  }
   state_.add("run/step", position.step);
   state_.add("run/data_position", position.data_position);
   state_.add("run/policy_version", position.policy_version);
@@ -89,6 +101,10 @@ std::vector<std::string> CheckpointShare::files() const {
   names.push_back(std::filesystem::path(records::state_shard_path("", kStem, share_, num_shares_))
                       .filename()
                       .string());
+  if (critic_ == nullptr) return names;
+  for (const std::string& name : critic_->files()) {
+    names.push_back(kCriticFolder + ("/" + name));
+  }
   return names;
 }
 
@@ -115,7 +131,13 @@ Status CheckpointShare::write(const std::string& folder) const {
           model::write_adapter(average, base_path_, *adapter_, adapter_average_.data()));
     }
   }
-  return state_.write(records::state_shard_path(folder, kStem, share_, num_shares_));
+  GRADUS_RETURN_IF_ERROR(
+      state_.write(records::state_shard_path(folder, kStem, share_, num_shares_)));
+  if (critic_ == nullptr) return {};
+  const std::string of_critic = folder + "/" + kCriticFolder;
+  std::error_code error;  // the files in it name what cannot be made
+  std::filesystem::create_directories(of_critic, error);
+  return critic_->write(of_critic);
 }
 
 CheckpointSaver::CheckpointSaver(records::CheckpointStore* store, comm::Communicator& communicator)
@@ -152,14 +174,14 @@ Result<std::string> CheckpointSaver::begin(int64_t step, int64_t num_bytes) {
 }
 
 Status CheckpointSaver::save(const Policy& policy, Learner& learner, const RunPosition& position,
-                             std::optional<double> metric,
+                             std::optional<double> metric, Critic* critic,
                              const std::function<Status(const std::string& folder)>& also) {
   GRADUS_RETURN_IF_ERROR(finish());
   // Weights and two moments, and the average.
   const int64_t num_models = learner.average() == nullptr ? 3 : 4;
-  const Result<std::string> folder =
-      begin(position.step,
-            num_models * policy.transformer->trainable().layout.size * int64_t{sizeof(float)});
+  int64_t num_floats = num_models * policy.transformer->trainable().layout.size;
+  if (critic != nullptr) num_floats += 3 * critic->model().transformer->trainable().layout.size;
+  const Result<std::string> folder = begin(position.step, num_floats * int64_t{sizeof(float)});
   Status status = folder.status();
   if (status.ok()) {
     status =
@@ -170,7 +192,7 @@ Status CheckpointSaver::save(const Policy& policy, Learner& learner, const RunPo
     return status;
   }
   auto share = std::make_unique<CheckpointShare>(policy, learner, position, communicator_.rank(),
-                                                 communicator_.size());
+                                                 communicator_.size(), critic);
   is_done_ = false;
   writer_ = std::thread([this, share = std::move(share), folder = *folder, metric]() mutable {
     try {

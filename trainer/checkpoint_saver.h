@@ -26,16 +26,19 @@ namespace gradus::trainer {
 // writes config and tokenizer. What is in the folder afterwards is read by load_checkpoint().
 class CheckpointShare {
  public:
-  // Copies; of the arguments the layout of the policy's adapter alone is used afterwards.
-  // Collective, over the learner's ranks.
+  // Copies; of the arguments the layouts of adapters alone are used afterwards. `critic` may be
+  // null. Collective, over the learner's ranks.
   CheckpointShare(const Policy& policy, Learner& learner, const RunPosition& position, int share,
-                  int num_shares);
+                  int num_shares, Critic* critic = nullptr);
   // Unavailable when the disk is full.
   Status write(const std::string& folder) const;
   // Names of the files that write() makes, for shares other than 0.
   std::vector<std::string> files() const;
 
  private:
+  // A model and its optimizer alone.
+  CheckpointShare(const Policy& policy, Learner& learner, int share, int num_shares);
+
   int share_, num_shares_;
   model::ModelConfig config_;
   std::string tokenizer_dir_, tokenizer_json_;
@@ -51,6 +54,7 @@ class CheckpointShare {
   Status write_model(const Weights& weights, const std::string& folder) const;
   Weights weights_, average_;  // the running average, if there is one
   records::StateSnapshot state_;
+  std::unique_ptr<CheckpointShare> critic_;  // in a folder of its own
 };
 
 // Every rank has one; calls are collective and return the same status on all ranks. Not
@@ -66,7 +70,7 @@ class CheckpointSaver {
   // further files into the folder before this returns: what is too small to be worth a copy.
   // Errors of the last write, of `also`, or of starting this one (no space).
   Status save(const Policy& policy, Learner& learner, const RunPosition& position,
-              std::optional<double> metric,
+              std::optional<double> metric, Critic* critic = nullptr,
               const std::function<Status(const std::string& folder)>& also = {});
   // What has gone wrong since, without waiting.
   Status check();

@@ -45,6 +45,22 @@ uint64_t token_draw(uint64_t sequence_key, size_t token) {
 
 }  // namespace
 
+double loss_divisor(const AlgorithmConfig& config, const BatchCounts& counts, int64_t num_tokens) {
+  switch (config.aggregation) {
+    case Aggregation::kTokenMean:
+      return counts.num_tokens;
+    case Aggregation::kTokenSum:
+      return 1;
+    case Aggregation::kSeqMeanTokenSum:
+      return counts.num_sequences;
+    case Aggregation::kSeqMeanTokenSumNorm:
+      return counts.num_sequences * static_cast<double>(config.aggregation_length.value());
+    case Aggregation::kSeqMeanTokenMean:
+      return counts.num_sequences * static_cast<double>(num_tokens);
+  }
+  GRADUS_CHECK(false, "aggregation out of range");
+}
+
 bool needs_preview_of_logprobs(const AlgorithmConfig& config) {
   return config.loss == "clip_cov" || config.loss == "kl_cov" ||
          (weighs_at_loss(config) && config.correction.is_normalized);
@@ -149,24 +165,6 @@ void LossPlan::mark_covariances() {
   }
 }
 
-double LossPlan::divisor_of(int64_t sequence) const {
-  const size_t s = static_cast<size_t>(sequence);
-  switch (config_.aggregation) {
-    case Aggregation::kTokenMean:
-      return counts_.num_tokens;
-    case Aggregation::kTokenSum:
-      return 1;
-    case Aggregation::kSeqMeanTokenSum:
-      return counts_.num_sequences;
-    case Aggregation::kSeqMeanTokenSumNorm:
-      return counts_.num_sequences * static_cast<double>(config_.aggregation_length.value());
-    case Aggregation::kSeqMeanTokenMean:
-      return counts_.num_sequences *
-             static_cast<double>(batch_.sequence_begin[s + 1] - batch_.sequence_begin[s]);
-  }
-  GRADUS_CHECK(false, "aggregation out of range");
-}
-
 // The weights of one response, with what depends on lp.
 std::vector<double> LossPlan::weights_of(int64_t sequence, std::span<const double> stopped) const {
   const size_t begin = static_cast<size_t>(batch_.sequence_begin[static_cast<size_t>(sequence)]);
@@ -220,7 +218,7 @@ LossTerms LossPlan::terms(const MicroBatch& micro_batch) const {
     loss.assign(length, 0);
     slope.assign(length, 0);
     loss_.evaluate(sequence, loss, slope, terms.counts);
-    const double divisor = divisor_of(s);
+    const double divisor = loss_divisor(config_, counts_, static_cast<int64_t>(length));
     for (size_t t = 0; t < length; ++t) {
       terms.token_loss[at + t] = loss[t];
       terms.policy_loss += loss[t] / divisor;

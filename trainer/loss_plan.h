@@ -35,6 +35,9 @@ struct MiniBatch {
   std::vector<double> entropies;              // preview, nats; may be empty without top_entropy
 };
 
+// What the sum of the losses of a response of `num_tokens` loss tokens is divided by.
+double loss_divisor(const AlgorithmConfig& config, const BatchCounts& counts, int64_t num_tokens);
+
 // What a preview must show.
 bool needs_preview_of_logprobs(const AlgorithmConfig& config);
 bool needs_preview_of_entropies(const AlgorithmConfig& config);
@@ -85,7 +88,6 @@ class LossPlan {
 
  private:
   size_t num_tokens() const { return batch_.old_logprobs.size(); }
-  double divisor_of(int64_t sequence) const;
   void weigh_tokens();
   void keep_top_entropies();
   void mark_covariances();

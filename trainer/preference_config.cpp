@@ -44,7 +44,7 @@ namespace {
 
 void check_loop(const PreferenceConfig& loop, int64_t world_size, const std::string& section,
                 ConfigRules& rules) {
-  rules.add(validate(loop.optimizer, loop.num_steps, section));
+  rules.add(validate(loop.optimizer, loop.num_steps, section, section + ".num_steps"));
   rules.add(validate(loop.backward, world_size, section));
   rules.require(loop.num_steps > 0, "{}.num_steps is 0; say how many updates to make", section);
   rules.require(loop.batch_pairs % world_size == 0,

@@ -65,6 +65,46 @@ data::PackGroup pack_of(const ResponseGroup& group, const AlgorithmConfig& confi
   return pack;
 }
 
+std::vector<std::vector<float>> split_tokens(const ResponseGroup& group,
+                                             const AlgorithmConfig& config,
+                                             std::span<const float> numbers, size_t& at) {
+  std::vector<std::vector<float>> by_record;
+  for (const records::RolloutRecord& record : group.records) {
+    const size_t length =
+        takes_part(record, config) ? record.trajectory.behavior_logprobs.size() : 0;
+    const std::span<const float> own = numbers.subspan(at, length);
+    by_record.emplace_back(own.begin(), own.end());
+    at += length;
+  }
+  return by_record;
+}
+
+PackedGroups packed_groups(std::span<const ResponseGroup> groups, const AlgorithmConfig& config) {
+  PackedGroups packed;
+  for (const ResponseGroup& group : groups) {
+    data::PackGroup pack = pack_of(group, config);
+    if (pack.responses.empty()) continue;
+    packed.packs.push_back(std::move(pack));
+    packed.groups.push_back(&group);
+    for (const records::RolloutRecord& record : group.records) {
+      if (takes_part(record, config)) packed.sequences.push_back(&record);
+    }
+    packed.first_sequence.push_back(static_cast<int64_t>(packed.sequences.size()));
+  }
+  return packed;
+}
+
+std::string place_of(const records::RolloutRecord& record) {
+  const data::RequestId& id = record.trajectory.id;
+  return fmt::format("prompt {}, sample {}", id.prompt_id, id.sample_index);
+}
+
+std::string place_of(const PackedGroups& packed, int64_t pack, int64_t response) {
+  if (pack < 0) return "the sum over the batch";
+  const int64_t first = packed.first_sequence[static_cast<size_t>(pack)];
+  return place_of(*packed.sequences[static_cast<size_t>(first + response)]);
+}
+
 void set_advantages(const Algorithm& algorithm, const TrainerConfig& config,
                     std::span<ResponseGroup> groups) {
   struct Place {

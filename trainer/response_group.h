@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "data/packing.h"
@@ -36,6 +37,25 @@ bool is_flat(const ResponseGroup& group);
 
 // The responses that take part, with their prompt; no responses if none does.
 data::PackGroup pack_of(const ResponseGroup& group, const AlgorithmConfig& config);
+
+// The numbers of a group's responses from `at` on, which moves past them; none for those that do
+// not take part.
+std::vector<std::vector<float>> split_tokens(const ResponseGroup& group,
+                                             const AlgorithmConfig& config,
+                                             std::span<const float> numbers, size_t& at);
+
+// The packs of a mini-batch, and what is in them. Views of the groups.
+struct PackedGroups {
+  std::vector<data::PackGroup> packs;
+  std::vector<const ResponseGroup*> groups;              // of each pack
+  std::vector<const records::RolloutRecord*> sequences;  // the responses, in the order of packs
+  std::vector<int64_t> first_sequence = {0};             // of each pack, and their number
+};
+PackedGroups packed_groups(std::span<const ResponseGroup> groups, const AlgorithmConfig& config);
+
+// "prompt 5, sample 1"; of no group (-1) "the sum over the batch".
+std::string place_of(const records::RolloutRecord& record);
+std::string place_of(const PackedGroups& packed, int64_t pack, int64_t response);
 
 // Sets the advantages of all responses of a step, and those of the records to their means. Rewards
 // are finite or, of responses without a score, NaN.

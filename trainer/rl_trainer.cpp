@@ -10,6 +10,7 @@
 #include "common/rng.h"
 #include "trainer/algorithms/kl.h"
 #include "trainer/checkpoint_saver.h"
+#include "trainer/critic.h"
 #include "trainer/update_sums.h"
 
 namespace gradus::trainer {
@@ -17,22 +18,6 @@ namespace {
 
 // Versions whose hashes a checkpoint remembers; more than any bounded staleness.
 constexpr size_t kMaxKnownVersions = 64;
-
-// The numbers of a group's responses from `at` on, which moves past them; none for those that do
-// not take part.
-std::vector<std::vector<float>> split_tokens(const ResponseGroup& group,
-                                             const AlgorithmConfig& config,
-                                             const std::vector<float>& numbers, size_t& at) {
-  std::vector<std::vector<float>> by_record;
-  for (const records::RolloutRecord& record : group.records) {
-    const size_t length =
-        takes_part(record, config) ? record.trajectory.behavior_logprobs.size() : 0;
-    const auto begin = numbers.begin() + static_cast<int64_t>(at);
-    by_record.emplace_back(begin, begin + static_cast<int64_t>(length));
-    at += length;
-  }
-  return by_record;
-}
 
 // The rollout of a single response to a prompt.
 RolloutSetup greedy_setup(RolloutSetup setup) {
@@ -65,7 +50,7 @@ RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& re
               static_cast<uint64_t>(setup_.run.seed)},
              policy.transformer->config(), setup_.train_prompts, order_, worker_, communicator,
              client),
-      num_planned_updates_(setup_.trainer.num_steps * setup_.trainer.mini_batches) {
+      num_planned_updates_(num_policy_updates(setup_.trainer)) {
   position_.kl_coef = algorithm_.config.kl.coef;
   if (algorithm_.config.kl.coef != 0) {
     reference_ = std::make_unique<model::Transformer>(policy.transformer->config());
@@ -73,12 +58,16 @@ RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& re
                 reference_->parameters());
     reference_pass_ = std::make_unique<model::TrainingPass>(*reference_, false);
   }
+  if (setup_.critic) {
+    critic_ = std::make_unique<Critic>(std::move(*setup_.critic), setup_.trainer, algorithm_.config,
+                                       communicator);
+  }
 }
 
 RlTrainer::~RlTrainer() = default;
 
 Status RlTrainer::resume(const std::string& checkpoint_folder) {
-  Status status = load_checkpoint(checkpoint_folder, policy_, learner_, position_);
+  Status status = load_checkpoint(checkpoint_folder, policy_, learner_, position_, critic_.get());
   if (status.ok()) status = phase_.take_up(position_.ahead).with_prefix(checkpoint_folder);
   position_.ahead.clear();
   return comm::agree(communicator_, status);
@@ -142,32 +131,50 @@ Status RlTrainer::step() {
   return write_step(metrics, *groups);
 }
 
-// Every update of the step, one for each mini-batch.
+// Every update of the step: the critic's, one for each mini-batch, then the policy's.
 Status RlTrainer::update_all(std::span<const Group> groups, Metrics& metrics) {
-  const Phase phase(clock_, "timing_s/update_actor");
-  display_.begin_phase("update", static_cast<int64_t>(groups.size()), "groups");
-  const size_t num_mini_batches = static_cast<size_t>(setup_.trainer.mini_batches);
-  // What a replay of the step begins from: its start, or the last update with a finite gradient.
-  RunPosition replay = position_;
-  replay.kl_coef = step_kl_coef_;
+  const int64_t num_mini_batches = setup_.trainer.mini_batches;
+  const int64_t num_of_critic = critic_ == nullptr ? 0 : num_mini_batches;
+  const bool is_frozen =
+      critic_ != nullptr && position_.step < setup_.trainer.critic->frozen_policy_steps;
+  const int64_t num_updates = num_of_critic + (is_frozen ? 0 : num_mini_batches);
+  // What a replay of the step begins from: its start, or the last update that was made.
+  RunPosition replay;
+  bool is_made = true, is_not_finite = false;
   Status status;
-  for (size_t i = static_cast<size_t>(position_.mini_batches_done);
-       i < num_mini_batches && status.ok(); ++i) {
-    if (position_.nonfinite_in_a_row == 0) {
+  for (int64_t i = position_.mini_batches_done; i < num_updates && status.ok(); ++i) {
+    if (is_made) {
       replay = position_;
       replay.kl_coef = step_kl_coef_;
-      replay.mini_batches_done = static_cast<int64_t>(i);
+      replay.mini_batches_done = i;
     }
-    const size_t first = groups.size() * i / num_mini_batches;
-    const size_t end = groups.size() * (i + 1) / num_mini_batches;
+    const bool is_of_critic = i < num_of_critic;
+    const size_t number = static_cast<size_t>(i % num_mini_batches);
+    const size_t first = groups.size() * number / static_cast<size_t>(num_mini_batches);
+    const size_t end = groups.size() * (number + 1) / static_cast<size_t>(num_mini_batches);
     const std::span<const Group> mini_batch = groups.subspan(first, end - first);
-    // A mini-batch without signal leaves the policy as it was.
-    const uint64_t oldest = oldest_version(mini_batch);
-    metrics.add("rollout/policy_lag", static_cast<double>(position_.policy_version - oldest));
-    status = update(mini_batch, position_.policy_version == oldest, metrics);
+    display_.begin_phase(is_of_critic ? "critic" : "update",
+                         static_cast<int64_t>(mini_batch.size()), "groups");
+    if (is_of_critic) {
+      const Phase phase(clock_, "timing_s/update_critic");
+      status = critic_->update(mini_batch, position_, metrics, [&](int64_t groups_done) {
+        phase_.progress();
+        display_.advance_phase(groups_done * communicator_.size());
+      });
+      is_made = position_.critic_nonfinite_in_a_row == 0;
+      is_not_finite = critic_->learner().non_finite().has_value();
+    } else {
+      const Phase phase(clock_, "timing_s/update_actor");
+      // A mini-batch without signal leaves the policy as it was.
+      const uint64_t oldest = oldest_version(mini_batch);
+      metrics.add("rollout/policy_lag", static_cast<double>(position_.policy_version - oldest));
+      status = update(mini_batch, position_.policy_version == oldest, metrics);
+      is_made = position_.nonfinite_in_a_row == 0;
+      is_not_finite = learner_.non_finite().has_value();
+    }
+    display_.end_phase();
   }
-  display_.end_phase();
-  if (!status.ok() && learner_.non_finite()) return dump_failure(groups, replay, status);
+  if (!status.ok() && is_not_finite) return dump_failure(groups, replay, status);
   position_.mini_batches_done = 0;
   return status;
 }
@@ -193,7 +200,7 @@ Status RlTrainer::dump_failure(std::span<const Group> groups, const RunPosition&
   }
   GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, written));
   const CheckpointShare share(policy_, learner_, position, communicator_.rank(),
-                              communicator_.size());
+                              communicator_.size(), critic_.get());
   GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, share.write(folder + "/checkpoint")));
   return {reason.code(),
           fmt::format("{}; its rollouts and the state before it are in {}, and gradus train CONFIG "
@@ -505,8 +512,15 @@ Status RlTrainer::prepare(std::span<Group> groups, Metrics& metrics) {
   set_old_logprobs(groups);
   const KlConfig& kl = algorithm_.config.kl;
   if (kl.coef != 0 && kl.place == KlPlace::kReward) set_penalties(groups, metrics);
+  if (critic_ != nullptr) {
+    const Phase phase(clock_, "timing_s/values");
+    const bool is_within_step = position_.mini_batches_done > 0;
+    GRADUS_RETURN_IF_ERROR(is_within_step ? critic_->keep_values(groups, position_.step + 1)
+                                          : critic_->set_values(groups, position_.step + 1));
+  }
   const Phase phase(clock_, "timing_s/adv");
   set_advantages(algorithm_, setup_.trainer, groups);
+  if (critic_ != nullptr) add_value_metrics(groups, metrics);
   for (const Group& group : groups) {
     for (const records::RolloutRecord& record : group.records) {
       if (std::isnan(record.advantage)) continue;
@@ -544,21 +558,13 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
   // Terms that move tokens without an advantage too.
   const bool has_other_terms =
       has_kl_loss || setup_.trainer.entropy_coef != 0 || config.loss == "kl_cov";
-  std::vector<data::PackGroup> packs;
-  std::vector<const records::RolloutRecord*> sequences;
-  std::vector<int64_t> first_sequence = {0};  // of each pack
+  const PackedGroups packed = packed_groups(groups, config);
   std::vector<bool> needs_gradient;
-  for (const Group& group : groups) {
-    data::PackGroup pack = pack_of(group, config);
-    if (pack.responses.empty()) continue;
-    bool has_signal = false;
-    for (size_t i = 0; i < group.records.size(); ++i) {
-      if (takes_part(group.records[i], config)) sequences.push_back(&group.records[i]);
-      has_signal |= std::any_of(group.advantages[i].begin(), group.advantages[i].end(),
-                                [](double advantage) { return advantage != 0; });
-    }
-    packs.push_back(std::move(pack));
-    first_sequence.push_back(static_cast<int64_t>(sequences.size()));
+  for (const Group* group : packed.groups) {
+    const bool has_signal =
+        std::any_of(group->advantages.begin(), group->advantages.end(), [](const auto& tokens) {
+          return std::any_of(tokens.begin(), tokens.end(), [](double a) { return a != 0; });
+        });
     needs_gradient.push_back(has_signal || has_other_terms);
   }
   const double learning_rate =
@@ -566,7 +572,7 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
   metrics.set("actor/lr", learning_rate);
   if (std::find(needs_gradient.begin(), needs_gradient.end(), true) == needs_gradient.end()) {
     metrics.add("training/skipped_updates", 1);
-    if (packs.empty()) {
+    if (packed.packs.empty()) {
       warn_once("trainer", "all masked",
                 "no response of an update takes part in the loss: each was cut off "
                 "(trainer.algorithm.mask_truncated), empty or not scored; raise "
@@ -582,7 +588,7 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
   MiniBatch batch = mini_batch_of(
       groups, config, hash64({static_cast<uint64_t>(setup_.run.seed), position_.policy_version}));
   if (needs_preview_of_entropies(config) || (needs_preview_of_logprobs(config) && !is_on_policy)) {
-    const TokenNumbers preview = forward_all(packs, false);
+    const TokenNumbers preview = forward_all(packed.packs, false);
     batch.logprobs.assign(preview.logprobs.begin(), preview.logprobs.end());
     batch.entropies.assign(preview.entropies.begin(), preview.entropies.end());
   }
@@ -594,11 +600,11 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
       [&](int64_t first_group, int64_t num_groups, std::span<const float> logprobs,
           std::span<const float> entropies, std::span<float> dlogprobs,
           std::span<float> dentropies) -> Status {
-    const int64_t first = first_sequence[static_cast<size_t>(first_group)];
-    const int64_t end = first_sequence[static_cast<size_t>(first_group + num_groups)];
+    const int64_t first = packed.first_sequence[static_cast<size_t>(first_group)];
+    const int64_t end = packed.first_sequence[static_cast<size_t>(first_group + num_groups)];
     size_t at = 0;
     for (int64_t s = first; s < end; ++s) {
-      const records::RolloutRecord& record = *sequences[static_cast<size_t>(s)];
+      const records::RolloutRecord& record = *packed.sequences[static_cast<size_t>(s)];
       const size_t length = record.trajectory.behavior_logprobs.size();
       if (is_on_policy) {
         GRADUS_RETURN_IF_ERROR(
@@ -610,8 +616,9 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
     std::vector<double> reference_logprobs;
     if (has_kl_loss) {
       const Phase phase(clock_, "timing_s/ref");
-      const data::Pack pack = data::make_pack(std::span(packs).subspan(
-          static_cast<size_t>(first_group), static_cast<size_t>(num_groups)));
+      const data::Pack pack = data::make_pack(
+          std::span(packed.packs)
+              .subspan(static_cast<size_t>(first_group), static_cast<size_t>(num_groups)));
       reference_pass_->forward(pack, temperature, false);
       reference_logprobs.assign(reference_pass_->logprobs().begin(),
                                 reference_pass_->logprobs().end());
@@ -631,22 +638,13 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
     return {};
   };
   Result<UpdateStats> stats =
-      learner_.update(packs, needs_gradient, temperature, learning_rate, loss);
+      learner_.update(packed.packs, needs_gradient, temperature, learning_rate, loss);
   if (const std::optional<NonFinite>& found = learner_.non_finite()) {
-    const records::RolloutRecord* culprit =
-        found->group < 0
-            ? nullptr
-            : sequences[static_cast<size_t>(first_sequence[static_cast<size_t>(found->group)] +
-                                            found->response)];
-    const std::string where =
-        culprit == nullptr ? std::string("the sum over the batch")
-                           : fmt::format("prompt {}, sample {}", culprit->trajectory.id.prompt_id,
-                                         culprit->trajectory.id.sample_index);
     return skip_update(
         data_loss("step {}, {}: {} is not finite; the weights were not changed; lower the learning "
                   "rate or look for broken rewards",
-                  position_.step + 1, where, found->what),
-        position_, metrics);
+                  position_.step + 1, place_of(packed, found->group, found->response), found->what),
+        position_.nonfinite_in_a_row, metrics);
   }
   if (!stats.ok()) {
     return stats.status().with_prefix(fmt::format("step {}", position_.step + 1));
@@ -765,7 +763,10 @@ void RlTrainer::add_times(Metrics& metrics, double num_tokens) {
   if (++num_steps_here_ == 2) totals_ = {};
   ++totals_.num_steps;
   totals_.rollout_seconds += phases["timing_s/gen"];
-  totals_.update_seconds += phases["timing_s/update_actor"] + phases["timing_s/ref"];
+  for (const char* name :
+       {"timing_s/update_actor", "timing_s/ref", "timing_s/values", "timing_s/update_critic"}) {
+    totals_.update_seconds += phases[name];
+  }
   totals_.exchange_seconds += phases["timing_s/exchange"];
   const double num_responses = metrics.value("rollout/num_responses");
   totals_.num_responses += num_responses;
@@ -827,8 +828,8 @@ Status RlTrainer::save() {
   display_.begin_phase("checkpoint", 0, "");
   RunPosition position = position_;
   position.ahead = std::move(*ahead);
-  status =
-      records_.saver->save(policy_, learner_, position, best_metric(setup_.run, last_metrics_));
+  status = records_.saver->save(policy_, learner_, position, best_metric(setup_.run, last_metrics_),
+                                critic_.get());
   display_.end_phase();
   return status;
 }

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -43,6 +44,8 @@ struct RlSetup {
   int64_t last_loaded_step = 0;
   // Folder to write rollouts to, without training on them; empty: train.
   std::string dump_rollouts;
+  // Of the advantage gae (load_critic); empty: none.
+  std::optional<Policy> critic;
 };
 
 // What the steps of a process took and did, summed; of several the first is left out,
@@ -133,6 +136,7 @@ class RlTrainer {
   RolloutPhase phase_;
   std::unique_ptr<model::Transformer> reference_;  // the initial model, with a KL term
   std::unique_ptr<model::TrainingPass> reference_pass_;
+  std::unique_ptr<Critic> critic_;  // null: none
   RunPosition position_;
   uint64_t weights_hash_ = 0;
   double step_kl_coef_ = 0;  // position_.kl_coef when the step began

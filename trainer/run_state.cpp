@@ -15,6 +15,7 @@
 #include "records/signals.h"
 #include "records/state_shards.h"
 #include "trainer/checkpoint_saver.h"
+#include "trainer/critic.h"
 
 namespace gradus::trainer {
 namespace {
@@ -238,10 +239,8 @@ Status load_average(const std::string& folder, const Policy& policy, Learner& le
   return {};
 }
 
-}  // namespace
-
-Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learner,
-                       RunPosition& position) {
+// A model with its optimizer, policy or critic.
+Status load_model(const std::string& folder, Policy& policy, Learner& learner) {
   const bool has_adapter = policy.transformer->adapter() != nullptr;
   if (has_adapter != model::is_adapter_dir(folder)) {
     return invalid_argument(
@@ -255,11 +254,34 @@ Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learn
   const Result<records::StateShards> state = records::StateShards::open(folder, "optimizer");
   if (!state.ok()) return state.status();
   GRADUS_RETURN_IF_ERROR(learner.load(*state).with_prefix(folder));
-  GRADUS_RETURN_IF_ERROR(load_average(folder, policy, learner));
-  const std::pair<const char*, int64_t*> counters[] = {
+  return load_average(folder, policy, learner);
+}
+
+}  // namespace
+
+Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learner,
+                       RunPosition& position, Critic* critic) {
+  const std::string critic_folder = folder + "/" + kCriticFolder;
+  const bool has_critic = std::filesystem::exists(critic_folder);
+  if (has_critic != (critic != nullptr)) {
+    return invalid_argument(
+        "{}: the checkpoint holds {} critic, this run trains {} (trainer.algorithm.advantage); "
+        "resume with the configuration that the run was started with",
+        folder, has_critic ? "a" : "no", has_critic ? "none" : "one");
+  }
+  GRADUS_RETURN_IF_ERROR(load_model(folder, policy, learner));
+  if (critic != nullptr) {
+    GRADUS_RETURN_IF_ERROR(load_model(critic_folder, critic->model(), critic->learner()));
+  }
+  const Result<records::StateShards> state = records::StateShards::open(folder, "optimizer");
+  if (!state.ok()) return state.status();
+  std::vector<std::pair<const char*, int64_t*>> counters = {
       {"run/step", &position.step},
       {"run/nonfinite_in_a_row", &position.nonfinite_in_a_row},
       {"run/mini_batches_done", &position.mini_batches_done}};
+  if (critic != nullptr) {
+    counters.emplace_back("run/critic_nonfinite_in_a_row", &position.critic_nonfinite_in_a_row);
+  }
   for (const auto& [name, counter] : counters) {
     const Result<int64_t> value = state->read_i64(name);
     if (!value.ok()) return value.status();
@@ -289,21 +311,20 @@ Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learn
   return {};
 }
 
-Status skip_update(const Status& reason, RunPosition& position, Metrics& metrics) {
-  ++position.nonfinite_in_a_row;
+Status skip_update(const Status& reason, int64_t& nonfinite_in_a_row, Metrics& metrics) {
+  ++nonfinite_in_a_row;
   metrics.add("training/skipped_updates", 1);
   metrics.add("training/nonfinite_updates", 1);
-  log_warn("trainer", "update skipped: " + reason.message(),
-           {{"in_a_row", position.nonfinite_in_a_row}});
-  if (position.nonfinite_in_a_row < kMaxNonFiniteInARow) return {};
+  log_warn("trainer", "update skipped: " + reason.message(), {{"in_a_row", nonfinite_in_a_row}});
+  if (nonfinite_in_a_row < kMaxNonFiniteInARow) return {};
   return {reason.code(), fmt::format("{}; this was the update number {} in a row", reason.message(),
-                                     position.nonfinite_in_a_row)};
+                                     nonfinite_in_a_row)};
 }
 
 Status finish_update(const Learner& learner, const Result<UpdateStats>& stats,
                      RunPosition& position, Metrics& metrics) {
   const Status status = stats.status().with_prefix(fmt::format("step {}", position.step + 1));
-  if (learner.non_finite()) return skip_update(status, position, metrics);
+  if (learner.non_finite()) return skip_update(status, position.nonfinite_in_a_row, metrics);
   GRADUS_RETURN_IF_ERROR(status);
   position.nonfinite_in_a_row = 0;
   ++position.policy_version;

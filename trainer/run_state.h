@@ -80,19 +80,27 @@ struct RunPosition {
   double kl_coef = 0;  // of the adaptive controller, for the next step
   // Updates in a row, up to now, whose gradient was not finite.
   int64_t nonfinite_in_a_row = 0;
-  // Mini-batches of the present step that were done; not 0 in the dump of a failed step alone.
+  int64_t critic_nonfinite_in_a_row = 0;  // the same of a critic
+  // Mini-batches of the present step that were done, with a critic first its own; not 0 in the dump
+  // of a failed step alone.
   int64_t mini_batches_done = 0;
   // Hashes of the weights of the last versions that sampled, which their rollouts must name.
   std::map<uint64_t, uint64_t> version_hashes;
 };
 
-// Reads a checkpoint (checkpoint_saver.h), written by any number of ranks, into policy and learner.
+class Critic;
+
+// Folder of a critic inside a checkpoint.
+inline constexpr char kCriticFolder[] = "critic";
+
+// Reads a checkpoint (checkpoint_saver.h), written by any number of ranks, into policy, learner and
+// critic (null: the run has none).
 Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learner,
-                       RunPosition& position);
+                       RunPosition& position, Critic* critic = nullptr);
 
 // Counts an update that Learner refused since its gradient was not finite: warns and adds to the
 // metrics. From the third in a row on it returns `reason`, which ends the run.
-Status skip_update(const Status& reason, RunPosition& position, Metrics& metrics);
+Status skip_update(const Status& reason, int64_t& nonfinite_in_a_row, Metrics& metrics);
 
 // What follows an update of the whole batch of a step (supervised, on preferences): counts it in
 // the position and the metrics. One that was refused since its gradient was not finite is skipped,

@@ -68,6 +68,18 @@ void NumericsConfig::visit(FieldVisitor& v) {
       "not depend on it; false sums a rank's share as one and then around the ring of ranks.");
 }
 
+void CriticConfig::visit(FieldVisitor& v) {
+  v.field("path", path,
+          "Reward model, or language model, that the critic starts from; empty: the policy's "
+          "initial model under a new head.");
+  optimizer.visit(v);
+  v.field("value_clip", value_clip,
+          "The value loss clips a value to so much around that of the start of the step; 0 is off.",
+          at_least(0));
+  v.field("frozen_policy_steps", frozen_policy_steps,
+          "Steps at the start in which the critic alone learns.", at_least(0));
+}
+
 void TrainerConfig::visit(FieldVisitor& v) {
   v.field("algorithm", algorithm, "How rewards become a loss.", shorthand_for("name"));
   v.field("num_steps", num_steps, "Rollout batches to train on.", at_least(1));
@@ -76,6 +88,7 @@ void TrainerConfig::visit(FieldVisitor& v) {
   v.field("mini_batches", mini_batches, "Updates made from each rollout batch.", at_least(1));
   optimizer.visit(v);
   backward.visit(v);
+  v.field("critic", critic, "The critic of the advantage gae, which has one whether set or not.");
   v.field("entropy_coef", entropy_coef, "Weight of the entropy bonus; 0 is off.", at_least(0));
   v.field("dynamic_sampling", dynamic_sampling,
           "Whether groups with equal rewards are replaced by further prompts (DAPO).");
@@ -130,13 +143,23 @@ void apply_preset(const std::string& name, int64_t max_new_tokens, TrainerConfig
   config.overlong_buffer_tokens = max_new_tokens / 5;
 }
 
-Status validate(const OptimizerConfig& config, int64_t num_steps, const std::string& section) {
+void resolve(TrainerConfig& config, int64_t max_new_tokens) {
+  resolve(config.algorithm, max_new_tokens);
+  if (config.algorithm.advantage == "gae" && !config.critic) config.critic.emplace();
+}
+
+int64_t num_policy_updates(const TrainerConfig& config) {
+  const int64_t frozen = config.critic ? config.critic->frozen_policy_steps : 0;
+  return (config.num_steps - frozen) * config.mini_batches;
+}
+
+Status validate(const OptimizerConfig& config, int64_t num_updates, const std::string& section,
+                const std::string& counted) {
   ConfigRules rules;
-  rules.require(config.warmup_steps < num_steps || config.warmup_steps == 0,
-                "{0}.warmup_steps ({1}) must be less than the {2} updates of the run ({0}.num_steps"
-                "{3}), or the peak is never reached",
-                section, config.warmup_steps, num_steps,
-                section == "trainer" ? " times trainer.mini_batches" : "");
+  rules.require(config.warmup_steps < num_updates || config.warmup_steps == 0,
+                "{}.warmup_steps ({}) must be less than the {} updates of the run ({}), or the "
+                "peak is never reached",
+                section, config.warmup_steps, num_updates, counted);
   rules.require(config.lr_schedule != LrSchedule::kConstant || config.min_lr_ratio == 0,
                 "{0}.min_lr_ratio is {1} but {0}.lr_schedule is constant, which ignores it; choose "
                 "linear or cosine",
@@ -168,9 +191,46 @@ Status validate(const BackwardConfig& backward, int64_t world_size, const std::s
   return rules.status();
 }
 
+namespace {
+
+constexpr char kCountedUpdates[] = "trainer.num_steps times trainer.mini_batches";
+
+void check_critic(const TrainerConfig& config, ConfigRules& rules) {
+  const bool needs_critic = config.algorithm.advantage == "gae";
+  rules.require(needs_critic || !config.critic,
+                "trainer.critic is set but trainer.algorithm.advantage is {}, which has no use for "
+                "one; leave it out, or set trainer.algorithm to ppo",
+                config.algorithm.advantage);
+  if (!needs_critic || !config.critic) return;
+  const CriticConfig& critic = *config.critic;
+  rules.add(validate(critic.optimizer, config.num_steps * config.mini_batches, "trainer.critic",
+                     kCountedUpdates));
+  rules.require(critic.optimizer.ema_decay == 0,
+                "trainer.critic.ema_decay is {}, but nothing is evaluated by an average of the "
+                "critic; leave it out",
+                critic.optimizer.ema_decay);
+  rules.require(
+      config.backward.zero_stage == 0 || critic.optimizer.optimizer == OptimizerKind::kAdamW,
+      "trainer.zero_stage is {} but trainer.critic.optimizer is muon, which needs whole matrices "
+      "where ranks hold slices; set trainer.zero_stage to 0, or trainer.critic.optimizer to adamw",
+      config.backward.zero_stage);
+  rules.require(critic.frozen_policy_steps < config.num_steps,
+                "trainer.critic.frozen_policy_steps ({}) must be less than trainer.num_steps ({}), "
+                "or the policy never learns",
+                critic.frozen_policy_steps, config.num_steps);
+}
+
+}  // namespace
+
 Status validate(const TrainerConfig& config, int64_t world_size) {
   ConfigRules rules;
-  rules.add(validate(config.optimizer, config.num_steps * config.mini_batches, "trainer"));
+  const int64_t num_updates = config.num_steps * config.mini_batches;
+  rules.add(validate(config.optimizer, num_policy_updates(config), "trainer",
+                     num_policy_updates(config) == num_updates
+                         ? kCountedUpdates
+                         : "trainer.num_steps less trainer.critic.frozen_policy_steps, times "
+                           "trainer.mini_batches"));
+  check_critic(config, rules);
   rules.add(validate(config.backward, world_size, "trainer"));
   rules.require(config.prompts_per_step % world_size == 0,
                 "trainer.prompts_per_step ({}) must be a multiple of the number of ranks ({})",
@@ -185,7 +245,7 @@ Status validate(const TrainerConfig& config, int64_t world_size) {
 
 Status validate(const SftConfig& config, int64_t world_size) {
   ConfigRules rules;
-  rules.add(validate(config.optimizer, config.num_steps, "sft"));
+  rules.add(validate(config.optimizer, config.num_steps, "sft", "sft.num_steps"));
   rules.add(validate(config.backward, world_size, "sft"));
   rules.require(config.num_steps > 0, "sft.num_steps is 0; say how many updates to make");
   rules.require(config.batch_rows % world_size == 0,

@@ -57,6 +57,16 @@ struct NumericsConfig {
   void visit(FieldVisitor& v);
 };
 
+// The critic of the advantage gae (trainer/critic.h).
+struct CriticConfig {
+  std::string path;  // empty: starts from the policy's initial model
+  OptimizerConfig optimizer{.learning_rate = 1e-5};
+  double value_clip = 0.5;  // 0: off
+  int64_t frozen_policy_steps = 0;
+
+  void visit(FieldVisitor& v);
+};
+
 struct TrainerConfig {
   AlgorithmConfig algorithm;
   int64_t num_steps = 100;
@@ -64,6 +74,7 @@ struct TrainerConfig {
   int64_t mini_batches = 1;       // updates per rollout batch
   OptimizerConfig optimizer;
   BackwardConfig backward;
+  std::optional<CriticConfig> critic;  // resolved: where the advantage is gae
   double entropy_coef = 0.0;
   bool dynamic_sampling = false;
   int64_t max_sampling_rounds = 4;
@@ -111,9 +122,17 @@ struct RunSettings {
 // and makes the last fifth of a response's length cost reward, as in its paper.
 void apply_preset(const std::string& name, int64_t max_new_tokens, TrainerConfig& config);
 
+// Fills in what is unset and depends on other keys, the critic of gae among it.
+void resolve(TrainerConfig& config, int64_t max_new_tokens);
+
+// Optimizer updates of the policy in a whole run.
+int64_t num_policy_updates(const TrainerConfig& config);
+
 // InvalidArgument lists every broken rule between fields, one a line, each naming its keys in full.
-// Rules of the optimizer name `section` ("trainer" or "sft").
-Status validate(const OptimizerConfig& config, int64_t num_steps, const std::string& section);
+// Rules of the optimizer name `section` ("trainer", "trainer.critic" or "sft"); `counted` says what
+// makes the number of updates.
+Status validate(const OptimizerConfig& config, int64_t num_updates, const std::string& section,
+                const std::string& counted);
 Status validate(const BackwardConfig& config, int64_t world_size, const std::string& section);
 Status validate(const TrainerConfig& config, int64_t world_size);
 Status validate(const SftConfig& config, int64_t world_size);

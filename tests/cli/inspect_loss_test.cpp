@@ -75,6 +75,28 @@ TEST(InspectLoss, EqualsAnIndependentReferenceForEveryName) {
   }
 }
 
+TEST(InspectLoss, TheValueLossEqualsAnIndependentReference) {
+  const json golden = json::parse(test::read_file("tests/golden/algorithms.json"));
+  int count = 0, num_clipped = 0;
+  for (const json& c : golden["cases"]) {
+    if (!c.contains("value_loss")) continue;
+    const std::string name = c["set"].dump();
+    const json got = answer(c["algorithm"], c["set"].get<std::vector<std::string>>(),
+                            golden["batches"][c["batch"].get<size_t>()]);
+    ASSERT_TRUE(got.is_object()) << name << ": " << got;
+    for (const char* key : {"returns", "value_grad"}) {
+      EXPECT_LT(difference(got[key], c[key]), testing::kAlgorithmReference) << name << ": " << key;
+    }
+    const double want = c["value_loss"];
+    EXPECT_NEAR(got["value_loss"].get<double>(), want, testing::kAlgorithmReference * want) << name;
+    EXPECT_EQ(got["metrics"]["critic/vf_loss"], got["value_loss"]);
+    num_clipped += got["metrics"]["critic/vf_clipfrac"] > 0.0 ? 1 : 0;
+    ++count;
+  }
+  EXPECT_GE(count, 12);
+  EXPECT_GE(num_clipped, 6);
+}
+
 // Two responses to a prompt of one loss token each, rewards 1 and 0.
 json two_sequences() {
   const json sequence = {{"group", 3},
@@ -85,6 +107,23 @@ json two_sequences() {
   json other = sequence;
   other["reward"] = 0.0;
   return {{"sequences", {sequence, other}}};
+}
+
+TEST(InspectLoss, ACriticsValuesAreForAllSequencesOrNone) {
+  json batch = two_sequences();
+  for (json& sequence : batch["sequences"]) sequence["values"] = {0.5, 0.0};
+  const json got = answer("ppo", {}, batch);
+  EXPECT_EQ(got["returns"], json({{1.0, 0.0}, {0.0, 0.0}}));
+  EXPECT_FALSE(got.contains("value_loss"));
+  batch["sequences"][0]["new_values"] = {0.75, 0.0};
+  EXPECT_EQ(answer("ppo", {}, batch),
+            "batch.json: some sequences have 'new_values' and some have none; give them to all, or "
+            "to none");
+  // Halves of the squared errors 1/4 and 1/2 over two tokens; no clip acts.
+  batch["sequences"][1]["new_values"] = {0.5, 0.0};
+  const json both = answer("ppo", {}, batch);
+  EXPECT_NEAR(both["value_loss"].get<double>(), (0.0625 + 0.25) / 4, 1e-15);
+  EXPECT_EQ(both["value_grad"], json({{-0.125, 0.0}, {0.25, 0.0}}));
 }
 
 TEST(InspectLoss, AnswersBySequenceAndTokenWithZerosWhereMasked) {

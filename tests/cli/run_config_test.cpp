@@ -217,9 +217,35 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{"trainer.algorithm={advantage: gdpo, kl: {coef: 0.1, place: reward}}"},
              "trainer.algorithm.advantage is gdpo, which scales each part of the reward, but "
              "trainer.algorithm.kl.place is reward; set it to loss"},
-        Case{{"trainer.algorithm=ppo"},
-             "trainer.algorithm.advantage is gae, which needs a critic, and this version trains "
-             "none; choose another, e.g. rloo"},
+        Case{{"trainer.critic={learning_rate: 1e-4}"},
+             "trainer.critic is set but trainer.algorithm.advantage is grpo, which has no use for "
+             "one; leave it out, or set trainer.algorithm to ppo"},
+        Case{{"trainer.algorithm=ppo", "model={init: null, adapter: a, path: b}"},
+             "model.adapter is set but trainer.algorithm.advantage is gae, whose critic does not "
+             "start from an adapter; make one model of the two (gradus merge) and name it as "
+             "model.path, with lora.rank for a new adapter"},
+        Case{{"trainer.algorithm=ppo", "trainer.critic.frozen_policy_steps=10"},
+             "trainer.critic.frozen_policy_steps (10) must be less than trainer.num_steps (10), or "
+             "the policy never learns"},
+        Case{{"trainer.algorithm=ppo", "trainer.critic.ema_decay=0.9"},
+             "trainer.critic.ema_decay is 0.9, but nothing is evaluated by an average of the "
+             "critic; leave it out"},
+        Case{{"trainer.algorithm=ppo", "trainer.critic.warmup_steps=20"},
+             "trainer.critic.warmup_steps (20) must be less than the 10 updates of the run "
+             "(trainer.num_steps times trainer.mini_batches), or the peak is never reached"},
+        Case{{"trainer.algorithm=ppo", "trainer.critic.frozen_policy_steps=8",
+              "trainer.warmup_steps=2"},
+             "trainer.warmup_steps (2) must be less than the 2 updates of the run "
+             "(trainer.num_steps less trainer.critic.frozen_policy_steps, times "
+             "trainer.mini_batches), or the peak is never reached"},
+        Case{{"trainer.algorithm=ppo", "lora.rank=4", "model={init: null, path: b}",
+              "trainer.critic.optimizer=muon"},
+             "trainer.critic.optimizer is muon but lora.rank is set; Muon makes the updates of "
+             "whole matrices orthogonal"},
+        Case{{"trainer.algorithm=ppo", "trainer.zero_stage=2", "trainer.critic.optimizer=muon"},
+             "trainer.zero_stage is 2 but trainer.critic.optimizer is muon, which needs whole "
+             "matrices where ranks hold slices"},
+        Case{{"trainer.algorithm=ppo", "trainer.critic.value_clip=-1"}, "must be at least 0"},
         Case{{"trainer.algorithm=rloo", "rollout.num_samples=1"},
              "rollout.num_samples is 1 but trainer.algorithm.advantage is rloo, which compares the "
              "responses of a group; use at least 2"},

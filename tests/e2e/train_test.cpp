@@ -244,7 +244,6 @@ TEST_F(Train, EveryPresetTrains) {
       "--set trainer.num_steps=2 --set eval.every_steps=0 --set eval.before_training=false "
       "--set trainer.algorithm=";
   for (std::string name; std::getline(names >> std::ws, name, ',');) {
-    if (name == "ppo") continue;  // needs a critic
     train("train", name, quick + name);
     for (const json& row : metrics(name)) {
       EXPECT_EQ(row["mismatch/max_abs_logprob"], 0.0) << name;
@@ -254,7 +253,7 @@ TEST_F(Train, EveryPresetTrains) {
     states.insert(state(name));
     ++count;
   }
-  EXPECT_EQ(count, 19);
+  EXPECT_EQ(count, 20);
   // The first of two updates is the same for losses that agree at r = 1; the second tells most
   // apart.
   EXPECT_GT(states.size(), 12u);

@@ -58,6 +58,9 @@ TEST(RolloutDump, ReadsBackEveryFieldAndEveryBit) {
     const float logprob = -std::bit_cast<float>(rng.next_u32() % 0x7F800000u);  // any finite float
     data::append_token(hard.trajectory, i, logprob, i % 2 == 0 ? logprob : 0.0f);
   }
+  for (size_t i = 0; i < hard.trajectory.behavior_logprobs.size(); ++i) {
+    hard.values.push_back(std::bit_cast<float>(rng.next_u32() % 0x7F800000u));
+  }
   hard.trajectory.segments = {{0, 2, 8, 0xFEDCBA9876543210u}, {2, 2002, 9, 1}};
   ASSERT_TRUE(write_rollouts(temp.path() + "/step_3.jsonl", records).ok());
   const auto back = read_rollouts(temp.path() + "/step_3.jsonl");
@@ -77,6 +80,8 @@ TEST(RolloutDump, ReadsBackEveryFieldAndEveryBit) {
   EXPECT_EQ(got.parts[1].status, "not_applicable");
   EXPECT_EQ(got.parts[1].detail, "no number");
   EXPECT_EQ(got.trajectory.segments, hard.trajectory.segments);
+  EXPECT_EQ(got.values, hard.values);
+  EXPECT_TRUE((*back)[0].values.empty());
   EXPECT_EQ(got.trajectory.id, hard.trajectory.id);
   EXPECT_EQ(got.trajectory.token_ids, hard.trajectory.token_ids);
   EXPECT_EQ(got.trajectory.prompt_length, 3);

@@ -14,7 +14,8 @@
 
 namespace gradus::test {
 
-// Names and bits of weights, their average and the state in a checkpoint's folder, sorted by name:
+// Names and bits of weights, their average and the state in a checkpoint's folder, sorted by name,
+// those of a critic after them:
 // equal for equal states, however many ranks wrote them. Tests that call it link the modules model
 // and records.
 inline std::string checkpoint_state(const std::string& folder) {
@@ -58,6 +59,9 @@ inline std::string checkpoint_state(const std::string& folder) {
   }
   std::string all;
   for (const auto& [name, value] : bits) all += name + "=" + value + "\n";
+  if (std::filesystem::exists(folder + "/critic")) {
+    all += "critic\n" + checkpoint_state(folder + "/critic");
+  }
   return all;
 }
 

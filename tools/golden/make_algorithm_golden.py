@@ -31,7 +31,7 @@ DEFAULTS = {
     "correction.veto": 0.0, "correction.normalize": False, "correction.weigh_kept": False,
     "sapo.tau_positive": 1.0, "sapo.tau_negative": 1.05, "vespo.k_positive": 2.0, "vespo.lambda_positive": 3.0,
     "vespo.k_negative": 3.0, "vespo.lambda_negative": 2.0, "covariance.fraction": 2e-4, "covariance.low": 1.0,
-    "covariance.high": 5.0, "covariance.kl_coef": 0.1, "aggregation_length": None,
+    "covariance.high": 5.0, "covariance.kl_coef": 0.1, "aggregation_length": None, "critic.value_clip": 0.5,
 }
 EVEN = {"clip_low": 0.2, "clip_high": 0.2}
 SEQUENCE_CLIP = {"clip_low": 3e-4, "clip_high": 4e-4, "clip_dual": 0.0, "aggregation": "seq_mean_token_mean"}
@@ -94,6 +94,7 @@ class Padded:
         self.lp = (pad("logprobs") * self.m).requires_grad_()
         self.lo, self.lb = pad("old_logprobs") * self.m, pad("behavior_logprobs") * self.m
         self.lf, self.h, self.v = pad("reference_logprobs") * self.m, pad("entropy"), pad("values") * self.m
+        self.new_v = pad("new_values") * self.m
         self.reward = torch.tensor([row["reward"] for row in rows], dtype=F)
         self.parts = torch.tensor([row["reward_parts"] for row in rows], dtype=F)
         self.greedy = torch.tensor([row["greedy_reward"] for row in rows], dtype=F)
@@ -149,7 +150,7 @@ def advantages(c, b):
             where = b.m[i].nonzero()
             if len(where):
                 token_rewards[i, where[-1]] += b.reward[i]
-        out = torch.zeros_like(b.m)
+        out, b.returns = torch.zeros_like(b.m), torch.zeros_like(b.m)
         for i in range(len(total)):
             later, later_error, next_value = 0.0, 0.0, 0.0
             for t in reversed(range(b.m.shape[1])):
@@ -160,6 +161,7 @@ def advantages(c, b):
                     later_error = error + c["gamma"] * c["gae_lambda"] * later_error
                     next_value = b.v[i, t]
                     out[i, t] = later_error
+                    b.returns[i, t] = later_error + b.v[i, t]
                 else:
                     later = token_rewards[i, t] + (c["gamma"] if name == "reinforce_pp" else 1.0) * later
                     out[i, t] = later - (b.greedy[i] if name == "remax" else 0.0)
@@ -333,9 +335,20 @@ def case(batches, index, algorithm, **settings):
         tokens = tokens + c["kl.coef"] * kl * (w if c["kl.weighted"] else 1.0)
     loss = aggregate(c, b, tokens)
     (grad,) = torch.autograd.grad(loss, b.lp)
+    options = {"trainer." + key if key.startswith("critic.") else key: value for key, value in options.items()}
     texts = [f"{key}={json.dumps(value) if isinstance(value, bool) else value}" for key, value in options.items()]
-    return {"algorithm": algorithm, "set": texts, "batch": index, "loss": float(f"{loss.item():.9g}"),
+    result = {"algorithm": algorithm, "set": texts, "batch": index, "loss": float(f"{loss.item():.9g}"),
             "advantages": rounded(b, b.A), "token_loss": rounded(b, tokens), "grad": rounded(b, grad)}
+    return {**result, **value_case(c, b)} if c["advantage"] == "gae" else result
+
+
+def value_case(c, b):
+    """What a critic learns of the returns: half the larger squared error of v and of v held near V."""
+    v, clip = b.new_v.clone().requires_grad_(), c["critic.value_clip"]
+    held = torch.clamp(v, b.v - clip, b.v + clip) if clip > 0 else v
+    loss = aggregate(c, b, 0.5 * torch.maximum((v - b.returns) ** 2, (held - b.returns) ** 2))
+    (grad,) = torch.autograd.grad(loss, v)
+    return {"returns": rounded(b, b.returns), "value_loss": float(f"{loss.item():.9g}"), "value_grad": rounded(b, grad)}
 
 
 def all_cases(batches):
@@ -364,6 +377,9 @@ def all_cases(batches):
             yield case(batches, 0, "grpo", advantage=advantage, scaling=scaling)
     yield case(batches, 0, "grpo", deviation="population", std_epsilon=1e-4)
     yield case(batches, 0, "ppo", gamma=0.9, gae_lambda=0.8)
+    for aggregation in AGGREGATIONS:
+        yield case(batches, 0, "ppo", aggregation=aggregation, critic__value_clip=0.3)
+    yield case(batches, 0, "ppo", gae_lambda=0.95, critic__value_clip=0)
     yield case(batches, 0, "reinforce_pp", gamma=0.9)
     yield case(batches, 0, "grpo", delta=1.5, clip_dual=0.0)
     yield case(batches, 0, "grpo", clip_dual=1.5)
@@ -390,6 +406,10 @@ def main():
     rng = torch.Generator().manual_seed(SEED)
     batches = [make_batch(rng, [5, 7, 3, 4, 6, 1, 8, 5], [1, 0, 0.5, 0, 0.25, 1, 0, 1], 0.7),
                make_batch(rng, [4, 2, 6, 3], [1, 0, 0, 0.2], 0.3)]
+    # Of a generator of their own, so that they change no other number.
+    rng = torch.Generator().manual_seed(SEED + 1)
+    for row in (row for batch in batches for row in batch["sequences"]):
+        row["new_values"] = [v + 2 * torch.rand((), generator=rng, dtype=F).item() - 1 for v in row["values"]]
     cases = list(all_cases(batches))
     text = json.dumps({"made_by": "tools/golden/make_algorithm_golden.py", "torch": version("torch"), "seed": SEED,
                        "batches": batches, "cases": cases})
