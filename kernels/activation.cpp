@@ -10,11 +10,13 @@ namespace gradus::kernels {
 
 namespace avx2 {
 void gelu_rows(const GeluParams& params, int64_t begin, int64_t end);
+void gelu_backward_rows(const GeluBackwardParams& params, int64_t begin, int64_t end);
 void swiglu_rows(const SwigluParams& params, int64_t begin, int64_t end);
 void swiglu_backward_rows(const SwigluBackwardParams& params, int64_t begin, int64_t end);
 }  // namespace avx2
 namespace avx512 {
 void gelu_rows(const GeluParams& params, int64_t begin, int64_t end);
+void gelu_backward_rows(const GeluBackwardParams& params, int64_t begin, int64_t end);
 void swiglu_rows(const SwigluParams& params, int64_t begin, int64_t end);
 void swiglu_backward_rows(const SwigluBackwardParams& params, int64_t begin, int64_t end);
 }  // namespace avx512
@@ -43,6 +45,12 @@ void swiglu_backward(const SwigluBackwardParams& params) {
 
 void gelu(const GeluParams& params) {
   const auto rows = isa() == Isa::kAvx512 ? avx512::gelu_rows : avx2::gelu_rows;
+  parallel_for(params.m, row_grain(params.i),
+               [&](int64_t begin, int64_t end) { rows(params, begin, end); });
+}
+
+void gelu_backward(const GeluBackwardParams& params) {
+  const auto rows = isa() == Isa::kAvx512 ? avx512::gelu_backward_rows : avx2::gelu_backward_rows;
   parallel_for(params.m, row_grain(params.i),
                [&](int64_t begin, int64_t end) { rows(params, begin, end); });
 }

@@ -31,12 +31,24 @@ struct SwigluBackwardParams {
 void swiglu_backward(const SwigluBackwardParams& params);
 
 // GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) in its exact form, y = x (1 + erf(x / sqrt 2))
-// / 2, fp32, in place. erf is within 3e-7 everywhere.
+// / 2, fp32. erf is within 3e-7 everywhere.
 struct GeluParams {
-  float* x_MI = nullptr;  // in/out [M, I], rows x_stride apart
+  const float* x_MI = nullptr;  // [M, I], rows x_stride apart
   int64_t x_stride = 0;
+  float* y_MI = nullptr;  // out [M, I], rows y_stride apart; may be x
+  int64_t y_stride = 0;
   int64_t m = 0, i = 0;
 };
 void gelu(const GeluParams& params);
+
+// dx = dy (Phi(x) + x phi(x)), Phi and phi of the normal distribution.
+struct GeluBackwardParams {
+  const float* x_MI = nullptr;  // the forward's input, rows x_stride apart
+  int64_t x_stride = 0;
+  float* dy_MI = nullptr;  // in: dy, out: dx; rows dy_stride apart
+  int64_t dy_stride = 0;
+  int64_t m = 0, i = 0;
+};
+void gelu_backward(const GeluBackwardParams& params);
 
 }  // namespace gradus::kernels

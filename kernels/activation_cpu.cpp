@@ -30,12 +30,28 @@ inline F32x16 erf(F32x16 x) {
 
 void gelu_rows(const GeluParams& params, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    float* x = params.x_MI + row * params.x_stride;
+    const float* x = params.x_MI + row * params.x_stride;
+    float* y = params.y_MI + row * params.y_stride;
     for (int64_t i = 0; i < params.i; i += kLanes) {
       const int n = params.i - i < kLanes ? static_cast<int>(params.i - i) : kLanes;
       const F32x16 v = load_first(x + i, n);
       const F32x16 half = v * broadcast(0.5f);
-      store_first(x + i, fma(half, erf(v * broadcast(0.707106781f)), half), n);
+      store_first(y + i, fma(half, erf(v * broadcast(0.707106781f)), half), n);
+    }
+  }
+}
+
+void gelu_backward_rows(const GeluBackwardParams& params, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* x = params.x_MI + row * params.x_stride;
+    float* dy = params.dy_MI + row * params.dy_stride;
+    for (int64_t i = 0; i < params.i; i += kLanes) {
+      const int n = params.i - i < kLanes ? static_cast<int>(params.i - i) : kLanes;
+      const F32x16 v = load_first(x + i, n);
+      const F32x16 below = fma(erf(v * broadcast(0.707106781f)), broadcast(0.5f), broadcast(0.5f));
+      // 1 / sqrt(2 pi)
+      const F32x16 density = exp(v * v * broadcast(-0.5f)) * broadcast(0.398942280f);
+      store_first(dy + i, load_first(dy + i, n) * fma(v, density, below), n);
     }
   }
 }

@@ -11,6 +11,8 @@ namespace gradus::kernels {
 
 namespace avx2 {
 void layer_norm_rows(const LayerNormParams& params, int64_t begin, int64_t end);
+void layer_norm_backward_rows(const LayerNormBackwardParams& params, int64_t begin, int64_t end);
+void layer_norm_backward_columns(const LayerNormBackwardParams& params, int64_t begin, int64_t end);
 void rms_norm_rows(const RmsNormParams& params, int64_t begin, int64_t end);
 void rms_norm_backward_rows(const RmsNormBackwardParams& params, int64_t begin, int64_t end);
 void rms_norm_backward_columns(const RmsNormBackwardParams& params, int64_t begin, int64_t end);
@@ -20,6 +22,8 @@ void column_sums_range(const float* dy, int64_t stride, int64_t m, int64_t begin
 }  // namespace avx2
 namespace avx512 {
 void layer_norm_rows(const LayerNormParams& params, int64_t begin, int64_t end);
+void layer_norm_backward_rows(const LayerNormBackwardParams& params, int64_t begin, int64_t end);
+void layer_norm_backward_columns(const LayerNormBackwardParams& params, int64_t begin, int64_t end);
 void rms_norm_rows(const RmsNormParams& params, int64_t begin, int64_t end);
 void rms_norm_backward_rows(const RmsNormBackwardParams& params, int64_t begin, int64_t end);
 void rms_norm_backward_columns(const RmsNormBackwardParams& params, int64_t begin, int64_t end);
@@ -63,6 +67,19 @@ void rms_norm_backward(const RmsNormBackwardParams& params) {
 void layer_norm(const LayerNormParams& params) {
   GRADUS_CHECK(params.d >= 1, "layer_norm: d must be at least 1");
   const auto rows = isa() == Isa::kAvx512 ? avx512::layer_norm_rows : avx2::layer_norm_rows;
+  parallel_for(params.m, row_grain(params.d),
+               [&](int64_t begin, int64_t end) { rows(params, begin, end); });
+}
+
+void layer_norm_backward(const LayerNormBackwardParams& params) {
+  GRADUS_CHECK(params.d >= 1, "layer_norm_backward: d must be at least 1");
+  const bool wide = isa() == Isa::kAvx512;
+  const auto columns =  // first, since dx may overwrite dy
+      wide ? avx512::layer_norm_backward_columns : avx2::layer_norm_backward_columns;
+  const int64_t grain =
+      std::max<int64_t>(16, kGrainFloats / std::max<int64_t>(1, params.m) / 16 * 16);
+  parallel_for(params.d, grain, [&](int64_t begin, int64_t end) { columns(params, begin, end); });
+  const auto rows = wide ? avx512::layer_norm_backward_rows : avx2::layer_norm_backward_rows;
   parallel_for(params.m, row_grain(params.d),
                [&](int64_t begin, int64_t end) { rows(params, begin, end); });
 }

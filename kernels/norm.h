@@ -48,10 +48,29 @@ struct LayerNormParams {
   const float* bias_D = nullptr;    // [D]
   float* y_MD = nullptr;            // out [M, D], rows y_stride apart; may be x
   int64_t y_stride = 0;
+  float* mean_M = nullptr;  // out [M] each, or null
+  float* rstd_M = nullptr;
   int64_t m = 0, d = 0;
   float eps = 1e-12f;
 };
 void layer_norm(const LayerNormParams& params);
+
+// With n = (x - mean) rstd and g = dy w: dx = rstd (g - mean(g) - n mean(g n)), and dw += rows' dy
+// n, a chain over rows in order. db is column_sums of dy.
+struct LayerNormBackwardParams {
+  const float* dy_MD = nullptr;  // [M, D], rows dy_stride apart
+  int64_t dy_stride = 0;
+  const float* x_MD = nullptr;  // the forward's input
+  int64_t x_stride = 0;
+  const float* weight_D = nullptr;
+  const float* mean_M = nullptr;  // from the forward
+  const float* rstd_M = nullptr;
+  float* dx_MD = nullptr;  // out [M, D], rows dx_stride apart; may be dy
+  int64_t dx_stride = 0;
+  float* dweight_D = nullptr;  // in/out [D], continued
+  int64_t m = 0, d = 0;
+};
+void layer_norm_backward(const LayerNormBackwardParams& params);
 
 // dst[m, d] += src[m, d]; rows contiguous, count floats in all.
 void add_in_place(float* dst, const float* src, int64_t count);

@@ -79,6 +79,8 @@ void layer_norm_rows(const LayerNormParams& params, int64_t begin, int64_t end) 
     }
     const float variance = sum_lanes(squares) / static_cast<float>(d);
     const F32x16 rstd = broadcast(1.0f / __builtin_sqrtf(variance + params.eps));
+    if (params.mean_M != nullptr) store_first(params.mean_M + row, mean, 1);
+    if (params.rstd_M != nullptr) store_first(params.rstd_M + row, rstd, 1);
     for (int64_t i = 0; i < d; i += kLanes) {
       const int n = lanes_left(i, d);
       const F32x16 normed = (load_first(x + i, n) - mean) * rstd;
@@ -86,6 +88,47 @@ void layer_norm_rows(const LayerNormParams& params, int64_t begin, int64_t end) 
                   fma(normed, load_first(params.weight_D + i, n), load_first(params.bias_D + i, n)),
                   n);
     }
+  }
+}
+
+void layer_norm_backward_rows(const LayerNormBackwardParams& params, int64_t begin, int64_t end) {
+  const int64_t d = params.d;
+  const float count = static_cast<float>(d);
+  for (int64_t row = begin; row < end; ++row) {
+    const float* x = params.x_MD + row * params.x_stride;
+    const float* dy = params.dy_MD + row * params.dy_stride;
+    float* dx = params.dx_MD + row * params.dx_stride;
+    const F32x16 mean = broadcast(params.mean_M[row]), rstd = broadcast(params.rstd_M[row]);
+    F32x16 sum = zeros(), products = zeros();
+    for (int64_t i = 0; i < d; i += kLanes) {
+      const int n = lanes_left(i, d);
+      const F32x16 g = load_first(dy + i, n) * load_first(params.weight_D + i, n);
+      sum = sum + g;  // lanes beyond the row are 0 in g
+      products = fma(g, (load_first(x + i, n) - mean) * rstd, products);
+    }
+    const F32x16 mean_g = broadcast(sum_lanes(sum) / count);
+    const F32x16 mean_gn = broadcast(sum_lanes(products) / count);
+    for (int64_t i = 0; i < d; i += kLanes) {
+      const int n = lanes_left(i, d);
+      const F32x16 g = load_first(dy + i, n) * load_first(params.weight_D + i, n);
+      const F32x16 normed = (load_first(x + i, n) - mean) * rstd;
+      store_first(dx + i, fnma(normed, mean_gn, g - mean_g) * rstd, n);
+    }
+  }
+}
+
+void layer_norm_backward_columns(const LayerNormBackwardParams& params, int64_t begin,
+                                 int64_t end) {
+  for (int64_t i = begin; i < end; i += kLanes) {
+    const int n = lanes_left(i, end);
+    F32x16 sum = load_first(params.dweight_D + i, n);
+    for (int64_t row = 0; row < params.m; ++row) {
+      const F32x16 normed =
+          (load_first(params.x_MD + row * params.x_stride + i, n) - broadcast(params.mean_M[row])) *
+          broadcast(params.rstd_M[row]);
+      sum = fma(load_first(params.dy_MD + row * params.dy_stride + i, n), normed, sum);
+    }
+    store_first(params.dweight_D + i, sum, n);
   }
 }
 

@@ -248,7 +248,7 @@ TEST(SwigluBackward, NanGoesThrough) {
 // y(0) = 0, y(1) = 0.8413447461 (the normal distribution at 1), y(-1) = y(1) - 1.
 TEST(Gelu, ComputesTheHandWorkedRow) {
   AlignedFloats x = {0, 1, -1, 40, -40};
-  gelu({.x_MI = x.data(), .x_stride = 5, .m = 1, .i = 5});
+  gelu({.x_MI = x.data(), .x_stride = 5, .y_MI = x.data(), .y_stride = 5, .m = 1, .i = 5});
   EXPECT_EQ(x[0], 0);
   EXPECT_NEAR(x[1], 0.8413447461, testing::kErf);
   EXPECT_NEAR(x[2], -0.1586552539, testing::kErf);
@@ -260,13 +260,27 @@ TEST(Gelu, AgreesWithDoubleAndNotWithTheTanhForm) {
   testing::for_each_setting([] {
     AlignedFloats x;
     for (double v = -9; v < 9; v += 0.0017) x.push_back(static_cast<float>(v));
-    AlignedFloats y = x;
+    AlignedFloats y(x.size()), slopes(x.size(), 1.0f);
     const int64_t count = static_cast<int64_t>(x.size());
-    gelu({.x_MI = y.data(), .x_stride = count, .m = 1, .i = count});
+    gelu({.x_MI = x.data(),
+          .x_stride = count,
+          .y_MI = y.data(),
+          .y_stride = count,
+          .m = 1,
+          .i = count});
+    gelu_backward({.x_MI = x.data(),
+                   .x_stride = count,
+                   .dy_MI = slopes.data(),
+                   .dy_stride = count,
+                   .m = 1,
+                   .i = count});
     double worst_of_tanh = 0;
     for (size_t i = 0; i < x.size(); ++i) {
       const double v = x[i], exact = 0.5 * v * (1 + std::erf(v / std::sqrt(2.0)));
       ASSERT_NEAR(y[i], exact, testing::kErf * (0.1 + std::abs(v))) << "x " << v;
+      const double slope = 0.5 * (1 + std::erf(v / std::sqrt(2.0))) +
+                           v * std::exp(-v * v / 2) / std::sqrt(2 * 3.14159265358979);
+      ASSERT_NEAR(slopes[i], slope, 2 * testing::kErf) << "x " << v;
       const double tanh_form = 0.5 * v * (1 + std::tanh(0.7978845608 * (v + 0.044715 * v * v * v)));
       worst_of_tanh = std::max(worst_of_tanh, std::abs(tanh_form - y[i]));
     }
@@ -277,8 +291,15 @@ TEST(Gelu, AgreesWithDoubleAndNotWithTheTanhForm) {
 TEST(Gelu, RowsDoNotDependOnTheOtherRowsOfTheCall) {
   EXPECT_EQ(testing::broken_row_contract(
                 [](const float* in, int64_t m, float* out) {
-                  std::copy_n(in, m * 37, out);
-                  gelu({.x_MI = out, .x_stride = 37, .m = m, .i = 37});
+                  gelu({.x_MI = in, .x_stride = 37, .y_MI = out, .y_stride = 37, .m = m, .i = 37});
+                },
+                37, 37),
+            "");
+  EXPECT_EQ(testing::broken_row_contract(
+                [](const float* in, int64_t m, float* out) {
+                  std::fill_n(out, m * 37, 0.7f);
+                  gelu_backward(
+                      {.x_MI = in, .x_stride = 37, .dy_MI = out, .dy_stride = 37, .m = m, .i = 37});
                 },
                 37, 37),
             "");

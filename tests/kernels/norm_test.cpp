@@ -507,5 +507,64 @@ TEST(LayerNorm, RowsDoNotDependOnTheOtherRowsOfTheCall) {
             "");
 }
 
+// Central differences of sum(dy y) in double.
+TEST(LayerNorm, BackwardAgreesWithDifferencesInDouble) {
+  for (const int64_t d : {2, 17, 100}) {
+    const int64_t m = 3;
+    const AlignedFloats x = normals(m * d, 5), dy = normals(m * d, 6), weight = normals(d, 2),
+                        bias = normals(d, 3);
+    AlignedFloats y(x.size()), mean(m), rstd(m), dx(x.size()), dweight(static_cast<size_t>(d));
+    layer_norm({.x_MD = x.data(),
+                .x_stride = d,
+                .weight_D = weight.data(),
+                .bias_D = bias.data(),
+                .y_MD = y.data(),
+                .y_stride = d,
+                .mean_M = mean.data(),
+                .rstd_M = rstd.data(),
+                .m = m,
+                .d = d,
+                .eps = kEps});
+    layer_norm_backward({.dy_MD = dy.data(),
+                         .dy_stride = d,
+                         .x_MD = x.data(),
+                         .x_stride = d,
+                         .weight_D = weight.data(),
+                         .mean_M = mean.data(),
+                         .rstd_M = rstd.data(),
+                         .dx_MD = dx.data(),
+                         .dx_stride = d,
+                         .dweight_D = dweight.data(),
+                         .m = m,
+                         .d = d});
+    const auto loss = [&](int64_t row, int64_t column, double step, int64_t weight_column) {
+      double total = 0;
+      for (int64_t r = 0; r < m; ++r) {
+        std::vector<double> values(x.begin() + r * d, x.begin() + (r + 1) * d);
+        if (r == row) values[column] += step;
+        double average = 0, variance = 0;
+        for (const double v : values) average += v / static_cast<double>(d);
+        for (const double v : values) variance += std::pow(v - average, 2) / static_cast<double>(d);
+        for (int64_t i = 0; i < d; ++i) {
+          const double w = weight[i] + (i == weight_column ? step : 0);
+          total += dy[r * d + i] * (values[i] - average) / std::sqrt(variance + double{kEps}) * w;
+        }
+      }
+      return total;
+    };
+    constexpr double kStep = 1e-4;
+    for (int64_t i = 0; i < m * d; i += 3) {
+      const double slope =
+          (loss(i / d, i % d, kStep, -1) - loss(i / d, i % d, -kStep, -1)) / (2 * kStep);
+      ASSERT_NEAR(dx[i], slope, testing::kRowGradient * (1 + rstd[i / d] * rstd[i / d]))
+          << "d " << d << ", element " << i;
+    }
+    for (int64_t i = 0; i < d; ++i) {
+      const double slope = (loss(-1, 0, kStep, i) - loss(-1, 0, -kStep, i)) / (2 * kStep);
+      ASSERT_NEAR(dweight[i], slope, testing::kRowGradient) << "d " << d << ", weight " << i;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace gradus::kernels
