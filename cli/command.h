@@ -25,6 +25,7 @@ void add_config_command(CLI::App& app, Action& action);
 void add_eval_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);
 void add_launch_command(CLI::App& app, Action& action);
+void add_index_command(CLI::App& app, Action& action);
 void add_inspect_command(CLI::App& app, Action& action);
 void add_logprobs_command(CLI::App& app, Action& action);
 void add_plan_command(CLI::App& app, Action& action);

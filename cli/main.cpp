@@ -75,6 +75,7 @@ int main(int argc, char** argv) {
   gradus::cli::add_data_command(app, action);
   gradus::cli::add_reward_command(app, action);
   gradus::cli::add_tokenize_command(app, action);
+  gradus::cli::add_index_command(app, action);
   gradus::cli::add_report_command(app, action);
   gradus::cli::add_convert_command(app, action);
   gradus::cli::add_merge_command(app, action);

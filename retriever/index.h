@@ -38,7 +38,8 @@ struct IndexOptions {
 };
 
 // Vectors by document id, and the nearest to a query by inner product. Const calls are
-// thread-safe; add and remove want the index alone (SwappableIndex serves while another is made).
+// thread-safe; add and remove want the index alone (Served serves one version while another is
+// made).
 class VectorIndex {
  public:
   virtual ~VectorIndex() = default;

@@ -96,6 +96,10 @@ inline constexpr double kGradientOfNorm = 2e-5;
 // document of a pool of 30. The cancelling form of the log-sum-exps is off by more than 1e-9.
 inline constexpr double kRankingReference = 2e-13;
 
+// Components of a unit vector from a whole encoder against sentence-transformers, as the product
+// promises. Another GELU, pooling or tokenizer is off by 1e-3 and more.
+inline constexpr double kEmbedding = 1e-5;
+
 // erf of kernels/activation.h, a fit in fp32; the tanh form of GELU is off by 4e-4.
 inline constexpr double kErf = 3e-7;
 

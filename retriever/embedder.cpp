@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "retriever/embedder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "common/check.h"
+#include "common/rng.h"
+
+namespace gradus::retriever {
+namespace {
+
+using nlohmann::json;
+
+// Tokens of one pass: enough to keep the products busy, few enough for the caches.
+constexpr int64_t kPassTokens = 1024;
+
+// An object of a small file that may be absent: then it has no keys.
+Result<json> optional_object(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return json::object();
+  json object = json::parse(file, nullptr, false);
+  if (!object.is_object()) return data_loss("{}: not a JSON object", path);
+  return object;
+}
+
+Result<int32_t> special_id(const data::Tokenizer& tokenizer, const std::string& dir,
+                           const char* token) {
+  const std::optional<int32_t> id = tokenizer.token_to_id(token);
+  if (id) return *id;
+  return invalid_argument("{}/tokenizer.json: no token {}, which a text of this encoder needs", dir,
+                          token);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Embedder>> Embedder::load(const std::string& dir) {
+  std::unique_ptr<Embedder> embedder(new Embedder);
+  auto encoder = model::BertEncoder::load(dir);
+  if (!encoder.ok()) return encoder.status();
+  auto tokenizer = data::Tokenizer::load(dir);
+  if (!tokenizer.ok()) return tokenizer.status();
+  embedder->encoder_ = std::move(*encoder);
+  embedder->tokenizer_ = std::move(*tokenizer);
+  const model::BertConfig& config = embedder->encoder_->config();
+  if (embedder->tokenizer_->max_id() >= config.vocab_size) {
+    return invalid_argument("{}: the tokenizer has ids up to {}, the encoder only {} rows", dir,
+                            embedder->tokenizer_->max_id(), config.vocab_size);
+  }
+  const Result<int32_t> first = special_id(*embedder->tokenizer_, dir, "[CLS]");
+  if (!first.ok()) return first.status();
+  const Result<int32_t> last = special_id(*embedder->tokenizer_, dir, "[SEP]");
+  if (!last.ok()) return last.status();
+  embedder->first_id_ = *first;
+  embedder->last_id_ = *last;
+
+  const std::string lengths_path = dir + "/sentence_bert_config.json";
+  const Result<json> lengths = optional_object(lengths_path);
+  if (!lengths.ok()) return lengths.status();
+  embedder->max_tokens_ = config.max_positions;
+  if (const auto found = lengths->find("max_seq_length");
+      found != lengths->end() && !found->is_null()) {
+    if (!found->is_number_integer() || found->get<int64_t>() < 3 ||
+        found->get<int64_t>() > config.max_positions) {
+      return invalid_argument("{}: max_seq_length is {}; expected an integer in [3, {}]",
+                              lengths_path, found->dump(), config.max_positions);
+    }
+    embedder->max_tokens_ = found->get<int64_t>();
+  }
+  const std::string pooling_path = dir + "/1_Pooling/config.json";
+  const Result<json> pooling = optional_object(pooling_path);
+  if (!pooling.ok()) return pooling.status();
+  embedder->takes_first_ = pooling->value("pooling_mode_cls_token", false);
+  if (!embedder->takes_first_ && !pooling->value("pooling_mode_mean_tokens", true)) {
+    return invalid_argument("{}: pools neither by mean nor by the first token; served here: both",
+                            pooling_path);
+  }
+  embedder->hash_ =
+      hash64({embedder->encoder_->weights_hash(), static_cast<uint64_t>(embedder->max_tokens_),
+              embedder->takes_first_ ? 1u : 0u});
+  return embedder;
+}
+
+Result<std::vector<int32_t>> Embedder::tokenize(const std::string& text) const {
+  Result<std::vector<int32_t>> pieces = tokenizer_->encode(text);
+  if (!pieces.ok()) return pieces.status();
+  const int64_t kept = std::min(static_cast<int64_t>(pieces->size()), max_tokens_ - 2);
+  std::vector<int32_t> ids = {first_id_};
+  ids.insert(ids.end(), pieces->begin(), pieces->begin() + kept);
+  ids.push_back(last_id_);
+  return ids;
+}
+
+double Embedder::pool(const float* hidden_LD, int64_t length, float* vector_D) const {
+  const int64_t d = width();
+  std::copy_n(hidden_LD, d, vector_D);
+  for (int64_t t = 1; t < length && !takes_first_; ++t) {
+    for (int64_t i = 0; i < d; ++i) vector_D[i] += hidden_LD[t * d + i];
+  }
+  // The number of tokens cancels in the length.
+  double squares = 0;
+  for (int64_t i = 0; i < d; ++i) squares += double{vector_D[i]} * vector_D[i];
+  const double norm = std::max(std::sqrt(squares), 1e-12);
+  for (int64_t i = 0; i < d; ++i) vector_D[i] *= static_cast<float>(1 / norm);
+  return norm;
+}
+
+void Embedder::forward(std::span<const std::vector<int32_t>> texts, TrainingPass& pass) {
+  std::vector<int32_t> tokens;
+  std::vector<int64_t> begin = {0};
+  for (const std::vector<int32_t>& text : texts) {
+    tokens.insert(tokens.end(), text.begin(), text.end());
+    begin.push_back(static_cast<int64_t>(tokens.size()));
+  }
+  const int64_t d = width();
+  std::vector<float> hidden(tokens.size() * static_cast<size_t>(d));
+  encoder_->forward(tokens, begin, hidden.data(), pass.activations);
+  pass.vectors.resize(texts.size() * static_cast<size_t>(d));
+  pass.lengths.resize(texts.size());
+  for (size_t i = 0; i < texts.size(); ++i) {
+    pass.lengths[i] = pool(hidden.data() + begin[i] * d, begin[i + 1] - begin[i],
+                           pass.vectors.data() + i * static_cast<size_t>(d));
+  }
+}
+
+// v = u / |u| with u the sum of the states (or the first): du = (dv - v (v dv)) / |u|, for each.
+void Embedder::backward(const TrainingPass& pass, std::span<const float> dvectors_ND,
+                        model::BertWeights& gradients) {
+  const int64_t d = width();
+  const std::vector<int64_t>& begin = pass.activations.begin;
+  GRADUS_CHECK(dvectors_ND.size() == pass.vectors.size(), "Embedder::backward: one row per text");
+  std::vector<float> dhidden(static_cast<size_t>(begin.back() * d));
+  for (size_t n = 0; n + 1 < begin.size(); ++n) {
+    const float* v = pass.vectors.data() + n * static_cast<size_t>(d);
+    const float* dv = dvectors_ND.data() + n * static_cast<size_t>(d);
+    double along = 0;
+    for (int64_t i = 0; i < d; ++i) along += double{v[i]} * dv[i];
+    for (int64_t t = begin[n]; t < (takes_first_ ? begin[n] + 1 : begin[n + 1]); ++t) {
+      for (int64_t i = 0; i < d; ++i) {
+        dhidden[t * d + i] = static_cast<float>((dv[i] - v[i] * along) / pass.lengths[n]);
+      }
+    }
+  }
+  encoder_->backward(pass.activations, dhidden.data(), gradients);
+}
+
+Result<std::vector<float>> Embedder::embed(std::span<const std::string> texts) {
+  std::vector<std::vector<int32_t>> ids(texts.size());
+  for (size_t i = 0; i < texts.size(); ++i) {
+    Result<std::vector<int32_t>> one = tokenize(texts[i]);
+    if (!one.ok()) return one.status().with_prefix(fmt::format("text {}", i));
+    ids[i] = std::move(*one);
+  }
+  // Texts of like length together: passes are full, and a text's place in them does not show.
+  std::vector<size_t> order(texts.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return ids[a].size() > ids[b].size(); });
+  const int64_t d = width();
+  std::vector<float> vectors(texts.size() * static_cast<size_t>(d));
+  std::vector<float> hidden;
+  for (size_t from = 0; from < order.size();) {
+    std::vector<int32_t> tokens;
+    std::vector<int64_t> begin = {0};
+    size_t to = from;
+    while (to < order.size() &&
+           (to == from ||
+            static_cast<int64_t>(tokens.size() + ids[order[to]].size()) <= kPassTokens)) {
+      tokens.insert(tokens.end(), ids[order[to]].begin(), ids[order[to]].end());
+      begin.push_back(static_cast<int64_t>(tokens.size()));
+      ++to;
+    }
+    hidden.resize(tokens.size() * static_cast<size_t>(d));
+    encoder_->forward(tokens, begin, hidden.data());
+    for (size_t i = from; i < to; ++i) {
+      pool(hidden.data() + begin[i - from] * d, begin[i - from + 1] - begin[i - from],
+           vectors.data() + order[i] * static_cast<size_t>(d));
+    }
+    from = to;
+  }
+  return vectors;
+}
+
+}  // namespace gradus::retriever
