@@ -14,6 +14,17 @@ void register_builtin_rewards(RewardRegistry& registry) {
   registry.add("format", make_format_reward);
   registry.add("countdown", make_countdown_reward);
   registry.add("math", make_math_reward);
+  registry.add("plugin", make_plugin_reward);
+  registry.add("process", make_process_reward);
+  registry.add("choice", make_choice_reward);
+  registry.add("match", make_match_reward);
+  registry.add("quantity", make_quantity_reward);
+  registry.add("regex", make_regex_reward);
+  registry.add("json_schema", make_json_schema_reward);
+  registry.add("ifeval", make_ifeval_reward);
+  registry.add("tags", make_tags_reward);
+  registry.add("length", make_length_reward);
+  registry.add("repetition", make_repetition_reward);
 }
 
 double overlong_penalty(int64_t length_tokens, int64_t max_length_tokens, int64_t buffer_tokens,

@@ -50,6 +50,9 @@ class Reward {
   // starts.
   virtual Status check_ground_truth(const data::Prompt&) const { return {}; }
 
+  // More than a part's detail, for `gradus reward explain`: one line, or nothing.
+  virtual std::string explain(const data::Prompt&, const data::Trajectory&) const { return ""; }
+
   // Whether a score depends on the other responses of the group: then groups come whole.
   virtual bool compares_siblings() const { return false; }
   // Whether the same response always gets the same part, so that a run repeats bit for bit.
@@ -62,7 +65,7 @@ class Reward {
 using RewardOptions = std::map<std::string, std::string>;
 using RewardRegistry = Registry<Reward, const RewardOptions&>;
 
-// exact, number, format, countdown, math.
+// All that are built in (docs/rewards.md).
 void register_builtin_rewards(RewardRegistry& registry);
 
 // Soft punishment of over-long responses (Yu et al. 2025, DAPO, arXiv:2503.14476, Eq. 13), to be

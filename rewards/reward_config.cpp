@@ -23,6 +23,9 @@ void RewardPartConfig::visit(FieldVisitor& v) {
 
 void RewardConfig::visit(FieldVisitor& v) {
   v.field("parts", parts, "Terms of the weighted sum.");
+  v.field("rubric", rubric,
+          "File of a rubric, instead of parts: an answer, and criteria with a curriculum "
+          "(docs/rewards.md).");
   v.field("on_error", on_error,
           "A response whose check failed leaves the update, alone or with its whole group, gets "
           "error_score for the part that failed, or stops the run.",
@@ -36,6 +39,10 @@ void RewardConfig::visit(FieldVisitor& v) {
 
 Status validate(const RewardConfig& config) {
   ConfigRules rules;
+  rules.require(
+      config.rubric.empty() || config.parts.empty(),
+      "both reward.rubric and reward.parts are set; make the parts criteria of the rubric, "
+      "or drop one of the two");
   bool has_weight = false;
   for (const RewardPartConfig& part : config.parts) has_weight |= part.weight != 0;
   rules.require(

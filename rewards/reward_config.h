@@ -31,6 +31,7 @@ struct RewardPartConfig {
 
 struct RewardConfig {
   std::vector<RewardPartConfig> parts;
+  std::string rubric;  // file of a rubric, instead of parts
   OnRewardError on_error = OnRewardError::kSkipSample;
   double error_score = 0.0;  // with kScore: stands in for the score of the part that failed
   int64_t threads = 2;       // that score while responses are sampled

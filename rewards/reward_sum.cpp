@@ -36,6 +36,19 @@ std::vector<RewardPart> call(const WeightedReward& weighted, std::span<const Gro
   return parts;
 }
 
+std::vector<RewardPartConfig> rubric_parts(const RubricConfig& rubric) {
+  std::vector<RewardPartConfig> parts = {
+      {.name = rubric.answer.check, .label = "answer", .options = rubric.answer.options}};
+  for (const RubricCriterion& one : rubric.criteria) {
+    parts.push_back({.name = one.check.check,
+                     .label = one.name,
+                     .weight = 0,
+                     .retries = one.retries,
+                     .options = one.check.options});
+  }
+  return parts;
+}
+
 // A further call may end otherwise; of the other failures it would say the same again.
 bool is_retried(RewardStatus status) {
   return status == RewardStatus::kTimeout || status == RewardStatus::kError;
@@ -87,7 +100,15 @@ Result<RewardSum> RewardSum::create(std::vector<WeightedReward> rewards, OnRewar
 
 Result<RewardSum> RewardSum::create(const RewardConfig& config, const RewardRegistry& registry) {
   std::vector<WeightedReward> rewards;
-  for (const RewardPartConfig& part : config.parts) {
+  std::optional<RubricConfig> rubric;
+  std::vector<RewardPartConfig> parts = config.parts;
+  if (!config.rubric.empty()) {
+    Result<RubricConfig> loaded = load_rubric(config.rubric, registry);
+    if (!loaded.ok()) return loaded.status();
+    rubric = std::move(*loaded);
+    parts = rubric_parts(*rubric);
+  }
+  for (const RewardPartConfig& part : parts) {
     auto reward = registry.create(part.name, part.options);
     if (!reward.ok()) return reward.status().with_prefix("reward.parts");
     rewards.push_back({part.label.empty() ? part.name : part.label, std::move(*reward), part.weight,
@@ -100,7 +121,10 @@ Result<RewardSum> RewardSum::create(const RewardConfig& config, const RewardRegi
               {{"reward", weighted.name}});
   }
   Result<RewardSum> sum = create(std::move(rewards), config.on_error, config.error_score);
-  if (sum.ok()) sum->num_threads_ = config.threads;
+  if (sum.ok()) {
+    sum->num_threads_ = config.threads;
+    sum->rubric_ = std::move(rubric);
+  }
   return sum;
 }
 

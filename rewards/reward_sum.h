@@ -10,6 +10,7 @@
 
 #include "rewards/reward.h"
 #include "rewards/reward_config.h"
+#include "rewards/rubric.h"
 
 // The weighted sum of several rewards: what a trajectory is trained on.
 namespace gradus::rewards {
@@ -51,7 +52,8 @@ class RewardSum {
   static Result<RewardSum> create(std::vector<WeightedReward> rewards, OnRewardError on_error,
                                   double error_score = 0);
 
-  // Makes the rewards that the `reward` section of a run names.
+  // Makes the rewards that the `reward` section of a run names. Those of a rubric are its answer,
+  // with weight 1, and its criteria, with weight 0: what they make together is the Curriculum's.
   static Result<RewardSum> create(const RewardConfig& config, const RewardRegistry& registry);
 
   // One breakdown per trajectory, group by group; the ids are the trajectories'. A trajectory to
@@ -74,6 +76,7 @@ class RewardSum {
   std::vector<std::string> names() const;
   const std::vector<WeightedReward>& rewards() const { return rewards_; }
   int64_t num_threads() const { return num_threads_; }  // reward.threads
+  const std::optional<RubricConfig>& rubric() const { return rubric_; }
 
  private:
   RewardSum(std::vector<WeightedReward> rewards, OnRewardError on_error, double error_score)
@@ -86,6 +89,7 @@ class RewardSum {
   OnRewardError on_error_;
   double error_score_;
   int64_t num_threads_ = 0;
+  std::optional<RubricConfig> rubric_;
 };
 
 // Per part, in the order of the parts of `breakdowns` (all of one RewardSum).

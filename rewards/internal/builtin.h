@@ -15,6 +15,17 @@ Result<std::unique_ptr<Reward>> make_number_reward(const RewardOptions& options)
 Result<std::unique_ptr<Reward>> make_format_reward(const RewardOptions& options);
 Result<std::unique_ptr<Reward>> make_countdown_reward(const RewardOptions& options);
 Result<std::unique_ptr<Reward>> make_math_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_plugin_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_process_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_choice_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_match_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_quantity_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_regex_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_json_schema_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_ifeval_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_tags_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_length_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_repetition_reward(const RewardOptions& options);
 
 // The part of a response that holds the answer: what follows the last `marker`, trimmed, to the end
 // of the line; the first line with text when `skips_lines`. Two markers carry their own end: after

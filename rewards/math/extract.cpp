@@ -395,6 +395,12 @@ class StrictReader {
         // A number inside a formula that cannot be read is not the answer.
         if (candidate.end > unread_begin && candidate.begin < unread_end) continue;
         if (is_denied(text, candidate)) continue;
+        if (is_one_of_several(text, candidate)) {
+          unread_begin = candidate.begin;
+          unread_end = candidate.end;
+          result_.is_found = true;
+          continue;
+        }
         Expression value = value_of(candidate);
         if (value != nullptr) value = with_alternatives(text, candidate, std::move(value));
         if (value == nullptr && candidate.type == Candidate::Type::kLatex) {
@@ -419,6 +425,25 @@ class StrictReader {
     const size_t begin = static_cast<size_t>(candidate.pieces[0].text.data() - text.data());
     const std::string_view before = trim(text.substr(0, begin));
     return before.ends_with(" not") || before.ends_with("n't");
+  }
+
+  // "-1.25 or \frac{1}{2}": a formula beside another answer is no answer. (Formulas side by side
+  // are one candidate, a list.)
+  static bool is_one_of_several(std::string_view text, const Candidate& candidate) {
+    if (candidate.type != Candidate::Type::kLatex) return false;
+    const auto is_in = [](char c, std::string_view set) { return set.find(c) != kNone; };
+    const size_t begin = static_cast<size_t>(candidate.pieces[0].text.data() - text.data());
+    std::string_view before = text.substr(0, begin);
+    while (before.ends_with(' ') || before.ends_with('$')) before.remove_suffix(1);
+    for (const std::string_view opening : {"\\(", "\\["}) {
+      if (before.ends_with(opening)) before = trim(before.substr(0, before.size() - 2));
+    }
+    if (before.ends_with(" or") && before.size() > 3 &&
+        is_in(before[before.size() - 4], "0123456789}$)")) {
+      return true;
+    }
+    const std::string_view rest = text.substr(std::min(candidate.end, text.size()));
+    return rest.starts_with(" or ") && rest.size() > 4 && is_in(rest[4], "0123456789-\\$(");
   }
 
   // "4 or 5" in plain notation is two answers.

@@ -184,18 +184,18 @@ TEST(RewardCommand, CutsLongTextsBetweenCharacters) {
 }
 
 TEST(RewardCommand, ListsTheRewards) {
-  EXPECT_EQ(run_gradus("reward list").output,
-            "{\"reward\":\"countdown\"}\n{\"reward\":\"exact\"}\n{\"reward\":\"format\"}\n"
-            "{\"reward\":\"math\"}\n{\"reward\":\"number\"}\n");
+  const std::string names = run_gradus("reward list").output;
+  for (const char* name : {"countdown", "exact", "ifeval", "math", "plugin", "process"}) {
+    EXPECT_NE(names.find("{\"reward\":\"" + std::string(name) + "\"}"), std::string::npos) << name;
+  }
 }
 
 TEST(RewardCommand, RefusesUnknownRewards) {
   const Outcome outcome = run_gradus("reward score --reward numbr 2>&1 < /dev/null");
   EXPECT_EQ(outcome.exit_code, 2);
-  EXPECT_EQ(
-      outcome.output,
-      "gradus: error: unknown reward 'numbr'; did you mean 'number'?; known: countdown, exact, "
-      "format, math, number\n");
+  EXPECT_TRUE(outcome.output.starts_with(
+      "gradus: error: unknown reward 'numbr'; did you mean 'number'?; known: choice, countdown, "))
+      << outcome.output;
 }
 
 }  // namespace

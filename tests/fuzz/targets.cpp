@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #include <array>
+#include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -19,6 +21,7 @@
 #include "records/rollout_dump.h"
 #include "records/rollout_messages.h"
 #include "records/state_file.h"
+#include "rewards/reward.h"
 #include "trainer/rollout_work.h"
 
 namespace gradus::fuzz {
@@ -47,8 +50,10 @@ class MemoryFile {
 constexpr int64_t kMaxValues = 1 << 20;
 
 void run_config(std::string_view bytes) {
-  // A base is another file of the same form.
-  if (bytes.find("base") != std::string_view::npos) return;
+  // A base is another file of the same form; two rewards start programs that the file names.
+  for (const std::string_view word : {"base", "process", "plugin", "\\"}) {
+    if (bytes.find(word) != std::string_view::npos) return;
+  }
   const MemoryFile file(bytes);
   const auto loaded = cli::load_run_config(file.path(), {}, cli::RunKind::kTrain, 2);
   if (loaded.ok()) static_cast<void>(cli::resolved_yaml(*loaded));
@@ -144,7 +149,35 @@ void run_wire(std::string_view bytes) {
   if (answer.ok()) static_cast<void>(trainer::encode(*answer));
 }
 
+// A ground truth, a line's end and a response, for each built-in reward.
+void run_rewards(std::string_view bytes) {
+  static const auto all = [] {
+    std::map<std::string, std::unique_ptr<rewards::Reward>> made;
+    rewards::RewardRegistry registry("reward");
+    rewards::register_builtin_rewards(registry);
+    for (const std::string& name : registry.names()) {
+      rewards::RewardOptions options;
+      if (name == "format") options = {{"pattern", "(a|b)*.*[0-9]+"}};
+      if (name == "length") options = {{"max", "100"}, {"unit", "characters"}};
+      auto reward = registry.create(name, options);
+      if (reward.ok()) made[name] = std::move(*reward);  // not those that need a program
+    }
+    return made;
+  }();
+  data::Prompt prompt;
+  data::Trajectory trajectory;
+  const size_t end = std::min(bytes.find('\n'), bytes.size());
+  prompt.answer = bytes.substr(0, end);
+  trajectory.text = bytes.substr(std::min(end + 1, bytes.size()));
+  const rewards::Group group{&prompt, {&trajectory, 1}};
+  for (const auto& [name, reward] : all) {
+    static_cast<void>(reward->check_ground_truth(prompt));
+    GRADUS_CHECK(reward->score_batch({&group, 1}).size() == 1, name);
+  }
+}
+
 constexpr Target kTargets[] = {{"config", run_config},
+                               {"rewards", run_rewards},
                                {"json_lines", run_json_lines},
                                {"tokenizer", run_tokenizer},
                                {"safetensors", run_safetensors},

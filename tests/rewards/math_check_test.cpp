@@ -69,6 +69,17 @@ TEST(MathStrict, AcceptsNoneOfTheAdversarialPairs) {
   EXPECT_GE(num_attacks, 300u);
 }
 
+// Found by gradus reward probe: a bare \\frac was taken for the answer whatever stood beside it.
+TEST(MathStrict, TakesNoFormulaThatIsOneOfSeveralAnswers) {
+  for (const char* answer :
+       {"Answer: -1.25 or \\frac{1}{2} or -2.25", "The answer is 3 or \\frac{1}{2}.",
+        "The answer is \\frac{1}{2} or 3.", "The answer is 3 or $\\frac{1}{2}$.",
+        "The answer is $3$ or $\\frac{1}{2}$.", "The answer is 3 or \\(\\frac{1}{2}\\)."}) {
+    EXPECT_EQ(strict("\\frac{1}{2}", answer).score, 0) << answer;
+  }
+  EXPECT_EQ(strict("\\frac{1}{2}", "Either way or not, the answer is \\frac{1}{2}.").score, 1);
+}
+
 TEST(MathStrict, AcceptsTheTruePairsAndRefusesTheOthersOfTheTable) {
   for (const Pair& pair : pairs()) {
     if (pair.kind.starts_with("attack")) continue;

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "common/check.h"
+#include "common/strings.h"
 
 namespace gradus::rewards {
 namespace {
@@ -191,10 +192,9 @@ TEST(RewardSum, RefusesBadLists) {
   register_builtin_rewards(registry);
   RewardConfig config;
   config.parts.push_back({.name = "numbers"});
-  EXPECT_EQ(
-      RewardSum::create(config, registry).status().message(),
-      "reward.parts: unknown reward 'numbers'; did you mean 'number'?; known: countdown, exact, "
-      "format, math, number");
+  EXPECT_EQ(RewardSum::create(config, registry).status().message(),
+            "reward.parts: unknown reward 'numbers'; did you mean 'number'?; known: " +
+                join(registry.names(), ", "));
 }
 
 TEST(RewardSum, HoldsRewardsToOnePartPerTrajectory) {
