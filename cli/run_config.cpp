@@ -2,9 +2,11 @@
 #include "cli/run_config.h"
 
 #include <algorithm>
+#include <sstream>
 
 #include "common/config/rules.h"
 #include "rewards/reward.h"
+#include "rewards/rubric.h"
 #include "trainer/algorithm.h"
 
 namespace gradus::cli {
@@ -39,6 +41,11 @@ void check_rewards(const rewards::RewardConfig& config, ConfigRules& rules) {
             .status()
             .with_prefix(fmt::format("reward.parts[{}].{}", i, is_known ? "options" : "name")));
   }
+  if (config.rubric.empty()) return;
+  const Status status = rewards::load_rubric(config.rubric, registry).status();
+  std::istringstream lines(status.message());
+  for (std::string line; std::getline(lines, line);)
+    rules.require(false, "reward.rubric: {}", line);
 }
 
 void check_optimizer_of_adapter(const RunConfig& config, const trainer::OptimizerConfig& optimizer,
@@ -82,7 +89,7 @@ void check_training(const RunConfig& config, int64_t world_size, ConfigRules& ru
   rules.add(trainer::validate(config.cluster, world_size, config.trainer.dynamic_sampling));
   rules.add(trainer::validate(
       config.trainer, std::max<int64_t>(1, trainer::num_trainers(config.cluster, world_size))));
-  rules.require(!config.reward.parts.empty(),
+  rules.require(!config.reward.parts.empty() || !config.reward.rubric.empty(),
                 "reward.parts is empty; name at least one reward, e.g. {{name: exact}}");
   const trainer::AlgorithmConfig& algorithm = config.trainer.algorithm;
   rules.require(!trainer::compares_groups(algorithm.advantage) || config.rollout.num_samples >= 2,
@@ -94,6 +101,10 @@ void check_training(const RunConfig& config, int64_t world_size, ConfigRules& ru
       "model.adapter is set but trainer.algorithm.advantage is gae, whose critic does not "
       "start from an adapter; make one model of the two (gradus merge) and name it as "
       "model.path, with lora.rank for a new adapter");
+  rules.require(
+      algorithm.advantage != "remax" || config.reward.rubric.empty(),
+      "trainer.algorithm.advantage is remax and reward.rubric is set; the baseline of the "
+      "greedy response has no rubric: choose another, e.g. rloo");
   rules.require(
       !config.trainer.dynamic_sampling || config.rollout.num_samples >= 2,
       "rollout.num_samples is {} but trainer.dynamic_sampling is on: a group of one never "
@@ -143,7 +154,7 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
       rules.require(config.data.eval.is_given(),
                     "neither data.eval.files nor data.eval.task is set; name the problems to "
                     "evaluate on");
-      rules.require(!config.reward.parts.empty(),
+      rules.require(!config.reward.parts.empty() || !config.reward.rubric.empty(),
                     "reward.parts is empty; name at least one reward, e.g. {{name: exact}}");
       break;
   }

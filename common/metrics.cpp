@@ -62,6 +62,12 @@ constexpr MetricInfo kMetrics[] = {
     {"perf/reward_busy_s", "s", kSum, "time in the rewards, over all threads that score"},
     {"perf/reward_hidden_fraction", "1", kMean,
      "share of perf/reward_busy_s that passed while responses were sampled: 1 - waiting / busy"},
+    {"rubric/easy_mean", "1", kLast, "mean of the easy stratum over the responses of the step"},
+    {"rubric/hard_mean", "1", kLast, "the same of the hard stratum"},
+    {"rubric/lambda", "1", kLast, "weight of the hard stratum in the step"},
+    {"rubric/start_step", "1", kLast, "step at which the ramp was opened; -1 before"},
+    {"rubric/fallback_groups", "1", kLast,
+     "groups that a failed criterion made fall back to the answer alone"},
     {"reward/skipped_fraction", "1", kMean,
      "responses left out of the update because a check failed (reward.on_error)"},
 

@@ -67,6 +67,7 @@ CheckpointShare::CheckpointShare(const Policy& policy, Learner& learner,
   state_.add("run/nonfinite_in_a_row", position.nonfinite_in_a_row);
   state_.add("run/mini_batches_done", position.mini_batches_done);
   state_.add_text("run/ahead", position.ahead);
+  if (!position.rubric.empty()) state_.add_text("run/rubric", position.rubric);
   state_.add("run/kl_coef", position.kl_coef);
   std::string hashes;
   for (const auto& [version, hash] : position.version_hashes) {

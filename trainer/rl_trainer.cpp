@@ -11,6 +11,7 @@
 #include "trainer/algorithms/kl.h"
 #include "trainer/checkpoint_saver.h"
 #include "trainer/critic.h"
+#include "trainer/rubric_rewards.h"
 #include "trainer/update_sums.h"
 
 namespace gradus::trainer {
@@ -52,6 +53,7 @@ RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& re
              client),
       num_planned_updates_(num_policy_updates(setup_.trainer)) {
   position_.kl_coef = algorithm_.config.kl.coef;
+  if (rewards.rubric()) curriculum_.emplace(*rewards.rubric(), setup_.trainer.num_steps);
   if (algorithm_.config.kl.coef != 0) {
     reference_ = std::make_unique<model::Transformer>(policy.transformer->config());
     std::copy_n(policy.transformer->parameters(), policy.transformer->layout().size,
@@ -69,6 +71,9 @@ RlTrainer::~RlTrainer() = default;
 Status RlTrainer::resume(const std::string& checkpoint_folder) {
   Status status = load_checkpoint(checkpoint_folder, policy_, learner_, position_, critic_.get());
   if (status.ok()) status = phase_.take_up(position_.ahead).with_prefix(checkpoint_folder);
+  if (status.ok() && curriculum_ && !position_.rubric.empty()) {
+    status = curriculum_->restore(position_.rubric).with_prefix(checkpoint_folder);
+  }
   position_.ahead.clear();
   return comm::agree(communicator_, status);
 }
@@ -110,6 +115,7 @@ Status RlTrainer::step() {
   Result<std::vector<Group>> groups =
       setup_.load_rollouts.empty() ? collect(metrics) : load_groups();
   if (!groups.ok()) return groups.status();
+  if (curriculum_ && setup_.load_rollouts.empty()) finish_curriculum_step(*curriculum_, metrics);
   for (Group& group : *groups) {
     for (records::RolloutRecord& record : group.records) {
       record.data_position = position_.data_position;
@@ -298,6 +304,10 @@ Result<std::vector<RlTrainer::Group>> RlTrainer::sample_round(uint64_t first_pos
   std::vector<Group> groups(static_cast<size_t>(num_prompts));
   for (size_t i = 0; i < records->size(); ++i) {
     groups[i / static_cast<size_t>(num_samples)].records.push_back(std::move((*records)[i]));
+  }
+  for (Group& group : groups) {
+    if (!curriculum_) break;
+    apply_curriculum(*curriculum_, rollout_setup(setup_.trainer, setup_.rollout), group.records);
   }
   return groups;
 }
@@ -828,6 +838,7 @@ Status RlTrainer::save() {
   display_.begin_phase("checkpoint", 0, "");
   RunPosition position = position_;
   position.ahead = std::move(*ahead);
+  if (curriculum_) position.rubric = curriculum_->state();
   status = records_.saver->save(policy_, learner_, position, best_metric(setup_.run, last_metrics_),
                                 critic_.get());
   display_.end_phase();

@@ -134,6 +134,7 @@ class RlTrainer {
   RolloutWorker worker_;
   RolloutWorker greedy_worker_;  // of one response to a prompt, for remax
   RolloutPhase phase_;
+  std::optional<rewards::Curriculum> curriculum_;  // of reward.rubric
   std::unique_ptr<model::Transformer> reference_;  // the initial model, with a KL term
   std::unique_ptr<model::TrainingPass> reference_pass_;
   std::unique_ptr<Critic> critic_;  // null: none

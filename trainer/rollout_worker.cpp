@@ -36,6 +36,13 @@ RolloutSetup rollout_setup(const TrainerConfig& trainer, const rollout::RolloutC
   return {rollout, trainer.overlong_buffer_tokens, trainer.overlong_penalty};
 }
 
+double overlong_of(const RolloutSetup& setup, const data::Trajectory& trajectory) {
+  if (setup.overlong_buffer_tokens == 0) return 0;
+  return rewards::overlong_penalty(static_cast<int64_t>(trajectory.behavior_logprobs.size()),
+                                   setup.rollout.max_new_tokens, setup.overlong_buffer_tokens,
+                                   setup.overlong_penalty, /*is_capped=*/false);
+}
+
 RolloutWorker::RolloutWorker(RolloutSetup setup, rollout::Engine& engine,
                              const rewards::RewardSum& rewards,
                              std::span<const data::Prompt> prompts)
@@ -152,12 +159,7 @@ Status RolloutWorker::add_reward(const data::RewardBreakdown& score,
         "the reward, or let it report an error",
         record.step, trajectory.id.prompt_id, trajectory.id.sample_index, score.total);
   }
-  record.reward = score.total;
-  if (setup_.overlong_buffer_tokens > 0) {
-    record.reward += rewards::overlong_penalty(
-        static_cast<int64_t>(trajectory.behavior_logprobs.size()), setup_.rollout.max_new_tokens,
-        setup_.overlong_buffer_tokens, setup_.overlong_penalty, /*is_capped=*/false);
-  }
+  record.reward = score.total + overlong_of(setup_, trajectory);
   return {};
 }
 

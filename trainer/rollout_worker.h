@@ -22,6 +22,9 @@ struct RolloutSetup {
 };
 RolloutSetup rollout_setup(const TrainerConfig& trainer, const rollout::RolloutConfig& rollout);
 
+// What shaping adds to the reward of a response: 0 or less.
+double overlong_of(const RolloutSetup& setup, const data::Trajectory& trajectory);
+
 // Samples responses and scores them: the rollout phase of a rank, whether it also trains or not.
 // Results depend on weights and requests alone. Not thread-safe. References outlive it.
 class RolloutWorker {

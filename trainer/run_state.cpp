@@ -298,6 +298,11 @@ Status load_checkpoint(const std::string& folder, Policy& policy, Learner& learn
   Result<std::string> ahead = state->read_text("run/ahead");
   if (!ahead.ok()) return ahead.status();
   position.ahead = std::move(*ahead);
+  if (state->has("run/rubric")) {
+    Result<std::string> rubric = state->read_text("run/rubric");
+    if (!rubric.ok()) return rubric.status();
+    position.rubric = std::move(*rubric);
+  }
   const Result<double> kl_coef = state->read_f64("run/kl_coef");
   if (!kl_coef.ok()) return kl_coef.status();
   position.kl_coef = *kl_coef;

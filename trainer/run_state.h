@@ -77,6 +77,7 @@ struct RunPosition {
   uint64_t policy_version = 0;  // updates made
   // Responses begun for later steps (RolloutPhase::take_down); in a checkpoint alone.
   std::string ahead;
+  std::string rubric;  // state of rewards::Curriculum; empty: none
   double kl_coef = 0;  // of the adaptive controller, for the next step
   // Updates in a row, up to now, whose gradient was not finite.
   int64_t nonfinite_in_a_row = 0;
