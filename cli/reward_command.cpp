@@ -6,6 +6,7 @@
 #include "cli/command.h"
 #include "cli/json_lines.h"
 #include "cli/option_list.h"
+#include "cli/reward_command.h"
 #include "rewards/math/math_check.h"
 #include "rewards/reward.h"
 
@@ -155,6 +156,7 @@ void add_reward_command(CLI::App& app, Action& action) {
       ->capture_default_str();
   scorer->callback([options, &action] { action = [options] { return score(*options); }; });
   add_math_command(*command, action);
+  add_reward_tool_commands(*command, action);
   command->add_subcommand("list", "List the rewards as JSON lines")->callback([&action] {
     action = list_rewards;
   });

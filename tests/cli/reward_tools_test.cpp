@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// gradus reward explain, check, probe and rubric build.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "cli/reward_probes.h"
+#include "tests/support/files.h"
+#include "tests/support/run_gradus.h"
+
+namespace gradus::cli {
+namespace {
+
+using ::testing::ContainsRegex;
+using ::testing::HasSubstr;
+
+class RewardTools : public testing::Test {
+ protected:
+  test::Outcome run(const std::string& arguments) {
+    return test::run_gradus("reward " + arguments + " 2>&1");
+  }
+  std::string file(const std::string& name, const std::string& text) {
+    test::write_file(folder_.path() + "/" + name, text);
+    return folder_.path() + "/" + name;
+  }
+  test::TemporaryFolder folder_;
+};
+
+TEST_F(RewardTools, ExplainsSpanFormsRuleAndWeights) {
+  const std::string rows = file(
+      "rows.jsonl",
+      R"({"id": "a", "prompt": "1/2 + 1/4?", "ground_truth": "\\frac{3}{4}", "response": "so \\boxed{0.75}"}
+{"id": "b", "prompt": "1/2 + 1/4?", "ground_truth": "\\frac{3}{4}", "response": "1"}
+)");
+  const auto outcome =
+      run("explain --rubric configs/rubrics/digits.yaml --lambda 0.25 --id a --input " + rows);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+  // 0.7 * 1 + 0.3 * (0.75 * (1 + 1) / 2 + 0.25 * 0).
+  EXPECT_THAT(outcome.output, HasSubstr("sample a (line 1)\n"));
+  EXPECT_THAT(outcome.output, HasSubstr("  reward        0.925\n"));
+  EXPECT_THAT(outcome.output, HasSubstr("rubric        digits, lambda 0.25"));
+  EXPECT_THAT(outcome.output, ContainsRegex("answer +1 +0.7 +0.7  ok"));
+  EXPECT_THAT(outcome.output, ContainsRegex("has_digit \\(easy\\) +1 +0.1125 +0.1125  ok"));
+  EXPECT_THAT(outcome.output, ContainsRegex("digits_only \\(hard\\) +0 +0.075 +0  ok"));
+  EXPECT_THAT(
+      outcome.output,
+      HasSubstr("'0.75' (bytes 10 to 14 of 15); read as 3/4; ground truth read as 3/4; rule: "
+                "decimal within tolerance"));
+  EXPECT_THAT(outcome.output, Not(HasSubstr("sample b")));
+  const auto missing = run("explain --rubric configs/rubrics/digits.yaml --id z --input " + rows);
+  EXPECT_THAT(missing.output, HasSubstr("has no sample 'z'; ids are prompt_id/sample_index, id, or "
+                                        "the line's number"));
+  EXPECT_THAT(run("explain --input " + rows).output,
+              HasSubstr("give one of --config and --rubric"));
+}
+
+TEST_F(RewardTools, ChecksAgainstLabels) {
+  const std::string rows =
+      file("rows.jsonl", R"({"ground_truth": "5", "response": "\\boxed{5}", "label": true}
+{"ground_truth": "5", "response": "\\boxed{6}", "label": 0}
+{"ground_truth": "5", "response": "five", "label": 1}
+{"ground_truth": "5", "response": "\\boxed{5.0}", "label": false}
+{"ground_truth": " ", "response": "x", "label": false}
+)");
+  const auto outcome =
+      run("check --config configs/reward_math.yaml --set reward.threads=0 --set "
+          "'reward.parts=[{name: math}]' --data " +
+          rows);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+  EXPECT_THAT(outcome.output, ContainsRegex("math +1 +1 +1 +1 +0 +1 +50.00 %"));
+  EXPECT_THAT(outcome.output, HasSubstr("5 rows in "));
+  const std::string bare = file("bare.jsonl", R"({"ground_truth": "5", "response": "5"})");
+  EXPECT_THAT(
+      run("check --config configs/reward_math.yaml --data " + bare).output,
+      HasSubstr("bare.jsonl:1: no 'label'; expected true for a response that is right, else "
+                "false"));
+}
+
+// The hacking probes, on checks of several kinds.
+TEST_F(RewardTools, SoundChecksRewardNoProbe) {
+  const std::string math =
+      file("math.jsonl", R"rows({"prompt": "Expand (x+2)(x-5).", "ground_truth": "x^2-3x-10"}
+{"prompt": "What is 6*7?", "ground_truth": "42"}
+{"prompt": "Solve.", "ground_truth": "\\frac{1}{2}"}
+{"prompt": "Which?", "ground_truth": "[0,1)"}
+{"prompt": "Which?", "ground_truth": "B"}
+)rows");
+  const auto strict = run("probe --config configs/reward_math.yaml --data " + math);
+  EXPECT_EQ(strict.exit_code, 0) << strict.output;
+  EXPECT_EQ(strict.output, "128 of 128 probes score 0\n");
+  const auto rubric = run("probe --rubric configs/rubrics/digits.yaml --data " + math);
+  EXPECT_EQ(rubric.exit_code, 0) << rubric.output;
+}
+
+TEST_F(RewardTools, ProbesFindAHole) {
+  const std::string rows =
+      file("rows.jsonl", R"({"prompt": "What is 6*7?", "ground_truth": "42"})");
+  const auto outcome =
+      run("probe --config configs/reward_math.yaml --set 'reward.parts=[{name: "
+          "format, options: {pattern: \".*42.*\"}}]' --data " +
+          rows);
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_THAT(outcome.output, HasSubstr("every integer: rewarded on 1 of 1 rows, e.g. line 1: 'The "
+                                        "answer is one of: 0 1 2"));
+  EXPECT_THAT(outcome.output, HasSubstr("kinds of empty responses are rewarded; a policy will find "
+                                        "them: choose a stricter check"));
+}
+
+TEST_F(RewardTools, BuildsARubricFromMeasuredRates) {
+  const std::string candidates = file("candidates.yaml", R"(name: made
+answer: {check: math}
+criteria:
+  - {name: hard, check: format, options: {pattern: 'aaa.*'}, stratum: easy}
+  - {name: easy, check: format, options: {pattern: 'a.*'}, stratum: hard}
+  - {name: middle, check: format, options: {pattern: 'a+.?'}, stratum: hard}
+)");
+  std::string rows;
+  for (const char* response : {"aaa", "ab", "a", "aba"}) {
+    rows += "{\"prompt\": \"p\", \"ground_truth\": \"1\", \"response\": \"" +
+            std::string(response) + "\"}\n";
+  }
+  const std::string out = folder_.path() + "/rubric.yaml";
+  const auto outcome = run("rubric build --candidates " + candidates + " --data " +
+                           file("rows.jsonl", rows) + " --out " + out);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+  // Passed: hard 1/4, easy 4/4, middle 3/4: the largest gap is that below middle.
+  EXPECT_THAT(outcome.output, ContainsRegex("middle +100.0 % +75.0 % +0  easy"));
+  EXPECT_THAT(outcome.output, ContainsRegex("hard +100.0 % +25.0 % +0  hard"));
+  const std::string yaml = test::read_file(out);
+  EXPECT_LT(yaml.find("name: easy"), yaml.find("name: middle"));
+  EXPECT_LT(yaml.find("name: middle"), yaml.find("name: hard"));
+  EXPECT_THAT(yaml,
+              HasSubstr("stratum: hard  # passed 25.0 % of 4 responses, applicable to 100.0 %"));
+  EXPECT_EQ(run("explain --rubric " + out + " --input " + file("rows.jsonl", rows)).exit_code, 0);
+  const auto refused = run("rubric build --candidates " + candidates + " --data " +
+                           file("rows.jsonl", rows) + " --threshold 0.1");
+  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_THAT(
+      refused.output,
+      HasSubstr("all 3 candidates that apply are easy at a threshold of 0.1 (pass rates 0.25 "
+                "to 1); choose one between them, or leave --threshold out"));
+}
+
+}  // namespace
+}  // namespace gradus::cli
