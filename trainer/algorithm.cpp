@@ -36,8 +36,13 @@ Status check_parts(const AlgorithmConfig& config, const ScoredSequence& first,
     return invalid_argument("sequence {}: greedy_reward is {}; it must be a finite number", index,
                             *sequence.greedy_reward);
   }
-  if (config.advantage == "gdpo" && (sequence.reward_parts.empty() ||
-                                     sequence.reward_parts.size() != first.reward_parts.size())) {
+  if (config.advantage == "gdpo" && sequence.reward_parts.empty()) {
+    return invalid_argument(
+        "sequence {}: no reward_parts; the advantage gdpo compares each part of the reward by "
+        "itself and needs at least one",
+        index);
+  }
+  if (config.advantage == "gdpo" && sequence.reward_parts.size() != first.reward_parts.size()) {
     return invalid_argument(
         "sequence {}: {} reward_parts, the first sequence has {}; the advantage gdpo compares each "
         "part by itself and needs the same ones everywhere",

@@ -247,7 +247,8 @@ TEST(AdvantageInput, NamesWhatAnEstimatorLacks) {
   EXPECT_THAT(message("gae"), HasSubstr("sequence 0: 0 values for 1 loss tokens; the advantage gae "
                                         "needs the critic's value at each"));
   EXPECT_THAT(message("remax"), HasSubstr("sequence 0: no greedy_reward; the advantage remax"));
-  EXPECT_THAT(message("gdpo"), HasSubstr("sequence 0: 0 reward_parts, the first sequence has 0"));
+  EXPECT_THAT(message("gdpo"),
+              HasSubstr("sequence 0: no reward_parts; the advantage gdpo compares each"));
 }
 
 // A mini-batch of responses and the log-probs of the policy now.
