@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
+#include <deque>
+#include <iostream>
 #include <memory>
 #include <vector>
 
@@ -125,6 +127,72 @@ void add_math_command(CLI::App& parent, Action& action) {
       [options, &action] { action = [options] { return check_math_rows(*options); }; });
 }
 
+struct ServeOptions {
+  std::string reward;
+  std::vector<std::string> reward_options;
+};
+
+// The other side of the reward `process`: any reward as a process of its own, so that a plug-in
+// that crashes takes nothing along.
+Status serve(const ServeOptions& options) {
+  const auto reward_options = parse_option_list("--option", options.reward_options);
+  GRADUS_RETURN_IF_ERROR(reward_options.status());
+  rewards::RewardRegistry registry("reward");
+  rewards::register_builtin_rewards(registry);
+  const auto made = registry.create(options.reward, *reward_options);
+  GRADUS_RETURN_IF_ERROR(made.status());
+  const rewards::Reward& reward = **made;
+  std::cout << Json{{"gradus_reward", 1},
+                    {"name", options.reward},
+                    {"deterministic", reward.is_deterministic()},
+                    {"compares_siblings", reward.compares_siblings()},
+                    {"low", reward.lower_bound()},
+                    {"high", reward.upper_bound()}}
+                   .dump()
+            << std::endl;
+  return for_each_json_line("-", [&](const Json& batch, int64_t) -> Status {
+    if (!batch.contains("samples") || !batch["samples"].is_array()) {
+      return invalid_argument("no 'samples'; expected a batch of the reward process");
+    }
+    std::deque<data::Prompt> prompts;
+    std::deque<std::vector<data::Trajectory>> trajectories;
+    for (const Json& sample : batch["samples"]) {
+      data::Prompt prompt;
+      data::Trajectory trajectory;
+      prompt.prompt_id = sample.value("prompt_id", uint64_t{0});
+      trajectory.id = {prompt.prompt_id, sample.value("sample_index", 0)};
+      GRADUS_RETURN_IF_ERROR(read_field(sample, "response", true, false, trajectory.text));
+      GRADUS_RETURN_IF_ERROR(read_field(sample, "ground_truth", false, true, prompt.answer));
+      GRADUS_RETURN_IF_ERROR(read_field(sample, "prompt", false, true, prompt.text));
+      GRADUS_RETURN_IF_ERROR(read_field(sample, "data_source", false, false, prompt.task));
+      if (const auto extra = sample.find("extra_info"); extra != sample.end()) {
+        for (const auto& [key, value] : extra->items()) {
+          prompt.metadata[key] = value.is_string() ? value.get<std::string>() : value.dump();
+        }
+      }
+      const bool continues = !prompts.empty() && prompts.back().prompt_id == prompt.prompt_id &&
+                             prompts.back().text == prompt.text;
+      if (!continues) {
+        prompts.push_back(std::move(prompt));
+        trajectories.emplace_back();
+      }
+      trajectories.back().push_back(std::move(trajectory));
+    }
+    std::vector<rewards::Group> groups;
+    for (size_t i = 0; i < prompts.size(); ++i) groups.push_back({&prompts[i], trajectories[i]});
+    Json results = Json::array();
+    for (const rewards::RewardPart& part : reward.score_batch(groups)) {
+      results.push_back({{"score", part.score},
+                         {"status", data::reward_status_name(part.status)},
+                         {"detail", part.detail}});
+    }
+    std::cout << Json{{"id", batch.value("id", Json())}, {"results", results}}.dump(
+                     -1, ' ', false, Json::error_handler_t::replace)
+              << std::endl;
+    return {};
+  });
+}
+
 Status list_rewards() {
   rewards::RewardRegistry registry("reward");
   rewards::register_builtin_rewards(registry);
@@ -155,6 +223,14 @@ void add_reward_command(CLI::App& app, Action& action) {
   scorer->add_option("--out", options->output, "Where to write; - is standard output")
       ->capture_default_str();
   scorer->callback([options, &action] { action = [options] { return score(*options); }; });
+  CLI::App* server = command->add_subcommand(
+      "serve", "Speak the JSON lines of the reward process: a plug-in in a process of its own");
+  auto served = std::make_shared<ServeOptions>();
+  server->add_option("--reward", served->reward, "Name of the reward; see gradus reward list")
+      ->required();
+  server->add_option("--option", served->reward_options, "name=value of an option; may be repeated")
+      ->allow_extra_args(false);
+  server->callback([served, &action] { action = [served] { return serve(*served); }; });
   add_math_command(*command, action);
   add_reward_tool_commands(*command, action);
   command->add_subcommand("list", "List the rewards as JSON lines")->callback([&action] {

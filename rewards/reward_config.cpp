@@ -12,6 +12,8 @@ void RewardPartConfig::visit(FieldVisitor& v) {
   v.field("label", label, "Name of the part in metrics, for a reward that is used twice.");
   v.field("tasks", tasks, "Values of data_source that it applies to; all if empty.");
   v.field("weight", weight, "Factor of this part in the total; 0 only measures it.");
+  v.field("gate", gate,
+          "Another part, by its label: this one counts only where that one has full marks.");
   v.field("retries", retries,
           "Further calls for a response on which this reward timed out or broke, before on_error.",
           in_closed(0, 100));
@@ -53,6 +55,13 @@ Status validate(const RewardConfig& config) {
     const std::string& label = part.label.empty() ? part.name : part.label;
     rules.require(labels.insert(label).second,
                   "two reward.parts are called '{}'; give one of them another label", label);
+  }
+  for (size_t i = 0; i < config.parts.size(); ++i) {
+    const RewardPartConfig& part = config.parts[i];
+    const std::string& own = part.label.empty() ? part.name : part.label;
+    rules.require(part.gate.empty() || (part.gate != own && labels.contains(part.gate)),
+                  "reward.parts[{}].gate: is '{}'; expected the label of another part", i,
+                  part.gate);
   }
   return rules.status();
 }

@@ -22,6 +22,7 @@ struct RewardPartConfig {
   std::vector<std::string> tasks;         // data sources it applies to; empty: all
   double weight = 1.0;                    // 0 only measures
   int64_t retries = 1;                    // of a call that timed out or broke
+  std::string gate;                       // label of another part; empty: none
   std::optional<OnRewardError> on_error;  // unset: the section's
   std::optional<double> error_score;
   std::map<std::string, std::string> options;  // meaning is the reward's, e.g. marker, pattern

@@ -90,6 +90,13 @@ Result<RewardSum> RewardSum::create(std::vector<WeightedReward> rewards, OnRewar
       return invalid_argument("reward.parts: '{}' has weight {}; expected a finite number",
                               weighted.name, weighted.weight);
     }
+    const bool has_gate = std::any_of(rewards.begin(), rewards.end(), [&](const auto& other) {
+      return other.name == weighted.gate && &other != &weighted;
+    });
+    if (!weighted.gate.empty() && !has_gate) {
+      return invalid_argument("reward.parts: '{}' has the gate '{}'; expected another part",
+                              weighted.name, weighted.gate);
+    }
     if (!std::isfinite(weighted.error_score.value_or(0))) {
       return invalid_argument("reward.parts: '{}' has error_score {}; expected a finite number",
                               weighted.name, *weighted.error_score);
@@ -112,7 +119,7 @@ Result<RewardSum> RewardSum::create(const RewardConfig& config, const RewardRegi
     auto reward = registry.create(part.name, part.options);
     if (!reward.ok()) return reward.status().with_prefix("reward.parts");
     rewards.push_back({part.label.empty() ? part.name : part.label, std::move(*reward), part.weight,
-                       part.tasks, part.retries, part.on_error, part.error_score});
+                       part.tasks, part.retries, part.on_error, part.error_score, part.gate});
   }
   for (const WeightedReward& weighted : rewards) {
     if (weighted.reward->is_deterministic()) continue;
@@ -178,7 +185,7 @@ std::vector<JudgedPart> RewardSum::judge(size_t index, std::span<const Group> gr
 }
 
 Result<bool> RewardSum::add_part(const WeightedReward& weighted, JudgedPart judged,
-                                 data::RewardBreakdown& breakdown) const {
+                                 const RewardPart* gate, data::RewardBreakdown& breakdown) const {
   RewardPart& part = judged.part;
   data::WeightedPart& added = breakdown.parts.emplace_back();
   added.name = weighted.name;
@@ -187,15 +194,24 @@ Result<bool> RewardSum::add_part(const WeightedReward& weighted, JudgedPart judg
   added.detail = std::move(part.detail);
   added.answer = std::move(part.answer);
   added.num_retries = judged.num_retries;
+  // Whether the part counts is not known where its gate failed, which is a failure of its own.
+  const bool is_gate_failed = gate != nullptr && data::is_failure(gate->status);
   if (part.status == RewardStatus::kOk) {
     added.raw = part.score;
-    added.weighted = weighted.weight * part.score;
-    breakdown.total += added.weighted;
+    if (gate == nullptr || gate->status == RewardStatus::kNotApplicable || gate->score == 1) {
+      added.weighted = weighted.weight * part.score;
+      breakdown.total += added.weighted;
+    }
   }
-  if (!data::is_failure(part.status) || weighted.weight == 0) return false;
+  const bool has_failed =
+      data::is_failure(part.status) || (is_gate_failed && part.status == RewardStatus::kOk);
+  if (!has_failed || weighted.weight == 0) return false;
   const std::string failure =
-      fmt::format("reward '{}': {}{}{}", weighted.name, data::reward_status_name(part.status),
-                  added.detail.empty() ? "" : ": ", added.detail);
+      data::is_failure(part.status)
+          ? fmt::format("reward '{}': {}{}{}", weighted.name, data::reward_status_name(part.status),
+                        added.detail.empty() ? "" : ": ", added.detail)
+          : fmt::format("reward '{}': its gate '{}' failed: {}", weighted.name, weighted.gate,
+                        data::reward_status_name(gate->status));
   const OnRewardError on_error = weighted.on_error.value_or(on_error_);
   switch (on_error) {
     case OnRewardError::kScore:
@@ -223,8 +239,18 @@ Result<std::vector<data::RewardBreakdown>> RewardSum::combine(
   for (size_t i = 0; i < group.trajectories.size(); ++i) {
     data::RewardBreakdown& breakdown = breakdowns.emplace_back();
     breakdown.id = group.trajectories[i].id;
+    std::vector<RewardPart> gates;  // status and full marks, since the parts are moved on
     for (size_t j = 0; j < rewards_.size(); ++j) {
-      const auto drops_group = add_part(rewards_[j], std::move(parts[j][i]), breakdown);
+      const RewardPart& part = parts[j][i].part;
+      const bool is_full = part.score >= rewards_[j].reward->upper_bound();
+      gates.push_back({is_full ? 1.0 : 0.0, part.status});
+    }
+    for (size_t j = 0; j < rewards_.size(); ++j) {
+      const RewardPart* gate = nullptr;
+      for (size_t k = 0; !rewards_[j].gate.empty() && k < rewards_.size(); ++k) {
+        if (rewards_[k].name == rewards_[j].gate) gate = &gates[k];
+      }
+      const auto drops_group = add_part(rewards_[j], std::move(parts[j][i]), gate, breakdown);
       if (!drops_group.ok()) return drops_group.status();
       if (*drops_group && !culprit) {
         culprit = fmt::format("group skipped for {}: {}", name_of(breakdown.id), breakdown.reason);

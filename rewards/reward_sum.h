@@ -23,6 +23,7 @@ struct WeightedReward {
   int64_t retries = 0;                      // of responses on which it timed out or broke
   std::optional<OnRewardError> on_error{};  // unset: the sum's
   std::optional<double> error_score{};
+  std::string gate{};  // name of another part, which must have full marks for this one to count
 };
 
 // What a reward said of a trajectory in the end.
@@ -47,8 +48,9 @@ struct PartStatistics {
 
 class RewardSum {
  public:
-  // InvalidArgument for no rewards, a name twice, or a weight or score that is not finite.
-  // `on_error` says what becomes of a trajectory with a failed part (data::is_failure).
+  // InvalidArgument for no rewards, a name twice, a gate that is no other part, or a weight or
+  // score that is not finite. `on_error` says what becomes of a trajectory with a failed part
+  // (data::is_failure).
   static Result<RewardSum> create(std::vector<WeightedReward> rewards, OnRewardError on_error,
                                   double error_score = 0);
 
@@ -81,8 +83,9 @@ class RewardSum {
  private:
   RewardSum(std::vector<WeightedReward> rewards, OnRewardError on_error, double error_score)
       : rewards_(std::move(rewards)), on_error_(on_error), error_score_(error_score) {}
-  // Adds one part to a trajectory's breakdown; true when its whole group must be dropped.
-  Result<bool> add_part(const WeightedReward& weighted, JudgedPart judged,
+  // Adds one part to a trajectory's breakdown; true when its whole group must be dropped. `gate` is
+  // what its gate said; null: it has none.
+  Result<bool> add_part(const WeightedReward& weighted, JudgedPart judged, const RewardPart* gate,
                         data::RewardBreakdown& breakdown) const;
 
   std::vector<WeightedReward> rewards_;

@@ -61,10 +61,13 @@ void ScorePool::begin(std::span<const Group> groups) {
   groups_ = groups;
   parts_.assign(groups.size(), {});
   is_finished_.assign(groups.size(), {});
+  num_left_.assign(groups.size(), 0);
+  combined_.assign(groups.size(), std::nullopt);
   for (size_t g = 0; g < groups.size(); ++g) {
     const size_t size = groups[g].trajectories.size();
     parts_[g].assign(rewards_.rewards().size(), std::vector<JudgedPart>(size));
     is_finished_[g].assign(size, false);
+    num_left_[g] = size * rewards_.rewards().size();
   }
 }
 
@@ -112,18 +115,29 @@ void ScorePool::work(std::unique_lock<std::mutex>& lock) {
   } catch (...) {
     thrown = std::current_exception();
   }
-  const double seconds = seconds_since(start);
   lock.lock();
-  if (thrown != nullptr) {
-    if (exception_ == nullptr) exception_ = thrown;
-  } else {
+  std::vector<size_t> whole;  // groups that now have all their parts, which no other thread touches
+  if (thrown == nullptr) {
     size_t next = 0;
     for (const Work& one : mine) {
       for (size_t i = 0; i < one.count; ++i) {
         parts_[one.group][reward][one.first + i] = std::move(parts[next++]);
       }
+      num_left_[one.group] -= one.count;
+      if (num_left_[one.group] == 0) whole.push_back(one.group);
     }
   }
+  lock.unlock();
+  try {
+    for (const size_t g : whole) {
+      combined_[g] = rewards_.combine(groups_[g], std::move(parts_[g]));
+    }
+  } catch (...) {
+    thrown = std::current_exception();
+  }
+  const double seconds = seconds_since(start);
+  lock.lock();
+  if (thrown != nullptr && exception_ == nullptr) exception_ = thrown;
   seconds_.busy += seconds;
   if (--num_running_ == 0) is_idle_.notify_all();
 }
@@ -137,13 +151,13 @@ Result<std::vector<data::RewardBreakdown>> ScorePool::finish() {
   std::vector<data::RewardBreakdown> all;
   for (size_t g = 0; g < groups_.size(); ++g) {
     const std::vector<bool>& done = is_finished_[g];
-    if (std::find(done.begin(), done.end(), false) != done.end()) {
+    if (done.empty() || std::find(done.begin(), done.end(), false) != done.end()) {
       for (const data::Trajectory& trajectory : groups_[g].trajectories) {
         all.push_back({.id = trajectory.id, .reason = "the group is not finished"});
       }
       continue;
     }
-    auto breakdowns = rewards_.combine(groups_[g], std::move(parts_[g]));
+    auto& breakdowns = *combined_[g];
     if (!breakdowns.ok()) return breakdowns.status();
     std::move(breakdowns->begin(), breakdowns->end(), std::back_inserter(all));
   }

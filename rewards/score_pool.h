@@ -5,6 +5,7 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <thread>
 #include <vector>
@@ -62,6 +63,9 @@ class ScorePool {
   std::span<const Group> groups_;
   std::vector<std::vector<std::vector<JudgedPart>>> parts_;  // [group][reward][sample]
   std::vector<std::vector<bool>> is_finished_;               // [group][sample]
+  std::vector<size_t> num_left_;                             // parts that a group still lacks
+  // Of the groups that lack none.
+  std::vector<std::optional<Result<std::vector<data::RewardBreakdown>>>> combined_;
 
   std::mutex mutex_;
   std::condition_variable has_work_, is_idle_;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A plug-in that does what the response asks for, right or wrong. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "rewards/reward_plugin.h"
@@ -38,6 +39,7 @@ int rwp_score(void* self, const rwp_host* host, const rwp_sample* samples, uint3
   for (uint32_t i = 0; i < num_samples; ++i) {
     const rwp_sample* sample = &samples[i];
     if (is(sample->response, "fail")) return 7;
+    if (is(sample->response, "crash")) abort();
     out[i].status = is(sample->response, "invalid") ? RWP_INVALID_GOLD
                     : is(sample->response, "odd")   ? 99
                                                     : RWP_OK;

@@ -160,6 +160,21 @@ TEST(ProcessReward, SurvivesOneFaultAfterAnother) {
   EXPECT_LT(seconds.count() / 9, 1) << "seconds to restart";
 }
 
+// A plug-in behind `gradus reward serve` crashes alone.
+TEST(ProcessReward, IsolatesAPluginThatCrashes) {
+  const auto reward = make(
+      "process",
+      {{"command", std::string(GRADUS_BINARY) +
+                       " reward serve --reward plugin --option path=" + GRADUS_FAULTY_PLUGIN}});
+  ASSERT_TRUE(reward.ok()) << reward.status().message();
+  EXPECT_EQ((*reward)->lower_bound(), -1);
+  EXPECT_TRUE((*reward)->compares_siblings());
+  EXPECT_EQ(judge(**reward, {"x", "echo"})[1].score, 1) << "of a group of two";
+  EXPECT_EQ(judge(**reward, {"echo"})[0].detail, "gold");
+  EXPECT_EQ(judge(**reward, {"crash"})[0].detail, "the process ended by signal 6 (Aborted)");
+  EXPECT_EQ(judge(**reward, {"x"})[0].score, 0);
+}
+
 TEST(ProcessReward, SaysWhyAProgramIsNotTaken) {
   const auto message = [](const RewardOptions& options) {
     return make("process", options).status().message();

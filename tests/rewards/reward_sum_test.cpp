@@ -248,5 +248,30 @@ TEST(RewardSum, LetsAPartAnswerForItsOwnFailures) {
   for (const RewardBreakdown& breakdown : *skipped) EXPECT_FALSE(breakdown.is_scored);
 }
 
+// A gate multiplies: without the form nothing is earned, and a gate that failed is no 0.
+TEST(RewardSum, APartBehindAGateCountsOnlyWithItsFullMarks) {
+  const Scene scene;
+  const auto score = [&](RewardPart gate_a, RewardPart gate_b, double gate_weight) {
+    std::vector<WeightedReward> list =
+        list_of(scripted("answer", 1, {0.5}, {0.5}), scripted("form", gate_weight, gate_a, gate_b));
+    list[0].gate = "form";
+    return *sum_of(std::move(list), OnRewardError::kSkipSample).score(scene.groups);
+  };
+  const auto gated = score({1}, {0.9}, 0.25);
+  EXPECT_EQ(gated[0].total, 0.5 + 0.25);
+  EXPECT_EQ(gated[1].total, 0.25 * 0.9);
+  EXPECT_EQ(gated[1].parts[0].raw, 0.5) << "measured all the same";
+  const auto failed = score({1}, kTimeout, 0);
+  EXPECT_EQ(failed[0].total, 0.5);
+  EXPECT_FALSE(failed[1].is_scored);
+  EXPECT_EQ(failed[1].reason, "reward 'answer': its gate 'form' failed: timeout");
+  const auto absent = score({1}, {0, RewardStatus::kNotApplicable}, 0);
+  EXPECT_EQ(absent[1].total, 0.5);
+  std::vector<WeightedReward> list = list_of(scripted("answer", 1, {1}, {1}));
+  list[0].gate = "answer";
+  EXPECT_EQ(RewardSum::create(std::move(list), OnRewardError::kAbort).status().message(),
+            "reward.parts: 'answer' has the gate 'answer'; expected another part");
+}
+
 }  // namespace
 }  // namespace gradus::rewards

@@ -113,6 +113,7 @@ TEST(Curriculum, IsBitEqualToTheDefinitionAlsoAcrossARestartAtEveryStep) {
       Curriculum resumed(config, 24);
       ASSERT_TRUE(resumed.restore(curriculum.state()).ok());
       ASSERT_EQ(resumed.state(), curriculum.state());
+      ASSERT_EQ(resumed.lambda(), curriculum.lambda());
       curriculum = resumed;
       const double mean = means[static_cast<size_t>(t - 1)];
       curriculum.finish_step(std::isnan(mean) ? std::nullopt : std::optional(mean));
