@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common/status.h"
+#include "retriever/embedder.h"
+
+namespace gradus::retriever {
+
+// A recorded retrieval: what the policy saw, what it chose from, and what came of it.
+struct RetrievalStep {
+  std::vector<int32_t> token_ids;  // of the state's text, as Embedder::tokenize gives them
+  std::vector<int64_t> pool;       // rows of the documents' vectors
+  std::vector<int32_t> places;     // the ranked list: places in the pool
+  double temperature = 0.05;       // a
+  double logprob = 0;              // of the list when it was drawn, from exact scores
+  double advantage = 0;            // of its trajectory
+  double weight = 1;  // of the step in the objective: 1 / (G |tau|) for a mean over both
+};
+
+struct QueryTrainerOptions {
+  double learning_rate = 1e-5;
+  double clip_eps = 0.2;  // half-width of the ratio clip
+  double max_grad_norm = 1;
+  double weight_decay = 0.01;  // of matrices
+  double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_eps = 1e-8;
+};
+
+struct QueryUpdate {
+  double objective = 0;            // sum of weight min(rho A, clip(rho) A)
+  double max_abs_log_ratio = 0;    // 0 for the first update on fresh steps
+  double clip_fraction = 0;        // of the steps
+  double effective_documents = 0;  // mean over the steps (retriever/policy.h)
+  double grad_norm = 0;
+  bool skipped = false;  // the gradient was not finite; the weights are as they were
+};
+
+// Trains the query side of a dense retriever as HARR does (arXiv:2602.03645, Eq. 12): GRPO on whole
+// retrieval trajectories, a ranked list in the place of a token, rho the ratio of joint list
+// probabilities. The documents' vectors stay as they are. Scores are made anew from the recorded
+// pool with the forward that drew them, so rho is exactly 1 at the first update (the paper's code
+// takes the old log-probability from another arithmetic). All weights of the encoder move. Not
+// thread-safe.
+class QueryTrainer {
+ public:
+  // `embedder` must outlive it.
+  QueryTrainer(Embedder& embedder, const QueryTrainerOptions& options);
+
+  // One AdamW step up the objective of `steps`; rows of vectors_ND are of the embedder's width.
+  // InvalidArgument naming the first step that is not valid.
+  Result<QueryUpdate> update(std::span<const RetrievalStep> steps, const float* vectors_ND);
+
+ private:
+  Status add_steps(std::span<const RetrievalStep> steps, const float* vectors_ND,
+                   QueryUpdate& update);
+  void apply(QueryUpdate& update);
+
+  Embedder& embedder_;
+  QueryTrainerOptions options_;
+  model::BertWeights gradients_, m_, v_;
+  int64_t num_updates_ = 0;
+};
+
+}  // namespace gradus::retriever
