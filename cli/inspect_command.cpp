@@ -6,6 +6,7 @@
 #include "cli/command.h"
 #include "cli/inspect_aggregation.h"
 #include "cli/inspect_loss.h"
+#include "cli/inspect_privacy.h"
 #include "cli/inspect_retrieval.h"
 #include "cli/json_input.h"
 
@@ -51,6 +52,33 @@ Status inspect_retrieval_of(const std::string& path) {
   return print_answer(inspect_retrieval(*text, input_name(path)));
 }
 
+void add_privacy(CLI::App& command, Action& action) {
+  CLI::App* part = command.add_subcommand(
+      "privacy", "Epsilon of a run with noise, or the noise for an epsilon (docs/privacy.md)");
+  auto question = std::make_shared<PrivacyQuestion>();
+  auto& run = question->run;
+  CLI::Option* noise = part->add_option("--noise-multiplier", run.noise_multiplier,
+                                        "Standard deviation of the noise in clipping norms");
+  CLI::Option* epsilon =
+      part->add_option("--epsilon", question->epsilon, "Find the noise for this epsilon instead");
+  noise->excludes(epsilon);
+  part->add_option("--sampling-rate", run.sampling_rate, "Share of all clients in a round")
+      ->required();
+  part->add_option("--rounds", run.num_rounds, "Rounds of the run")->required();
+  part->add_option("--delta", question->delta, "Below one over the number of clients")->required();
+  auto sampling = std::make_shared<std::string>("poisson");
+  part->add_option("--sampling", *sampling, "poisson: each client by itself; fixed: always as many")
+      ->check(CLI::IsMember({"poisson", "fixed"}))
+      ->capture_default_str();
+  part->callback([question, sampling, noise, epsilon, &action] {
+    if (noise->count() + epsilon->count() == 0) {
+      throw CLI::RequiredError("--noise-multiplier or --epsilon");
+    }
+    if (*sampling == "fixed") question->run.sampling = privacy::Sampling::kFixedSize;
+    action = [question] { return print_answer(inspect_privacy(*question)); };
+  });
+}
+
 }  // namespace
 
 void add_inspect_command(CLI::App& app, Action& action) {
@@ -86,6 +114,7 @@ void add_inspect_command(CLI::App& app, Action& action) {
       ->capture_default_str();
   retrieval->callback(
       [input, &action] { action = [input] { return inspect_retrieval_of(*input); }; });
+  add_privacy(*command, action);
 }
 
 }  // namespace gradus::cli
