@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/cuda_check.h"
+#include "kernels/device_forward.h"
 #include "kernels/lm_head.h"
 
 namespace gradus::cli {
@@ -208,6 +209,29 @@ Status KernelBench::scorer(int64_t rows, int64_t v, int64_t d) {
                 2.0 * static_cast<double>(v * d * rows), &*peer);
 }
 
+Status KernelBench::linear(int64_t n, int64_t k, const std::vector<int64_t>& batches) {
+  const int64_t most = *std::max_element(batches.begin(), batches.end());
+  Memory memory{cuda_, {}, {}};
+  const uint16_t* w = memory.normals(n * k, 1, 1);
+  const uint16_t* x = memory.normals(most * k, 1, 2);
+  auto* y = memory.take<uint16_t>(most * n);
+  GRADUS_RETURN_IF_ERROR(memory.status);
+  for (const int64_t t : batches) {
+    const Result<Times> peer =
+        time([&] { return kernels::check_cublas_logits(cuda_, w, x, y, t, n, k); });
+    GRADUS_RETURN_IF_ERROR(peer.status());
+    const Result<Times> times = time([&] {
+      return kernels::device_linear(
+          cuda_, {.x_TK = x, .w_NK = w, .t = t, .n = n, .k = k, .y = y, .y_stride = n});
+    });
+    GRADUS_RETURN_IF_ERROR(times.status());
+    GRADUS_RETURN_IF_ERROR(report({{"case", "linear"}, {"n", n}, {"k", k}, {"t", t}}, *times,
+                                  static_cast<double>((n * k + t * (n + k)) * 2),
+                                  2.0 * static_cast<double>(n * k * t), &*peer));
+  }
+  return {};
+}
+
 Status KernelBench::run(bool quick) {
   Result<CudaBuffer> flush = CudaBuffer::allocate(cuda_, kFlushBytes);
   GRADUS_RETURN_IF_ERROR(flush.status());
@@ -216,6 +240,10 @@ Status KernelBench::run(bool quick) {
   GRADUS_RETURN_IF_ERROR(timer.status());
   timer_.emplace(std::move(timer).value());
   GRADUS_RETURN_IF_ERROR(calibrate());
+  // Of Qwen3-0.6B: q, k and v; output; gate and up; down.
+  for (const auto& [n, k] : {std::pair{4096, 1024}, {1024, 2048}, {6144, 1024}, {1024, 3072}}) {
+    GRADUS_RETURN_IF_ERROR(linear(n, k, {1, 16, 64, 256, 8192}));
+  }
   if (!quick) {
     GRADUS_RETURN_IF_ERROR(sampler(49152, 576, {1, 64, 256}));
     GRADUS_RETURN_IF_ERROR(sampler(151936, 896, {1, 16, 64, 128, 256}));

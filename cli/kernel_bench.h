@@ -36,6 +36,8 @@ class KernelBench {
   Result<Times> time(const Call& call);
   Status calibrate();
   Status sampler(int64_t v, int64_t d, const std::vector<int64_t>& batches);
+  // The forward's products for each number of rows.
+  Status linear(int64_t n, int64_t k, const std::vector<int64_t>& batches);
   Status scorer(int64_t rows, int64_t v, int64_t d);
   // Adds times, share of the roof and, where there is one, the ratio to the peer; writes the row.
   Status report(Json row, const Times& times, double bytes, double flops, const Times* peer);

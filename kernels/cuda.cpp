@@ -158,6 +158,79 @@ Result<double> CudaTimer::end_us() {
   return double{ms} * 1000;
 }
 
+void CudaStream::Releaser::operator()(void* p) const {
+  cuda::CudaErrorText ignored;
+  if (p != nullptr) table->stream.destroy(p, &ignored);
+}
+
+Result<CudaStream> CudaStream::create(const Cuda& cuda) {
+  void* stream = nullptr;
+  GRADUS_RETURN_IF_ERROR(cuda_call("cuda: stream", cuda.table().stream.create, &stream));
+  return CudaStream(std::unique_ptr<void, Releaser>(stream, Releaser{&cuda.table()}));
+}
+
+Status CudaStream::synchronize() const {
+  return cuda_call("cuda", stream_.get_deleter().table->stream.synchronize, get());
+}
+
+Status CudaStream::copy(void* to, const void* from, size_t bytes) const {
+  return cuda_call("cuda: copy", stream_.get_deleter().table->device.copy, to, from, bytes, get());
+}
+
+void CudaGraph::Releaser::operator()(void* p) const {
+  cuda::CudaErrorText ignored;
+  if (p != nullptr) table->stream.destroy_graph(p, &ignored);
+}
+
+Result<CudaGraph> CudaGraph::record(const Cuda& cuda, const CudaStream& stream,
+                                    const std::function<Status()>& enqueue) {
+  const cuda::StreamFunctions& functions = cuda.table().stream;
+  GRADUS_RETURN_IF_ERROR(cuda_call("cuda: record", functions.begin_recording, stream.get()));
+  const Status enqueued = enqueue();
+  void* graph = nullptr;
+  const Status ended = cuda_call("cuda: record", functions.end_recording, stream.get(), &graph);
+  GRADUS_RETURN_IF_ERROR(enqueued);
+  GRADUS_RETURN_IF_ERROR(ended);
+  return CudaGraph(std::unique_ptr<void, Releaser>(graph, Releaser{&cuda.table()}));
+}
+
+Status CudaGraph::launch(const CudaStream& stream) const {
+  return cuda_call("cuda: launch", graph_.get_deleter().table->stream.launch_graph, graph_.get(),
+                   stream.get());
+}
+
+void CudaEvent::Releaser::operator()(void* p) const {
+  cuda::CudaErrorText ignored;
+  if (p != nullptr) table->stream.event_destroy(p, &ignored);
+}
+
+Result<CudaEvent> CudaEvent::create(const Cuda& cuda) {
+  void* event = nullptr;
+  GRADUS_RETURN_IF_ERROR(cuda_call("cuda: event", cuda.table().device.event_create, &event));
+  return CudaEvent(std::unique_ptr<void, Releaser>(event, Releaser{&cuda.table()}));
+}
+
+Status CudaEvent::record(const CudaStream& stream) {
+  return cuda_call("cuda: event", event_.get_deleter().table->device.event_record, event_.get(),
+                   stream.get());
+}
+
+Status CudaEvent::wait() const {
+  return cuda_call("cuda", event_.get_deleter().table->stream.event_synchronize, event_.get());
+}
+
+void PinnedBuffer::Releaser::operator()(void* p) const {
+  cuda::CudaErrorText ignored;
+  if (p != nullptr) table->stream.release_pinned(p, &ignored);
+}
+
+Result<PinnedBuffer> PinnedBuffer::allocate(const Cuda& cuda, size_t bytes) {
+  void* p = nullptr;
+  GRADUS_RETURN_IF_ERROR(cuda_call("cuda: pinned memory", cuda.table().stream.allocate_pinned, &p,
+                                   bytes > 0 ? bytes : 1));
+  return PinnedBuffer(std::unique_ptr<void, Releaser>(p, Releaser{&cuda.table()}), bytes);
+}
+
 Status copy_to_device(const Cuda& cuda, void* to, const void* from, size_t bytes) {
   GRADUS_RETURN_IF_ERROR(
       cuda_call("cuda: copy to the device", cuda.table().device.copy, to, from, bytes, nullptr));

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -93,6 +94,79 @@ class CudaTimer {
   const cuda::CudaTable* table_;
   void* first_;  // events live as long as the process
   void* last_;
+};
+
+// A stream of its own, not ordered with the default one. Move only.
+class CudaStream {
+ public:
+  static Result<CudaStream> create(const Cuda& cuda);
+
+  Stream get() const { return stream_.get(); }
+  Status synchronize() const;
+  // Enqueues a copy between device memory and pinned host memory, either way.
+  Status copy(void* to, const void* from, size_t bytes) const;
+
+ private:
+  struct Releaser {
+    const cuda::CudaTable* table;
+    void operator()(void* p) const;
+  };
+  explicit CudaStream(std::unique_ptr<void, Releaser> stream) : stream_(std::move(stream)) {}
+  std::unique_ptr<void, Releaser> stream_;
+};
+
+// Work that was enqueued on a stream once, to be launched as one. Move only.
+class CudaGraph {
+ public:
+  // Records what `enqueue` puts on the stream, without running it.
+  static Result<CudaGraph> record(const Cuda& cuda, const CudaStream& stream,
+                                  const std::function<Status()>& enqueue);
+  Status launch(const CudaStream& stream) const;
+
+ private:
+  struct Releaser {
+    const cuda::CudaTable* table;
+    void operator()(void* p) const;
+  };
+  explicit CudaGraph(std::unique_ptr<void, Releaser> graph) : graph_(std::move(graph)) {}
+  std::unique_ptr<void, Releaser> graph_;
+};
+
+// A point of a stream to wait for. Move only.
+class CudaEvent {
+ public:
+  static Result<CudaEvent> create(const Cuda& cuda);
+  Status record(const CudaStream& stream);
+  Status wait() const;  // for the last record()
+
+ private:
+  struct Releaser {
+    const cuda::CudaTable* table;
+    void operator()(void* p) const;
+  };
+  explicit CudaEvent(std::unique_ptr<void, Releaser> event) : event_(std::move(event)) {}
+  std::unique_ptr<void, Releaser> event_;
+};
+
+// Host memory that copies run from and to without waiting. Move only.
+class PinnedBuffer {
+ public:
+  static Result<PinnedBuffer> allocate(const Cuda& cuda, size_t bytes);
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_.get());
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  struct Releaser {
+    const cuda::CudaTable* table;
+    void operator()(void* p) const;
+  };
+  PinnedBuffer(std::unique_ptr<void, Releaser> data, size_t bytes)
+      : data_(std::move(data)), bytes_(bytes) {}
+  std::unique_ptr<void, Releaser> data_;
+  size_t bytes_;
 };
 
 // Copies to plain device memory, done when it returns.

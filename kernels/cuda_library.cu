@@ -15,10 +15,13 @@ CudaCode cuda_error(cudaError_t status, const char* what, CudaErrorText* error) 
   return CudaCode::kUnavailable;
 }
 
-CudaCode encode_rows(CUtensorMap* map, const void* p, int64_t rows, int64_t columns, int box_rows,
-                     int box_columns, CudaErrorText* error) {
-  static PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
-  if (encode == nullptr) {
+namespace {
+
+// A tensor of bf16; size, stride (bytes, from the second dimension on) and box by dimension.
+CudaCode encode(CUtensorMap* map, const void* p, int rank, const cuuint64_t* size,
+                const cuuint64_t* stride, const cuuint32_t* box, CudaErrorText* error) {
+  static PFN_cuTensorMapEncodeTiled_v12000 function = nullptr;
+  if (function == nullptr) {
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult found;
     GRADUS_CUDA_CALL(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
@@ -28,24 +31,41 @@ CudaCode encode_rows(CUtensorMap* map, const void* p, int64_t rows, int64_t colu
                     "the driver has no cuTensorMapEncodeTiled; driver 525 or newer is needed");
       return CudaCode::kUnavailable;
     }
-    encode = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry);
+    function = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry);
   }
+  const cuuint32_t step[3] = {1, 1, 1};
+  const CUresult result = function(
+      map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, static_cast<cuuint32_t>(rank), const_cast<void*>(p),
+      size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result == CUDA_SUCCESS) return CudaCode::kOk;
+  std::snprintf(error->text, sizeof(error->text),
+                "no tensor map of %lld rows, %lld bytes each, at %p (driver error %d); the pointer "
+                "must be 16-byte aligned and the width a multiple of 8",
+                static_cast<long long>(size[1]), static_cast<long long>(stride[0]), p,
+                static_cast<int>(result));
+  return CudaCode::kInvalidArgument;
+}
+
+}  // namespace
+
+CudaCode encode_rows(CUtensorMap* map, const void* p, int64_t rows, int64_t columns, int box_rows,
+                     int box_columns, CudaErrorText* error) {
   const cuuint64_t size[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t stride[1] = {static_cast<cuuint64_t>(columns) * 2};
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_columns),
                              static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t step[2] = {1, 1};
-  const CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(p), size, stride, box,
-             step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result == CUDA_SUCCESS) return CudaCode::kOk;
-  std::snprintf(error->text, sizeof(error->text),
-                "no tensor map of %lld x %lld at %p (driver error %d); the pointer must be 16-byte "
-                "aligned and the width a multiple of 8",
-                static_cast<long long>(rows), static_cast<long long>(columns), p,
-                static_cast<int>(result));
-  return CudaCode::kInvalidArgument;
+  return encode(map, p, 2, size, stride, box, error);
+}
+
+CudaCode encode_blocks(CUtensorMap* map, const void* p, int64_t rows, int64_t columns, int box_rows,
+                       int box_blocks, CudaErrorText* error) {
+  const cuuint64_t size[3] = {64, static_cast<cuuint64_t>(rows),
+                              static_cast<cuuint64_t>(columns / 64)};
+  const cuuint64_t stride[2] = {static_cast<cuuint64_t>(columns) * 2, 128};
+  const cuuint32_t box[3] = {64, static_cast<cuuint32_t>(box_rows),
+                             static_cast<cuuint32_t>(box_blocks)};
+  return encode(map, p, 3, size, stride, box, error);
 }
 
 int num_processors() {
@@ -131,17 +151,87 @@ CudaCode event_elapsed_ms(void* begin, void* end, float* ms, CudaErrorText* erro
   return CudaCode::kOk;
 }
 
+CudaCode stream_create(void** stream, CudaErrorText* error) {
+  GRADUS_CUDA_CALL(
+      cudaStreamCreateWithFlags(reinterpret_cast<cudaStream_t*>(stream), cudaStreamNonBlocking));
+  return CudaCode::kOk;
+}
+
+CudaCode stream_destroy(void* stream, CudaErrorText* error) {
+  GRADUS_CUDA_CALL(cudaStreamDestroy(static_cast<cudaStream_t>(stream)));
+  return CudaCode::kOk;
+}
+
+CudaCode stream_synchronize(void* stream, CudaErrorText* error) {
+  GRADUS_CUDA_CALL(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
+  return CudaCode::kOk;
+}
+
+CudaCode begin_recording(void* stream, CudaErrorText* error) {
+  GRADUS_CUDA_CALL(
+      cudaStreamBeginCapture(static_cast<cudaStream_t>(stream), cudaStreamCaptureModeThreadLocal));
+  return CudaCode::kOk;
+}
+
+CudaCode end_recording(void* stream, void** graph, CudaErrorText* error) {
+  cudaGraph_t recorded = nullptr;
+  GRADUS_CUDA_CALL(cudaStreamEndCapture(static_cast<cudaStream_t>(stream), &recorded));
+  cudaGraphExec_t ready = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&ready, recorded, 0);
+  cudaGraphDestroy(recorded);
+  if (status != cudaSuccess) return cuda_error(status, "cudaGraphInstantiate", error);
+  *graph = ready;
+  return CudaCode::kOk;
+}
+
+CudaCode launch_graph(void* graph, void* stream, CudaErrorText* error) {
+  GRADUS_CUDA_CALL(
+      cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), static_cast<cudaStream_t>(stream)));
+  return CudaCode::kOk;
+}
+
+CudaCode destroy_graph(void* graph, CudaErrorText* error) {
+  GRADUS_CUDA_CALL(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)));
+  return CudaCode::kOk;
+}
+
+CudaCode allocate_pinned(void** p, size_t bytes, CudaErrorText* error) {
+  GRADUS_CUDA_CALL(cudaMallocHost(p, bytes));
+  return CudaCode::kOk;
+}
+
+CudaCode release_pinned(void* p, CudaErrorText* error) {
+  GRADUS_CUDA_CALL(cudaFreeHost(p));
+  return CudaCode::kOk;
+}
+
+CudaCode event_destroy(void* event, CudaErrorText* error) {
+  GRADUS_CUDA_CALL(cudaEventDestroy(static_cast<cudaEvent_t>(event)));
+  return CudaCode::kOk;
+}
+
+CudaCode event_synchronize(void* event, CudaErrorText* error) {
+  GRADUS_CUDA_CALL(cudaEventSynchronize(static_cast<cudaEvent_t>(event)));
+  return CudaCode::kOk;
+}
+
 }  // namespace
 }  // namespace gradus::kernels::cuda
 
 extern "C" __attribute__((visibility("default"))) const gradus::kernels::cuda::CudaTable*
 gradus_cuda_table() {
   using namespace gradus::kernels::cuda;
-  static const CudaTable table = {kCudaTableVersion,
-                                  sizeof(CudaTable),
-                                  {count_devices, describe, select, allocate, release, fill, copy,
-                                   synchronize, event_create, event_record, event_elapsed_ms},
-                                  lm_head_functions(),
-                                  check_functions()};
+  static const CudaTable table = {
+      kCudaTableVersion,
+      sizeof(CudaTable),
+      {count_devices, describe, select, allocate, release, fill, copy, synchronize, event_create,
+       event_record, event_elapsed_ms},
+      {stream_create, stream_destroy, stream_synchronize, begin_recording, end_recording,
+       launch_graph, destroy_graph, allocate_pinned, release_pinned, event_destroy,
+       event_synchronize},
+      lm_head_functions(),
+      {linear_forward, embed_forward, rms_norm_forward, rotate_forward, attention_forward,
+       copy_pages, copy_rows, start_slots, advance_slots},
+      check_functions()};
   return &table;
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/lm_head.h"
 
+#include <algorithm>
+
 #include "kernels/internal/cuda_call.h"
 #include "kernels/internal/cuda_table.h"
 
@@ -68,8 +70,13 @@ Status check(const Cuda& cuda, const LmHeadSampleParams& p) {
   if (p.token_B == nullptr || p.logprob_B == nullptr) {
     return invalid_argument("{}: token_B and logprob_B must be given", kWhere);
   }
-  return check_workspace(kWhere, p.workspace, p.workspace_bytes,
-                         lm_head_sample_workspace_bytes(cuda, p.b, whole));
+  if (p.workspace_rows != 0 && p.workspace_rows < p.b) {
+    return invalid_argument("{}: workspace_rows must be 0 or at least b ({}), got {}", kWhere, p.b,
+                            p.workspace_rows);
+  }
+  return check_workspace(
+      kWhere, p.workspace, p.workspace_bytes,
+      lm_head_sample_workspace_bytes(cuda, std::max(p.b, p.workspace_rows), whole));
 }
 
 Status check(const Cuda& cuda, const LmHeadScoreParams& p) {

@@ -23,7 +23,8 @@ namespace gradus::kernels {
 // CUDA functions enqueue on `stream`; they neither allocate nor synchronise. One launch each; calls
 // that share a workspace must not overlap.
 
-// For calls of up to b rows of a vocabulary of v.
+// For calls of up to b rows of a vocabulary of v. What lies where in the sampler's depends on b, so
+// calls that share one name the same workspace_rows.
 size_t lm_head_sample_workspace_bytes(const Cuda& cuda, int64_t b, int64_t v);
 size_t lm_head_score_workspace_bytes(const Cuda& cuda, int64_t b, int64_t v);
 

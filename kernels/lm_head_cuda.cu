@@ -1204,7 +1204,7 @@ size_t carve_scorer(HeadArgs& args, void* workspace, int64_t b, int64_t v) {
 CudaCode sample(const LmHeadSampleParams& p, CudaErrorText* error) {
   HeadArgs args = {};
   const int64_t vocab_size = p.vocab_size == 0 ? p.v : p.vocab_size;
-  carve_sampler(args, p.workspace, p.b, vocab_size);
+  carve_sampler(args, p.workspace, p.workspace_rows == 0 ? p.b : p.workspace_rows, vocab_size);
   args.rows = p.rows_B;
   args.num_rows = static_cast<int>(p.b);
   args.v = static_cast<int>(p.v);

@@ -48,8 +48,9 @@ struct LmHeadSampleParams {
   int32_t* top_ids_BN = nullptr;        // [B, num_top], likeliest first
   float* top_logprobs_BN = nullptr;     // [B, num_top], before filters
 
-  void* workspace = nullptr;  // lm_head_workspace_bytes, zeroed once, 256-byte aligned
+  void* workspace = nullptr;  // lm_head_sample_workspace_bytes, zeroed once, 256-byte aligned
   size_t workspace_bytes = 0;
+  int64_t workspace_rows = 0;  // for so many rows it was made, >= b; 0 = b
   Stream stream = nullptr;
 };
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the Markdown tables of docs/kernels/lm_head.md from the rows of `gradus bench kernels`.
+"""Writes the Markdown tables of docs/kernels/ and docs/gpu.md from the rows of `gradus bench`.
 
-    gradus bench kernels --output rows.jsonl
+    gradus bench kernels --output rows.jsonl     # or: gradus bench engine
     tools/kernel_table.py rows.jsonl
 """
 import json
@@ -37,6 +37,27 @@ def scorers(rows):
             print("| " + " | ".join(cells) + " |")
 
 
+def linears(rows):
+    print("| N x K | T | us | cuBLAS, us | cuBLAS / ours | % of read | % of GEMM |")
+    print("|---" * 7 + "|")
+    for row in rows:
+        if row["case"] == "linear":
+            cells = [f"{row['n']:,} x {row['k']:,}", f"{row['t']:,}", f"{row['median_us']:.1f}",
+                     f"{row['cublas_us']:.1f}", f"{row['cublas_over_ours']:.2f}", f"{row['percent_of_read']:.0f}",
+                     f"{row['percent_of_gemm']:.0f}"]
+            print("| " + " | ".join(cells) + " |")
+
+
+def engines(rows):
+    print("| shape | B | tokens/s | roof | % of roof | ms a step | first token, ms |")
+    print("|---" * 7 + "|")
+    for row in rows:
+        if row["case"] == "engine":
+            cells = [row["shape"], str(row["b"]), f"{row['tokens_per_s']:,.0f}", f"{row['roof_tokens_per_s']:,.0f}",
+                     f"{row['percent_of_roof']:.0f}", f"{row['step_ms']:.2f}", f"{row['first_token_ms']:.1f}"]
+            print("| " + " | ".join(cells) + " |")
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit("usage: kernel_table.py ROWS.jsonl")
@@ -44,11 +65,11 @@ def main():
         rows = [json.loads(line) for line in file if line.startswith("{")]
     for row in rows:
         if row["case"] in ("read", "gemm"):
-            print(f"{row['case']}: {row['gb_per_s']:.0f} GB/s, {row['tflop_per_s']:.0f} TFLOP/s")
-    print()
-    samplers(rows)
-    print()
-    scorers(rows)
+            print(f"{row['case']}: {row['gb_per_s']:.0f} GB/s, {row.get('tflop_per_s', 0):.0f} TFLOP/s")
+    for table, cases in ((samplers, "sample"), (scorers, "score"), (linears, "linear"), (engines, "engine")):
+        if any(row["case"] == cases for row in rows):
+            print()
+            table(rows)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,32 @@ CudaCode cuda_error(cudaError_t status, const char* what, CudaErrorText* error);
 CudaCode encode_rows(CUtensorMap* map, const void* p, int64_t rows, int64_t columns, int box_rows,
                      int box_columns, CudaErrorText* error);
 
+// The same matrix, columns a multiple of 64, in boxes of box_blocks times 64 columns: planes of 64
+// columns, one after the other.
+CudaCode encode_blocks(CUtensorMap* map, const void* p, int64_t rows, int64_t columns, int box_rows,
+                       int box_blocks, CudaErrorText* error);
+
 // Streaming multiprocessors of the current device.
 int num_processors();
 
 LmHeadFunctions lm_head_functions();
 CheckFunctions check_functions();
+
+// The forward's operators, for the table.
+CudaCode linear_forward(const LinearParams& p, CudaErrorText* error);
+CudaCode embed_forward(const DeviceEmbedParams& p, CudaErrorText* error);
+CudaCode rms_norm_forward(const DeviceRmsNormParams& p, CudaErrorText* error);
+CudaCode rotate_forward(const DeviceRotateParams& p, CudaErrorText* error);
+CudaCode attention_forward(const DeviceAttentionParams& p, CudaErrorText* error);
+CudaCode copy_pages(void* pages, const PageCopy* copies, int64_t count, int64_t page_bytes,
+                    int64_t num_layers, int64_t layer_bytes, void* stream, CudaErrorText* error);
+CudaCode copy_rows(const void* from, const int32_t* rows, void* to, int64_t count,
+                   int64_t row_bytes, void* stream, CudaErrorText* error);
+CudaCode start_slots(const SlotState& state, const SlotStart* starts, int64_t count,
+                     const int32_t* tokens_from, int32_t* tables, const int32_t* new_tables,
+                     int64_t table_stride, void* stream, CudaErrorText* error);
+CudaCode advance_slots(const SlotState& state, const int32_t* sampled, int64_t count, void* stream,
+                       CudaErrorText* error);
 
 }  // namespace gradus::kernels::cuda
 

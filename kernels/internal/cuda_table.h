@@ -8,6 +8,14 @@ namespace gradus::kernels {
 
 struct LmHeadSampleParams;
 struct LmHeadScoreParams;
+struct LinearParams;
+struct DeviceEmbedParams;
+struct DeviceRmsNormParams;
+struct DeviceRotateParams;
+struct DeviceAttentionParams;
+struct SlotState;
+struct SlotStart;
+struct PageCopy;
 
 namespace cuda {
 
@@ -37,6 +45,39 @@ struct LmHeadFunctions {
   size_t (*score_workspace_bytes)(int64_t b, int64_t v);
 };
 
+// kernels/device_forward.h
+struct ForwardFunctions {
+  CudaCode (*linear)(const LinearParams&, CudaErrorText*);
+  CudaCode (*embed)(const DeviceEmbedParams&, CudaErrorText*);
+  CudaCode (*rms_norm)(const DeviceRmsNormParams&, CudaErrorText*);
+  CudaCode (*rotate)(const DeviceRotateParams&, CudaErrorText*);
+  CudaCode (*attention)(const DeviceAttentionParams&, CudaErrorText*);
+  CudaCode (*copy_pages)(void* pages, const PageCopy* copies, int64_t count, int64_t page_bytes,
+                         int64_t num_layers, int64_t layer_bytes, void* stream, CudaErrorText*);
+  CudaCode (*copy_rows)(const void* from, const int32_t* rows, void* to, int64_t count,
+                        int64_t row_bytes, void* stream, CudaErrorText*);
+  CudaCode (*start_slots)(const SlotState&, const SlotStart* starts, int64_t count,
+                          const int32_t* tokens_from, int32_t* tables, const int32_t* new_tables,
+                          int64_t table_stride, void* stream, CudaErrorText*);
+  CudaCode (*advance_slots)(const SlotState&, const int32_t* sampled, int64_t count, void* stream,
+                            CudaErrorText*);
+};
+
+// Streams, and work that was recorded once to be launched often.
+struct StreamFunctions {
+  CudaCode (*create)(void** stream, CudaErrorText*);
+  CudaCode (*destroy)(void* stream, CudaErrorText*);
+  CudaCode (*synchronize)(void* stream, CudaErrorText*);
+  CudaCode (*begin_recording)(void* stream, CudaErrorText*);
+  CudaCode (*end_recording)(void* stream, void** graph, CudaErrorText*);
+  CudaCode (*launch_graph)(void* graph, void* stream, CudaErrorText*);
+  CudaCode (*destroy_graph)(void* graph, CudaErrorText*);
+  CudaCode (*allocate_pinned)(void** p, size_t bytes, CudaErrorText*);
+  CudaCode (*release_pinned)(void* p, CudaErrorText*);
+  CudaCode (*event_destroy)(void* event, CudaErrorText*);
+  CudaCode (*event_synchronize)(void* event, CudaErrorText*);
+};
+
 // Memory, order and clocks of one device; what tests and benchmarks need of a runtime.
 struct DeviceFunctions {
   CudaCode (*count)(int32_t* count, CudaErrorText*);
@@ -64,12 +105,14 @@ struct CheckFunctions {
   CudaCode (*read)(const void* p, size_t bytes, float* sum, void* stream, CudaErrorText*);
 };
 
-inline constexpr uint32_t kCudaTableVersion = 1;
+inline constexpr uint32_t kCudaTableVersion = 2;
 struct CudaTable {
   uint32_t version;  // kCudaTableVersion of the library's build
   uint32_t bytes;    // sizeof(CudaTable)
   DeviceFunctions device;
+  StreamFunctions stream;
   LmHeadFunctions lm_head;
+  ForwardFunctions forward;
   CheckFunctions check;
 };
 

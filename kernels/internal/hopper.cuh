@@ -72,7 +72,16 @@ __device__ inline void copy_box(void* to, const CUtensorMap* map, uint64_t* barr
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "l"(policy)
       : "memory");
 }
-// The same into the same place of every block of the cluster in `blocks`, one bit each.
+// The box at column x, row y, plane z.
+__device__ inline void copy_box_3d(void* to, const CUtensorMap* map, uint64_t* barrier, int x,
+                                   int y, int z, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
+      : "memory");
+}
+// Two dimensions, into the same place of every block of the cluster in `blocks`, one bit each.
 __device__ inline void copy_box_to_blocks(void* to, const CUtensorMap* map, uint64_t* barrier,
                                           int x, int y, uint16_t blocks, uint64_t policy) {
   asm volatile(

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "kernels/device_forward.h"
 #include "kernels/internal/cuda_table.h"
 #include "kernels/lm_head.h"
 
@@ -141,6 +142,9 @@ TEST(LmHead, NamesTheParameterThatIsOutsideItsRange) {
   p.workspace_bytes = 10;
   EXPECT_EQ(message(p), "lm_head_sample: workspace has 10 bytes, needs 1048576");
   p = params_of({});
+  p.workspace_rows = 3;
+  EXPECT_EQ(message(p), "lm_head_sample: workspace_rows must be 0 or at least b (4), got 3");
+  p = params_of({});
   p.num_top = 21;
   EXPECT_EQ(message(p), "lm_head_sample: num_top must be in [0, 20], got 21");
 }
@@ -150,6 +154,45 @@ TEST(LmHead, AFailedLaunchNamesOperationAndShapes) {
   const Status status = lm_head_sample(Cuda::over_table(table), params_of({}));
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_EQ(status.message(), "lm_head_sample of 4 rows, 256 x 64: the launch failed");
+}
+
+TEST(DeviceForward, NamesTheParameterThatIsOutsideItsRange) {
+  const cuda::CudaTable table = {};
+  const Cuda cuda = Cuda::over_table(table);
+  LinearParams linear{.t = 1, .n = 16, .k = 60, .y_stride = 16};
+  EXPECT_EQ(device_linear(cuda, linear).message(),
+            "device_linear: k must be a multiple of 8, got 60");
+  linear = {.t = 0, .n = 16, .k = 64};
+  EXPECT_EQ(device_linear(cuda, linear).message(), "device_linear: t must be at least 1, got 0");
+  linear = {.t = 1, .n = 24, .k = 64, .output = LinearOutput::kSwiglu};
+  EXPECT_EQ(device_linear(cuda, linear).message(),
+            "device_linear: n must be a multiple of 16, got 24");
+  linear = {.t = 1, .n = 24, .k = 64, .y_stride = 23};
+  EXPECT_EQ(device_linear(cuda, linear).message(), "device_linear: y_stride must be even, got 23");
+  DeviceAttentionParams attention{.num_heads = 8};
+  attention.kv.num_kv_heads = 2;
+  attention.kv.head_width = 80;
+  EXPECT_EQ(device_attention(cuda, attention).message(),
+            "device_attention: head width must be 64 or 128, got 80");
+  attention.kv.head_width = 64;
+  attention.kv.num_kv_heads = 3;
+  EXPECT_EQ(device_attention(cuda, attention).message(),
+            "device_attention: 8 heads must be a multiple of 3 key-value heads, at most 16 times");
+  attention.kv.num_kv_heads = 2;
+  attention.max_chunks = 2;
+  EXPECT_EQ(device_attention(cuda, attention).message(),
+            "device_attention: 2 chunks need arrivals and partial");
+}
+
+TEST(DeviceForward, AFailedLaunchNamesOperationAndShapes) {
+  cuda::CudaTable table = {};
+  table.forward.linear = [](const LinearParams&, cuda::CudaErrorText* error) {
+    std::snprintf(error->text, sizeof(error->text), "the launch failed");
+    return cuda::CudaCode::kUnavailable;
+  };
+  const Status status = device_linear(Cuda::over_table(table), {.t = 3, .n = 16, .k = 64});
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(status.message(), "device_linear of 3 rows, 16 x 64: the launch failed");
 }
 
 }  // namespace

@@ -132,7 +132,8 @@ class HeadCase {
                                            .top_ids_BN = ids.data(),
                                            .top_logprobs_BN = top.data(),
                                            .workspace = workspace_.data(),
-                                           .workspace_bytes = workspace_.count()}));
+                                           .workspace_bytes = workspace_.count(),
+                                           .workspace_rows = b_}));
     }
     must(kernels::synchronize(cuda_));
     return {token.download(),    kept.download(), ids.download(),     logprob.download(),
