@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cli/command.h"
+#include "cli/engine_bench.h"
 #include "cli/json_lines.h"
 #include "cli/kernel_bench.h"
 
@@ -31,6 +32,32 @@ Status bench_kernels(const BenchOptions& options) {
   return (*writer)->finish();
 }
 
+struct EngineBenchArguments {
+  BenchOptions common;
+  EngineBenchOptions engine = {.shapes = {"qwen3-0.6b", "qwen2.5-0.5b"}, .batches = {1, 64, 256}};
+};
+
+Status bench_engine_command(const EngineBenchArguments& arguments) {
+  for (const std::string& shape : arguments.engine.shapes) {
+    GRADUS_RETURN_IF_ERROR(bench_shape(shape).status());
+  }
+  const auto cuda = kernels::Cuda::open(arguments.common.library, arguments.common.device);
+  GRADUS_RETURN_IF_ERROR(cuda.status());
+  const auto writer = JsonLinesWriter::open(arguments.common.output);
+  GRADUS_RETURN_IF_ERROR(writer.status());
+  GRADUS_RETURN_IF_ERROR(
+      bench_engine(*cuda, arguments.engine,
+                   [&](const nlohmann::ordered_json& row) { return (*writer)->write(row); }));
+  return (*writer)->finish();
+}
+
+void add_common_options(CLI::App& command, BenchOptions& options) {
+  command.add_option("--library", options.library,
+                     "libgradus_cuda.so (default: beside the binary)");
+  command.add_option("--output", options.output, "Where the rows go; - is standard output");
+  command.add_option("--device", options.device, "Number of the device");
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app, Action& action) {
@@ -41,14 +68,32 @@ void add_bench_command(CLI::App& app, Action& action) {
                                             "matrix product alone, in the same call; "
                                             "one JSON row a case");
   const auto options = std::make_shared<BenchOptions>();
-  kernels->add_option("--library", options->library,
-                      "libgradus_cuda.so (default: beside the binary)");
-  kernels->add_option("--output", options->output, "Where the rows go; - is standard output");
-  kernels->add_option("--device", options->device, "Number of the device");
+  add_common_options(*kernels, *options);
   kernels->add_option("--repeats", options->repeats, "Timed runs of each case")
       ->check(CLI::Range(int64_t{3}, int64_t{10000}));
   kernels->add_flag("--quick", options->quick, "One shape alone");
   kernels->callback([options, &action] { action = [options] { return bench_kernels(*options); }; });
+
+  CLI::App* engine = bench->add_subcommand(
+      "engine",
+      "Measure the GPU's engine with random weights beside the roof of what it must read; one JSON "
+      "row a case");
+  const auto arguments = std::make_shared<EngineBenchArguments>();
+  add_common_options(*engine, arguments->common);
+  engine->add_option("--shape", arguments->engine.shapes,
+                     "Shapes of models: qwen3-0.6b, qwen2.5-0.5b, smollm2-135m");
+  const CLI::Range positive(int64_t{1}, int64_t{1} << 20);
+  engine->add_option("--batch", arguments->engine.batches, "Sequences decoded together")
+      ->check(CLI::Range(int64_t{1}, int64_t{4096}));
+  engine->add_option("--prompt", arguments->engine.prompt_tokens, "Tokens of a prompt")
+      ->check(positive);
+  engine->add_option("--new", arguments->engine.new_tokens, "Tokens of a response")
+      ->check(positive);
+  engine->add_option("--top-k", arguments->engine.top_k, "Keep the k most likely; 0 keeps all");
+  engine->add_option("--repeats", arguments->engine.repeats, "Timed runs of each case")
+      ->check(positive);
+  engine->callback(
+      [arguments, &action] { action = [arguments] { return bench_engine_command(*arguments); }; });
 }
 
 }  // namespace gradus::cli

@@ -4,13 +4,17 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
 
 #include "cli/command.h"
 #include "cli/json_lines.h"
 #include "cli/model_rows.h"
+#include "model/device_transformer.h"
 #include "model/training_pass.h"
 #include "records/signals.h"
 #include "records/terminal.h"
+#include "rollout/device_engine.h"
 #include "rollout/engine.h"
 
 namespace gradus::cli {
@@ -23,7 +27,8 @@ struct GenerateArguments {
   uint64_t seed = 0;
   int64_t max_batch = 64;
   int64_t kv_cache_mib = 2048;
-  int64_t prefill_chunk_tokens = 512;
+  std::optional<int64_t> prefill_chunk_tokens;
+  std::string device = "cpu";
 };
 
 // Writes trajectories in the order of the requests, each as soon as those before it are out.
@@ -88,8 +93,53 @@ Status check_sampling(const GenerateArguments& arguments) {
   GRADUS_RETURN_IF_ERROR(at_least_one("--num-samples", arguments.num_samples));
   GRADUS_RETURN_IF_ERROR(at_least_one("--max-new-tokens", sampling.max_new_tokens));
   GRADUS_RETURN_IF_ERROR(at_least_one("--max-batch", arguments.max_batch));
-  GRADUS_RETURN_IF_ERROR(at_least_one("--prefill-chunk-tokens", arguments.prefill_chunk_tokens));
+  GRADUS_RETURN_IF_ERROR(
+      at_least_one("--prefill-chunk-tokens", arguments.prefill_chunk_tokens.value_or(1)));
   return at_least_one("--kv-cache-mib", arguments.kv_cache_mib);
+}
+
+// The model's weights on the device.
+Result<std::unique_ptr<model::DeviceTransformer>> to_device(const model::Transformer& transformer) {
+  GRADUS_RETURN_IF_ERROR(model::DeviceTransformer::check_supported(transformer.config()));
+  const Result<kernels::Cuda> cuda = kernels::Cuda::open();
+  if (!cuda.ok()) return cuda.status();
+  return model::DeviceTransformer::create(
+      *cuda, transformer.config(), [&](const model::WeightSpec& spec, float* out) {
+        return model::read_parameter(transformer.layout(), transformer.parameters(), spec, out);
+      });
+}
+
+CLI::Option* add_device_option(CLI::App& command, std::string& device) {
+  return command.add_option("--device", device, "Where the model runs: cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+}
+
+// Runs all requests on an engine and says how fast.
+template <class AnyEngine>
+Status run_requests(AnyEngine& engine, std::span<const data::RolloutRequest> requests,
+                    JsonLinesWriter& writer) {
+  records::install_stop_signals();
+  std::atomic<bool> cancel{false};
+  OrderedWriter sink(writer, cancel);
+  {
+    records::RunDisplay display({});
+    display.begin_phase("generate", static_cast<int64_t>(requests.size()), "responses");
+    GRADUS_RETURN_IF_ERROR(
+        engine.run(requests, 0, 0, sink, &cancel, [&](int64_t finished, int64_t) {
+          display.advance_phase(finished);
+          if (records::stop_requested()) cancel = true;
+        }));
+    display.end_phase();
+  }
+  GRADUS_RETURN_IF_ERROR(sink.status());
+  GRADUS_RETURN_IF_ERROR(writer.finish());
+  const rollout::EngineStats& stats = engine.stats();
+  fmt::print(stderr,
+             "{} responses, {} tokens in {:.2f} s ({:.1f} tokens/s), first token after {:.3f} s\n",
+             requests.size(), stats.num_sampled_tokens, stats.seconds,
+             static_cast<double>(stats.num_sampled_tokens) / std::max(stats.seconds, 1e-9),
+             stats.first_token_seconds);
+  return {};
 }
 
 Status generate(const GenerateArguments& arguments) {
@@ -124,36 +174,27 @@ Status generate(const GenerateArguments& arguments) {
       }));
   Result<std::unique_ptr<JsonLinesWriter>> writer = JsonLinesWriter::open(arguments.out);
   if (!writer.ok()) return writer.status();
-  rollout::Engine engine(
-      *loaded->transformer, loaded->tokenizer.get(),
-      {arguments.max_batch, arguments.kv_cache_mib << 20, arguments.prefill_chunk_tokens});
-  records::install_stop_signals();
-  std::atomic<bool> cancel{false};
-  OrderedWriter sink(**writer, cancel);
-  {
-    records::RunDisplay display({});
-    display.begin_phase("generate", static_cast<int64_t>(requests.size()), "responses");
-    GRADUS_RETURN_IF_ERROR(
-        engine.run(requests, 0, 0, sink, &cancel, [&](int64_t finished, int64_t) {
-          display.advance_phase(finished);
-          if (records::stop_requested()) cancel = true;
-        }));
-    display.end_phase();
+  const bool on_device = arguments.device == "cuda";
+  const rollout::EngineOptions options = {
+      arguments.max_batch, arguments.kv_cache_mib << 20,
+      arguments.prefill_chunk_tokens.value_or(on_device ? 8192 : 512)};
+  if (on_device) {
+    const Result<std::unique_ptr<model::DeviceTransformer>> transformer =
+        to_device(*loaded->transformer);
+    GRADUS_RETURN_IF_ERROR(transformer.status());
+    const Result<std::unique_ptr<rollout::DeviceEngine>> engine =
+        rollout::DeviceEngine::create(**transformer, loaded->tokenizer.get(), options);
+    GRADUS_RETURN_IF_ERROR(engine.status());
+    return run_requests(**engine, requests, **writer);
   }
-  GRADUS_RETURN_IF_ERROR(sink.status());
-  GRADUS_RETURN_IF_ERROR((*writer)->finish());
-  const rollout::EngineStats& stats = engine.stats();
-  fmt::print(stderr,
-             "{} responses, {} tokens in {:.2f} s ({:.1f} tokens/s), first token after {:.3f} s\n",
-             requests.size(), stats.num_sampled_tokens, stats.seconds,
-             static_cast<double>(stats.num_sampled_tokens) / std::max(stats.seconds, 1e-9),
-             stats.first_token_seconds);
-  return {};
+  rollout::Engine engine(*loaded->transformer, loaded->tokenizer.get(), options);
+  return run_requests(engine, requests, **writer);
 }
 
 struct LogprobsArguments {
   std::string model, adapter, input = "-", out = "-";
   double temperature = 1.0;
+  std::string device = "cpu";
 };
 
 Status logprobs(const LogprobsArguments& arguments) {
@@ -166,23 +207,49 @@ Status logprobs(const LogprobsArguments& arguments) {
   const model::ModelConfig& config = loaded->transformer->config();
   Result<std::unique_ptr<JsonLinesWriter>> writer = JsonLinesWriter::open(arguments.out);
   if (!writer.ok()) return writer.status();
-  model::TrainingPass pass(*loaded->transformer, false);
+  const float temperature = static_cast<float>(arguments.temperature);
+  std::unique_ptr<model::DeviceTransformer> on_device;
+  std::optional<model::DeviceScorer> scorer;
+  std::optional<model::TrainingPass> pass;
+  if (arguments.device == "cuda") {
+    Result<std::unique_ptr<model::DeviceTransformer>> transformer = to_device(*loaded->transformer);
+    GRADUS_RETURN_IF_ERROR(transformer.status());
+    on_device = std::move(*transformer);
+    scorer.emplace(*on_device, 8192);
+  } else {
+    pass.emplace(*loaded->transformer, false);
+  }
   // Rows are scored in packs of about this many tokens, which does not change a bit.
-  constexpr int64_t kPackTokens = 2048;
+  const int64_t pack_tokens = scorer ? 8192 : 2048;
   std::vector<std::vector<int32_t>> waiting;
   int64_t num_waiting_tokens = 0;
-  const auto score_waiting = [&]() -> Status {
+  // Log-probs of the waiting rows, one after the other.
+  const auto score_on_cpu = [&] {
     std::vector<data::PackGroup> groups;
     for (const std::vector<int32_t>& ids : waiting) {
       if (ids.size() >= 2) groups.push_back({{ids[0]}, {{ids.begin() + 1, ids.end()}}});
     }
     const data::Pack pack = data::make_pack(groups);
-    pass.forward(pack, static_cast<float>(arguments.temperature), false);
+    pass->forward(pack, temperature, false);
+    return std::vector<float>(pass->logprobs().begin(), pass->logprobs().end());
+  };
+  const auto score_on_device = [&]() -> Result<std::vector<float>> {
+    const Result<std::vector<std::vector<float>>> rows = scorer->score(waiting, temperature);
+    if (!rows.ok()) return rows.status();
+    std::vector<float> all;
+    for (const std::vector<float>& row : *rows) all.insert(all.end(), row.begin(), row.end());
+    return all;
+  };
+  const auto score_waiting = [&]() -> Status {
+    if (waiting.empty()) return {};
+    const Result<std::vector<float>> scored =
+        scorer ? score_on_device() : Result<std::vector<float>>(score_on_cpu());
+    if (!scored.ok()) return scored.status();
     size_t next = 0;
     for (const std::vector<int32_t>& ids : waiting) {
       nlohmann::ordered_json values = nlohmann::ordered_json::array();
       for (size_t i = 1; i < ids.size(); ++i) {
-        const float value = pass.logprobs()[next++];
+        const float value = (*scored)[next++];
         if (std::isnan(value)) {
           return data_loss(
               "the model's log-prob of token {} of a row is not a number; its weights are broken",
@@ -206,7 +273,7 @@ Status logprobs(const LogprobsArguments& arguments) {
         }
         num_waiting_tokens += static_cast<int64_t>(ids->size());
         waiting.push_back(std::move(*ids));
-        return num_waiting_tokens >= kPackTokens ? score_waiting() : Status();
+        return num_waiting_tokens >= pack_tokens ? score_waiting() : Status();
       }));
   GRADUS_RETURN_IF_ERROR(score_waiting());
   return (*writer)->finish();
@@ -240,7 +307,8 @@ void add_generate_command(CLI::App& app, Action& action) {
   command->add_option("--max-batch", arguments->max_batch, "Sequences decoded together");
   command->add_option("--kv-cache-mib", arguments->kv_cache_mib, "Size of the key-value cache");
   command->add_option("--prefill-chunk-tokens", arguments->prefill_chunk_tokens,
-                      "Prompt tokens computed in one pass");
+                      "Prompt tokens computed in one pass (default: 512, with cuda 8192)");
+  add_device_option(*command, arguments->device);
   command->callback(
       [&action, arguments] { action = [arguments] { return generate(*arguments); }; });
 }
@@ -254,6 +322,7 @@ void add_logprobs_command(CLI::App& app, Action& action) {
   command->add_option("--input", arguments->input, "JSON lines to read; - is standard input");
   command->add_option("--out", arguments->out, "JSON lines to write; - is standard output");
   command->add_option("--temperature", arguments->temperature, "Divides the logits");
+  add_device_option(*command, arguments->device);
   command->callback(
       [&action, arguments] { action = [arguments] { return logprobs(*arguments); }; });
 }

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "common/aligned_buffer.h"
 #include "kernels/attention.h"
 #include "model/model_config.h"
+#include "model/page_pool.h"
 
 namespace gradus::model {
 
@@ -20,27 +20,24 @@ class KvCache {
 
   static int64_t bytes_per_page(const ModelConfig& config);
 
-  int64_t num_pages() const { return num_pages_; }
-  int64_t num_free_pages() const { return static_cast<int64_t>(free_pages_.size()); }
+  int64_t num_pages() const { return pool_.num_pages(); }
+  int64_t num_free_pages() const { return pool_.num_free(); }
   const kernels::KvPageLayout& layout() const { return layout_; }
   float* layer(int64_t layer_index) { return store_.data() + layer_index * layer_size_; }
 
-  // A page with count 1, the lowest free number first; there must be one.
-  int32_t take_page();
-  void share_page(int32_t page);    // count + 1
-  void release_page(int32_t page);  // count - 1; free at 0
-  bool is_shared(int32_t page) const { return counts_[static_cast<size_t>(page)] > 1; }
+  int32_t take_page() { return pool_.take(); }
+  void share_page(int32_t page) { pool_.share(page); }
+  void release_page(int32_t page) { pool_.release(page); }
+  bool is_shared(int32_t page) const { return pool_.is_shared(page); }
   // Copies all layers of `from` into `to`.
   void copy_page(int32_t from, int32_t to);
-  // Frees every page.
-  void clear();
+  void clear() { pool_.clear(); }
 
  private:
   kernels::KvPageLayout layout_;
-  int64_t num_layers_, num_pages_, layer_size_;
+  PagePool pool_;
+  int64_t num_layers_, layer_size_;
   AlignedBuffer store_;
-  std::vector<int32_t> counts_;
-  std::vector<int32_t> free_pages_;  // a heap: the lowest number on top
 };
 
 }  // namespace gradus::model

@@ -14,7 +14,28 @@
 namespace gradus::model {
 namespace {
 
-// Rotary frequencies theta^(-2i/K) with their scaling, rounded to float as Hugging Face keeps them.
+// RMSNorm of each head of q and k by itself: rows of heads are not contiguous in the fused product,
+// so one call per head position.
+void norm_heads(const float* weight, int64_t num_rows, int64_t num_heads, int64_t head_dim,
+                float eps, float* x, int64_t stride, float* rstd, int64_t rstd_stride) {
+  std::vector<float> head_rstd(static_cast<size_t>(num_rows));
+  for (int64_t h = 0; h < num_heads; ++h) {
+    kernels::rms_norm({.x_MD = x + h * head_dim,
+                       .x_stride = stride,
+                       .weight_D = weight,
+                       .y_MD = x + h * head_dim,
+                       .y_stride = stride,
+                       .rstd_M = head_rstd.data(),
+                       .m = num_rows,
+                       .d = head_dim,
+                       .eps = eps});
+    for (int64_t t = 0; t < num_rows; ++t)
+      rstd[t * rstd_stride + h] = head_rstd[static_cast<size_t>(t)];
+  }
+}
+
+}  // namespace
+
 std::vector<double> rope_frequencies(const ModelConfig& config) {
   std::vector<double> frequencies;
   for (int64_t i = 0; i < config.head_dim / 2; ++i) {
@@ -38,28 +59,6 @@ std::vector<double> rope_frequencies(const ModelConfig& config) {
   }
   return frequencies;
 }
-
-// RMSNorm of each head of q and k by itself: rows of heads are not contiguous in the fused product,
-// so one call per head position.
-void norm_heads(const float* weight, int64_t num_rows, int64_t num_heads, int64_t head_dim,
-                float eps, float* x, int64_t stride, float* rstd, int64_t rstd_stride) {
-  std::vector<float> head_rstd(static_cast<size_t>(num_rows));
-  for (int64_t h = 0; h < num_heads; ++h) {
-    kernels::rms_norm({.x_MD = x + h * head_dim,
-                       .x_stride = stride,
-                       .weight_D = weight,
-                       .y_MD = x + h * head_dim,
-                       .y_stride = stride,
-                       .rstd_M = head_rstd.data(),
-                       .m = num_rows,
-                       .d = head_dim,
-                       .eps = eps});
-    for (int64_t t = 0; t < num_rows; ++t)
-      rstd[t * rstd_stride + h] = head_rstd[static_cast<size_t>(t)];
-  }
-}
-
-}  // namespace
 
 void LayerActivations::reserve(const ModelConfig& config, const ParameterLayout& layout,
                                int64_t num_rows) {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "common/aligned_buffer.h"
 #include "common/status.h"
@@ -16,6 +17,10 @@
 #include "model/parameters.h"
 
 namespace gradus::model {
+
+// Rotary frequencies theta^(-2i/K) [K/2] with the config's scaling, rounded to float as Hugging
+// Face keeps them.
+std::vector<double> rope_frequencies(const ModelConfig& config);
 
 // Rows of one forward pass, any mix of sequences: prefill chunks, single decoded tokens, packed
 // training sequences. Each row's result is a function of its sequence up to it and of the weights

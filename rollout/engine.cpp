@@ -11,6 +11,7 @@
 #include "common/parallel.h"
 #include "common/rng.h"
 #include "kernels/sampling.h"
+#include "rollout/internal/response.h"
 
 namespace gradus::rollout {
 namespace {
@@ -47,11 +48,8 @@ struct Group {
 struct Sequence {
   size_t request = 0;
   size_t group = 0;
-  Stream stream;  // prompt and response
-  data::Trajectory trajectory;
-  std::unique_ptr<data::StreamingDecoder> decoder;
-  std::string text;
-  int64_t num_begun = 0;  // response tokens of earlier runs
+  Stream stream = {};  // prompt and response
+  Response response;
   double started_seconds = 0;
 };
 
@@ -76,29 +74,6 @@ uint64_t request_seed(uint64_t run_seed, uint64_t pass, uint64_t prompt_id, int3
   return hash64({run_seed, pass, prompt_id, static_cast<uint64_t>(sample_index)});
 }
 
-namespace {
-
-// Whether the response to go on with belongs to the request and has room left.
-Status validate_begun(const data::RolloutRequest& request) {
-  const data::Trajectory& begun = request.begun;
-  if (begun.token_ids.empty()) return {};
-  GRADUS_RETURN_IF_ERROR(data::validate(begun));
-  const bool is_its_prompt =
-      begun.prompt_length == static_cast<int64_t>(request.token_ids.size()) &&
-      std::equal(request.token_ids.begin(), request.token_ids.end(), begun.token_ids.begin());
-  if (!is_its_prompt) return invalid_argument("the response to go on with has another prompt");
-  const int64_t length = static_cast<int64_t>(begun.behavior_logprobs.size());
-  if (length < 1 || length >= request.sampling.max_new_tokens) {
-    return invalid_argument(
-        "the response to go on with has {} tokens, expected at least 1 and fewer than "
-        "max_new_tokens ({})",
-        length, request.sampling.max_new_tokens);
-  }
-  return {};
-}
-
-}  // namespace
-
 // One run() of the engine.
 class Engine::Scheduler {
  public:
@@ -112,7 +87,6 @@ class Engine::Scheduler {
         weights_hash_(weights_hash),
         sink_(sink) {}
 
-  Status validate_requests() const;
   Status run(const std::atomic<bool>* cancel,
              const std::function<void(int64_t, int64_t)>& progress);
 
@@ -126,7 +100,6 @@ class Engine::Scheduler {
   void make_groups();
   Status start_sequences();
   Status start(size_t group_index, Sequence sequence);
-  Status go_on(const data::RolloutRequest& request, Sequence& sequence);
   bool grow(Stream& stream, int64_t num_tokens);
   void make_room_for_decoding();
   bool drop_an_idle_prompt(const Group* keep);
@@ -136,14 +109,9 @@ class Engine::Scheduler {
   Status sample(Sequence& sequence, const float* logits, kernels::SampledToken& token) const;
   // Adds the token; true if it ends the trajectory.
   Result<bool> append(Sequence& sequence, const kernels::SampledToken& token);
-  void add_segment(Sequence& sequence) const;
   void finish(Sequence& sequence);
   void cancel_all();
   void account_slots(size_t num_running, double seconds);
-  std::string name_of(size_t request) const {
-    const data::RequestId& id = requests_[request].id;
-    return fmt::format("prompt {}, sample {}", id.prompt_id, id.sample_index);
-  }
 
   Engine& engine_;
   model::Transformer& model_;
@@ -183,52 +151,12 @@ Status Engine::run(std::span<const data::RolloutRequest> requests, uint64_t poli
                    const std::function<void(int64_t, int64_t)>& progress) {
   cache_->clear();
   Scheduler scheduler(*this, requests, policy_version, weights_hash, sink);
-  GRADUS_RETURN_IF_ERROR(scheduler.validate_requests());
+  GRADUS_RETURN_IF_ERROR(validate_requests(requests, transformer_.config(), cache_->num_pages(),
+                                           model::KvCache::bytes_per_page(transformer_.config()),
+                                           tokenizer_ != nullptr));
   const Status status = scheduler.run(cancel, progress);
   *stats_ = scheduler.stats_;
   return status;
-}
-
-Status Engine::Scheduler::validate_requests() const {
-  const model::ModelConfig& config = model_.config();
-  for (size_t i = 0; i < requests_.size(); ++i) {
-    const data::RolloutRequest& request = requests_[i];
-    const int64_t length = static_cast<int64_t>(request.token_ids.size());
-    if (length == 0) {
-      return invalid_argument("{}: the prompt has no tokens; give at least one", name_of(i));
-    }
-    if (length >= config.max_position_embeddings) {
-      return invalid_argument(
-          "{}: the prompt has {} tokens and leaves no room for a response in the model's context "
-          "of {}; "
-          "shorten it",
-          name_of(i), length, config.max_position_embeddings);
-    }
-    for (const int32_t token : request.token_ids) {
-      if (token < 0 || token >= config.vocab_size) {
-        return invalid_argument("{}: token id {} is not in the model's vocabulary [0, {})",
-                                name_of(i), token, config.vocab_size);
-      }
-    }
-    if (request.sampling.max_new_tokens < 1) {
-      return invalid_argument("{}: max_new_tokens must be at least 1, got {}", name_of(i),
-                              request.sampling.max_new_tokens);
-    }
-    GRADUS_RETURN_IF_ERROR(validate_begun(request).with_prefix(name_of(i)));
-    if (!request.sampling.stop_texts.empty() && engine_.tokenizer_ == nullptr) {
-      return invalid_argument("{}: stop texts need a tokenizer", name_of(i));
-    }
-    const int64_t needed = num_request_pages(config, length, request.sampling.max_new_tokens);
-    if (needed > cache_.num_pages()) {
-      return invalid_argument(
-          "{}: up to {} tokens need {} pages of the key-value cache, which has {}; raise "
-          "kv_cache_mib to at least {}",
-          name_of(i),
-          std::min(length + request.sampling.max_new_tokens, config.max_position_embeddings),
-          needed, cache_.num_pages(), cache_mib_for(config, needed));
-    }
-  }
-  return {};
 }
 
 void Engine::Scheduler::make_groups() {
@@ -328,32 +256,6 @@ Status Engine::Scheduler::start(size_t group_index, Sequence sequence) {
   return {};
 }
 
-// Takes over what an interrupted response has; its keys and values are computed anew, by the
-// present weights, as after a preemption.
-Status Engine::Scheduler::go_on(const data::RolloutRequest& request, Sequence& sequence) {
-  data::Trajectory& trajectory = sequence.trajectory;
-  const data::Trajectory& begun = request.begun;
-  trajectory.token_ids = begun.token_ids;
-  trajectory.behavior_logprobs = begun.behavior_logprobs;
-  trajectory.sampling_logprobs = begun.sampling_logprobs;
-  trajectory.segments = begun.segments;
-  const int64_t num_begun = static_cast<int64_t>(begun.behavior_logprobs.size());
-  if (trajectory.segments.empty()) {
-    trajectory.segments.push_back({0, num_begun, begun.policy_version, begun.weights_hash});
-  }
-  sequence.stream.tokens = begun.token_ids;
-  sequence.num_begun = num_begun;
-  for (int64_t i = begun.prompt_length;
-       sequence.decoder != nullptr && i < begun.prompt_length + num_begun; ++i) {
-    const int32_t token = begun.token_ids[static_cast<size_t>(i)];
-    if (!engine_.tokenizer_->is_known(token)) continue;
-    Result<std::string> piece = sequence.decoder->append(token);
-    if (!piece.ok()) return piece.status();
-    sequence.text += *piece;
-  }
-  return {};
-}
-
 Status Engine::Scheduler::start_sequences() {
   // A new sequence may have to take a page at once; the first one always finds it.
   const auto has_room = [&](const Group& group) {
@@ -376,20 +278,15 @@ Status Engine::Scheduler::start_sequences() {
   for (size_t g = 0; g < groups_.size(); ++g) {
     Group& group = groups_[g];
     while (group.is_ready() && group.num_started < group.num_requests && has_room(group)) {
-      Sequence sequence;
-      sequence.request = group.first_request + group.num_started++;
-      sequence.group = g;
-      const data::RolloutRequest& request = requests_[sequence.request];
-      sequence.stream.tokens = request.token_ids;
-      sequence.trajectory.id = request.id;
-      sequence.trajectory.token_ids = request.token_ids;
-      sequence.trajectory.prompt_length = static_cast<int64_t>(request.token_ids.size());
-      sequence.trajectory.policy_version = policy_version_;
-      sequence.trajectory.weights_hash = weights_hash_;
-      if (engine_.tokenizer_ != nullptr) {
-        sequence.decoder = std::make_unique<data::StreamingDecoder>(*engine_.tokenizer_);
-      }
-      if (!request.begun.token_ids.empty()) GRADUS_RETURN_IF_ERROR(go_on(request, sequence));
+      const size_t request = group.first_request + group.num_started++;
+      Sequence sequence{.request = request,
+                        .group = g,
+                        .response = Response(requests_[request], engine_.tokenizer_,
+                                             model_.config(), policy_version_, weights_hash_)};
+      // What an interrupted response has is computed anew, by the present weights, as after a
+      // preemption.
+      GRADUS_RETURN_IF_ERROR(sequence.response.begin());
+      sequence.stream.tokens = sequence.response.trajectory().token_ids;
       GRADUS_RETURN_IF_ERROR(start(g, std::move(sequence)));
     }
   }
@@ -400,82 +297,29 @@ Status Engine::Scheduler::sample(Sequence& sequence, const float* logits,
                                  kernels::SampledToken& token) const {
   const data::RolloutRequest& request = requests_[sequence.request];
   const data::SamplingParams& sampling = request.sampling;
-  Result<kernels::SampledToken> sampled = kernels::sample_token(
-      {.logits_V = logits,
-       .v = model_.config().vocab_size,
-       .temperature = static_cast<float>(sampling.temperature),
-       .greedy = sampling.greedy,
-       .top_k = sampling.top_k,
-       .top_p = sampling.top_p,
-       .min_p = sampling.min_p,
-       .seed = request.rng_key,
-       .position = static_cast<uint32_t>(sequence.trajectory.token_ids.size())});
-  if (!sampled.ok()) return sampled.status().with_prefix(name_of(sequence.request));
+  Result<kernels::SampledToken> sampled =
+      kernels::sample_token({.logits_V = logits,
+                             .v = model_.config().vocab_size,
+                             .temperature = static_cast<float>(sampling.temperature),
+                             .greedy = sampling.greedy,
+                             .top_k = sampling.top_k,
+                             .top_p = sampling.top_p,
+                             .min_p = sampling.min_p,
+                             .seed = request.rng_key,
+                             .position = static_cast<uint32_t>(sequence.stream.tokens.size())});
+  if (!sampled.ok()) return sampled.status().with_prefix(name_of(request.id));
   token = *sampled;
   return {};
 }
 
 Result<bool> Engine::Scheduler::append(Sequence& sequence, const kernels::SampledToken& token) {
-  const data::SamplingParams& sampling = requests_[sequence.request].sampling;
-  data::Trajectory& trajectory = sequence.trajectory;
-  data::append_token(trajectory, token.token, token.logprob, token.sampling_logprob);
   sequence.stream.tokens.push_back(token.token);
   if (stats_.num_sampled_tokens++ == 0) stats_.first_token_seconds = stats_.seconds;
-  const bool is_stop = std::find(sampling.stop_ids.begin(), sampling.stop_ids.end(), token.token) !=
-                       sampling.stop_ids.end();
-  if (is_stop) {
-    trajectory.finish_reason = data::FinishReason::kStop;
-    return true;
-  }
-  if (sequence.decoder != nullptr && engine_.tokenizer_->is_known(token.token)) {
-    Result<std::string> piece = sequence.decoder->append(token.token);
-    if (!piece.ok()) return piece.status();
-    const size_t before = sequence.text.size();
-    sequence.text += *piece;
-    for (const std::string& stop : sampling.stop_texts) {
-      const size_t from = before > stop.size() ? before - stop.size() : 0;
-      const size_t found = sequence.text.find(stop, from);
-      if (!stop.empty() && found != std::string::npos) {
-        sequence.text.resize(found);
-        sequence.decoder.reset();
-        trajectory.finish_reason = data::FinishReason::kStop;
-        return true;
-      }
-    }
-  }
-  const int64_t length = static_cast<int64_t>(trajectory.token_ids.size());
-  if (length - trajectory.prompt_length >= sampling.max_new_tokens ||
-      length >= model_.config().max_position_embeddings) {
-    trajectory.finish_reason = data::FinishReason::kLength;
-    return true;
-  }
-  const int64_t budget = requests_[sequence.request].token_budget;
-  if (budget > 0 && length - trajectory.prompt_length - sequence.num_begun >= budget) {
-    trajectory.finish_reason = data::FinishReason::kInterrupted;
-    return true;
-  }
-  return false;
-}
-
-// Notes down which tokens the present weights sampled, if others have sampled some.
-void Engine::Scheduler::add_segment(Sequence& sequence) const {
-  data::Trajectory& trajectory = sequence.trajectory;
-  const int64_t length = static_cast<int64_t>(trajectory.behavior_logprobs.size());
-  if (trajectory.segments.empty() || length == sequence.num_begun) return;
-  data::Segment& last = trajectory.segments.back();
-  if (last.policy_version == policy_version_ && last.weights_hash == weights_hash_) {
-    last.end = length;
-  } else {
-    trajectory.segments.push_back({sequence.num_begun, length, policy_version_, weights_hash_});
-  }
-  if (trajectory.segments.size() == 1) trajectory.segments.clear();
+  return sequence.response.append(token.token, token.logprob, token.sampling_logprob);
 }
 
 void Engine::Scheduler::finish(Sequence& sequence) {
-  add_segment(sequence);
-  if (sequence.decoder != nullptr) sequence.text += sequence.decoder->finish();
-  sequence.trajectory.text = std::move(sequence.text);
-  const int64_t length = static_cast<int64_t>(sequence.trajectory.behavior_logprobs.size());
+  const int64_t length = sequence.response.num_tokens();
   if (length > stats_.longest_tokens) {
     stats_.longest_tokens = length;
     stats_.longest_seconds = seconds_since(start_) - sequence.started_seconds;
@@ -488,7 +332,7 @@ void Engine::Scheduler::finish(Sequence& sequence) {
     group.first_logits = {};
   }
   ++num_finished_;
-  sink_.finished(sequence.request, std::move(sequence.trajectory));
+  sink_.finished(sequence.request, sequence.response.finish());
 }
 
 void Engine::Scheduler::cancel_all() {
@@ -498,21 +342,17 @@ void Engine::Scheduler::cancel_all() {
     rest.push_back(std::move(sequence));
   }
   for (Sequence& sequence : rest) {
-    sequence.trajectory.finish_reason = data::FinishReason::kCancelled;
+    sequence.response.cancel();
     finish(sequence);
   }
   for (Group& group : groups_) {
     for (; group.num_started < group.num_requests; ++group.num_started) {
       const size_t request = group.first_request + group.num_started;
-      data::Trajectory trajectory;
-      trajectory.id = requests_[request].id;
-      trajectory.token_ids = requests_[request].token_ids;
-      trajectory.prompt_length = static_cast<int64_t>(trajectory.token_ids.size());
-      trajectory.finish_reason = data::FinishReason::kCancelled;
-      trajectory.policy_version = policy_version_;
-      trajectory.weights_hash = weights_hash_;
+      Response response(requests_[request], nullptr, model_.config(), policy_version_,
+                        weights_hash_);
+      response.cancel();
       ++num_finished_;
-      sink_.finished(request, std::move(trajectory));
+      sink_.finished(request, response.finish());
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "model/device_transformer.h"
 #include "tests/support/model_rows.h"
 #include "tests/support/tolerances.h"
 
@@ -83,6 +84,47 @@ TEST_P(TinyModel, HiddenBitsDoNotDependOnChunksOrNeighbours) {
   KvCache other(transformer_->config(), 12);
   transformer_->forward({both, positions, runs, {}}, other, hidden.data());
   EXPECT_EQ(std::memcmp(hidden.data() + 80 * width, whole.data(), whole.size() * sizeof(float)), 0);
+}
+
+TEST(DeviceTransformer, NamesWhatItsKernelsCannotRun) {
+  ModelConfig config = {.family = Family::kQwen2,
+                        .vocab_size = 100,
+                        .hidden_size = 64,
+                        .intermediate_size = 72,
+                        .num_layers = 1,
+                        .num_heads = 2,
+                        .num_kv_heads = 1,
+                        .head_dim = 64,
+                        .max_position_embeddings = 128,
+                        .attention_bias = true};
+  const auto message = [](const ModelConfig& changed) {
+    return DeviceTransformer::check_supported(changed).message();
+  };
+  EXPECT_EQ(message(config), "");
+  ModelConfig changed = config;
+  changed.head_dim = 32;
+  EXPECT_EQ(message(changed),
+            "device cuda: head_dim is 32; its kernels need 64 or 128; run this model with --device "
+            "cpu");
+  changed = config;
+  changed.hidden_size = 60;
+  EXPECT_EQ(message(changed),
+            "device cuda: hidden_size is 60; its kernels need a multiple of 8; run this model with "
+            "--device cpu");
+  changed = config;
+  changed.intermediate_size = 36;
+  EXPECT_EQ(
+      message(changed),
+      "device cuda: intermediate_size is 36; its kernels need a multiple of 8; run this model "
+      "with --device cpu");
+  changed = config;
+  changed.num_heads = 17;
+  EXPECT_EQ(message(changed),
+            "device cuda: num_heads / num_kv_heads is 17; its kernels need at most 16; run this "
+            "model with --device cpu");
+  EXPECT_EQ(message(with_score_head(config)),
+            "device cuda: the model has a score head; its kernels need a language model; run this "
+            "model with --device cpu");
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, TinyModel, ::testing::ValuesIn(testing::tiny_models()),

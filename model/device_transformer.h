@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "common/status.h"
+#include "kernels/cuda.h"
+#include "kernels/device_forward.h"
+#include "model/checkpoint.h"
+#include "model/model_config.h"
+#include "model/page_pool.h"
+
+namespace gradus::model {
+
+// Keys and values of all layers on the GPU, bf16, in pages of 64 positions.
+class DeviceKvCache {
+ public:
+  static int64_t bytes_per_page(const ModelConfig& config);
+  // Zeroed. Unavailable when the device lacks the memory.
+  static Result<DeviceKvCache> create(const kernels::Cuda& cuda, const ModelConfig& config,
+                                      int64_t num_pages);
+
+  PagePool& pool() { return pool_; }
+  // Of one layer, without tables.
+  kernels::DeviceKv layer(int64_t index) const;
+  void* data() const { return pages_.data(); }
+  int64_t page_bytes() const { return page_bytes_; }    // in one layer
+  int64_t layer_bytes() const { return layer_bytes_; }  // distance of layers
+
+ private:
+  DeviceKvCache(const ModelConfig& config, int64_t num_pages, kernels::CudaBuffer pages);
+  PagePool pool_;
+  kernels::CudaBuffer pages_;
+  int64_t num_kv_heads_, head_width_, page_bytes_, layer_bytes_;
+};
+
+// Rows of one pass; pointers to device memory. Decoding: row t is the next token of table row t
+// (positions negative: an empty place). Otherwise `tiles` cover the rows.
+struct DevicePass {
+  int64_t num_rows = 0;
+  const int32_t* token_ids = nullptr;   // [T]
+  const int32_t* positions = nullptr;   // [T]
+  const int32_t* table_rows = nullptr;  // [T]; null: row t
+  const int32_t* tables = nullptr;
+  int64_t table_stride = 0;
+  const kernels::AttentionTile* tiles = nullptr;
+  int64_t num_tiles = 0;
+  // Decoding alone: see DeviceAttentionParams.
+  int64_t max_chunks = 0;
+  uint32_t* arrivals = nullptr;
+  float* partial = nullptr;
+};
+
+// The transformer of model/transformer.h on the GPU: the same definition with bf16 weights, keys
+// and values, and sums and residual stream in fp32. Every row is a function of its sequence up to
+// it and of the weights alone, bit for bit, whether it is decoded or scored (docs/gpu.md); CPU and
+// GPU agree as far as bf16 goes. Not thread-safe: it owns the activations of a pass.
+class DeviceTransformer {
+ public:
+  // InvalidArgument, naming the field, for a model that the kernels cannot run.
+  static Status check_supported(const ModelConfig& config);
+  // Weights are asked of `read_weight` and rounded to bf16; norms and biases stay fp32.
+  static Result<std::unique_ptr<DeviceTransformer>> create(const kernels::Cuda& cuda,
+                                                           const ModelConfig& config,
+                                                           const WeightSource& read_weight);
+  // Normal weights of deviation 0.02, norms of one, biases of zero: for benchmarks.
+  static Result<std::unique_ptr<DeviceTransformer>> create_random(const kernels::Cuda& cuda,
+                                                                  const ModelConfig& config,
+                                                                  uint64_t seed);
+
+  const kernels::Cuda& cuda() const { return cuda_; }
+  const ModelConfig& config() const { return config_; }
+  int64_t weight_bytes() const { return size_; }
+  // bf16 [V, D].
+  const void* head() const;
+
+  // Memory for passes of so many rows at positions [0, num_positions). Waits for the device.
+  Status reserve(int64_t max_rows, int64_t num_positions);
+  static int64_t activation_bytes(const ModelConfig& config, int64_t max_rows);
+
+  // Runs all layers; what they leave is the residual stream of the pass, until the next one.
+  Status forward(const DevicePass& pass, DeviceKvCache& cache, kernels::Stream stream);
+  // Final norm of rows `rows` [count] of the last pass (null: row i), bf16 [count, D].
+  Status final_norm(const int32_t* rows, int64_t count, void* hidden, kernels::Stream stream);
+
+ private:
+  // Offsets into weights_, bytes; -1: the model has no such part.
+  struct Layer {
+    int64_t attention_norm, qkv, qkv_bias, q_norm, k_norm, output, output_bias;
+    int64_t mlp_norm, gate_up, gate_up_bias, down, down_bias;
+  };
+  DeviceTransformer(const kernels::Cuda& cuda, ModelConfig config);
+  static Result<std::unique_ptr<DeviceTransformer>> allocate(const kernels::Cuda& cuda,
+                                                             const ModelConfig& config);
+  void lay_out();
+  int64_t place(int64_t bytes);
+  template <class T>
+  T* at(int64_t offset) const {
+    return offset < 0 ? nullptr : reinterpret_cast<T*>(weights_->as<uint8_t>() + offset);
+  }
+
+  kernels::Cuda cuda_;
+  ModelConfig config_;
+  int64_t size_ = 0;  // bytes of weights
+  int64_t embedding_ = -1, final_norm_ = -1, head_ = -1;
+  std::vector<Layer> layers_;
+  int64_t max_rows_ = 0, num_positions_ = 0;
+  std::optional<kernels::CudaBuffer> weights_, activations_, rotary_;
+};
+
+// The tiles of `num_rows` rows of one sequence from `row_begin` of a pass on, at consecutive
+// positions.
+void add_tiles(std::vector<kernels::AttentionTile>& tiles, int64_t row_begin, int64_t num_rows,
+               int64_t first_position, int64_t table_row);
+
+// Log-probabilities of given tokens on the GPU: what decoding them would have recorded, bit for
+// bit. Not thread-safe.
+class DeviceScorer {
+ public:
+  // At most `max_rows` tokens go in a pass, which changes no bit. The transformer must outlive it.
+  DeviceScorer(DeviceTransformer& transformer, int64_t max_rows);
+  // Of tokens 1 .. of each sequence, log-softmax(logits / temperature). Ids must be in the
+  // vocabulary.
+  Result<std::vector<std::vector<float>>> score(std::span<const std::vector<int32_t>> sequences,
+                                                float temperature);
+
+ private:
+  Status pass(std::span<const std::vector<int32_t>> sequences, int64_t first_row, float temperature,
+              std::span<std::vector<float>> logprobs);
+  DeviceTransformer& transformer_;
+  int64_t max_rows_;
+  std::optional<DeviceKvCache> cache_;
+};
+
+}  // namespace gradus::model

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rollout/internal/response.h"
+
+#include <algorithm>
+
+#include "rollout/engine.h"
+
+namespace gradus::rollout {
+namespace {
+
+// Whether the response to go on with belongs to the request and has room left.
+Status validate_begun(const data::RolloutRequest& request) {
+  const data::Trajectory& begun = request.begun;
+  if (begun.token_ids.empty()) return {};
+  GRADUS_RETURN_IF_ERROR(data::validate(begun));
+  const bool is_its_prompt =
+      begun.prompt_length == static_cast<int64_t>(request.token_ids.size()) &&
+      std::equal(request.token_ids.begin(), request.token_ids.end(), begun.token_ids.begin());
+  if (!is_its_prompt) return invalid_argument("the response to go on with has another prompt");
+  const int64_t length = static_cast<int64_t>(begun.behavior_logprobs.size());
+  if (length < 1 || length >= request.sampling.max_new_tokens) {
+    return invalid_argument(
+        "the response to go on with has {} tokens, expected at least 1 and fewer than "
+        "max_new_tokens ({})",
+        length, request.sampling.max_new_tokens);
+  }
+  return {};
+}
+
+int64_t mib_for(int64_t num_pages, int64_t bytes_per_page) {
+  return (num_pages * bytes_per_page + (1 << 20) - 1) >> 20;
+}
+
+}  // namespace
+
+std::string name_of(const data::RequestId& id) {
+  return fmt::format("prompt {}, sample {}", id.prompt_id, id.sample_index);
+}
+
+Status validate_requests(std::span<const data::RolloutRequest> requests,
+                         const model::ModelConfig& config, int64_t num_pages,
+                         int64_t bytes_per_page, bool has_tokenizer) {
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const data::RolloutRequest& request = requests[i];
+    const int64_t length = static_cast<int64_t>(request.token_ids.size());
+    if (length == 0) {
+      return invalid_argument("{}: the prompt has no tokens; give at least one",
+                              name_of(request.id));
+    }
+    if (length >= config.max_position_embeddings) {
+      return invalid_argument(
+          "{}: the prompt has {} tokens and leaves no room for a response in the model's context "
+          "of {}; "
+          "shorten it",
+          name_of(request.id), length, config.max_position_embeddings);
+    }
+    for (const int32_t token : request.token_ids) {
+      if (token < 0 || token >= config.vocab_size) {
+        return invalid_argument("{}: token id {} is not in the model's vocabulary [0, {})",
+                                name_of(request.id), token, config.vocab_size);
+      }
+    }
+    if (request.sampling.max_new_tokens < 1) {
+      return invalid_argument("{}: max_new_tokens must be at least 1, got {}", name_of(request.id),
+                              request.sampling.max_new_tokens);
+    }
+    GRADUS_RETURN_IF_ERROR(validate_begun(request).with_prefix(name_of(request.id)));
+    if (!request.sampling.stop_texts.empty() && !has_tokenizer) {
+      return invalid_argument("{}: stop texts need a tokenizer", name_of(request.id));
+    }
+    const int64_t needed = num_request_pages(config, length, request.sampling.max_new_tokens);
+    if (needed > num_pages) {
+      return invalid_argument(
+          "{}: up to {} tokens need {} pages of the key-value cache, which has {}; raise "
+          "kv_cache_mib to at least {}",
+          name_of(request.id),
+          std::min(length + request.sampling.max_new_tokens, config.max_position_embeddings),
+          needed, num_pages, mib_for(needed, bytes_per_page));
+    }
+  }
+  return {};
+}
+
+Response::Response(const data::RolloutRequest& request, const data::Tokenizer* tokenizer,
+                   const model::ModelConfig& config, uint64_t policy_version, uint64_t weights_hash)
+    : request_(&request),
+      tokenizer_(tokenizer),
+      config_(&config),
+      policy_version_(policy_version),
+      weights_hash_(weights_hash) {
+  trajectory_.id = request.id;
+  trajectory_.token_ids = request.token_ids;
+  trajectory_.prompt_length = static_cast<int64_t>(request.token_ids.size());
+  trajectory_.policy_version = policy_version;
+  trajectory_.weights_hash = weights_hash;
+  if (tokenizer != nullptr) decoder_ = std::make_unique<data::StreamingDecoder>(*tokenizer);
+}
+
+Status Response::begin() {
+  const data::Trajectory& begun = request_->begun;
+  if (begun.token_ids.empty()) return {};
+  trajectory_.token_ids = begun.token_ids;
+  trajectory_.behavior_logprobs = begun.behavior_logprobs;
+  trajectory_.sampling_logprobs = begun.sampling_logprobs;
+  trajectory_.segments = begun.segments;
+  num_begun_ = static_cast<int64_t>(begun.behavior_logprobs.size());
+  if (trajectory_.segments.empty()) {
+    trajectory_.segments.push_back({0, num_begun_, begun.policy_version, begun.weights_hash});
+  }
+  for (int64_t i = begun.prompt_length; decoder_ != nullptr && i < begun.prompt_length + num_begun_;
+       ++i) {
+    const int32_t token = begun.token_ids[static_cast<size_t>(i)];
+    if (!tokenizer_->is_known(token)) continue;
+    Result<std::string> piece = decoder_->append(token);
+    if (!piece.ok()) return piece.status();
+    text_ += *piece;
+  }
+  return {};
+}
+
+int64_t Response::num_left() const {
+  const int64_t length = static_cast<int64_t>(trajectory_.token_ids.size());
+  int64_t left = std::min(request_->sampling.max_new_tokens - num_tokens(),
+                          config_->max_position_embeddings - length);
+  if (request_->token_budget > 0) {
+    left = std::min(left, request_->token_budget - (num_tokens() - num_begun_));
+  }
+  return left;
+}
+
+Result<bool> Response::append(int32_t token, float logprob, float sampling_logprob) {
+  const data::SamplingParams& sampling = request_->sampling;
+  data::append_token(trajectory_, token, logprob, sampling_logprob);
+  if (std::find(sampling.stop_ids.begin(), sampling.stop_ids.end(), token) !=
+      sampling.stop_ids.end()) {
+    trajectory_.finish_reason = data::FinishReason::kStop;
+    return true;
+  }
+  if (decoder_ != nullptr && tokenizer_->is_known(token)) {
+    Result<std::string> piece = decoder_->append(token);
+    if (!piece.ok()) return piece.status();
+    const size_t before = text_.size();
+    text_ += *piece;
+    for (const std::string& stop : sampling.stop_texts) {
+      const size_t from = before > stop.size() ? before - stop.size() : 0;
+      const size_t found = text_.find(stop, from);
+      if (!stop.empty() && found != std::string::npos) {
+        text_.resize(found);
+        decoder_.reset();
+        trajectory_.finish_reason = data::FinishReason::kStop;
+        return true;
+      }
+    }
+  }
+  const int64_t length = static_cast<int64_t>(trajectory_.token_ids.size());
+  if (num_tokens() >= sampling.max_new_tokens || length >= config_->max_position_embeddings) {
+    trajectory_.finish_reason = data::FinishReason::kLength;
+    return true;
+  }
+  if (num_left() <= 0) {
+    trajectory_.finish_reason = data::FinishReason::kInterrupted;
+    return true;
+  }
+  return false;
+}
+
+// Notes down which tokens the present weights sampled, if others have sampled some.
+void Response::add_segment() {
+  const int64_t length = num_tokens();
+  if (trajectory_.segments.empty() || length == num_begun_) return;
+  data::Segment& last = trajectory_.segments.back();
+  if (last.policy_version == policy_version_ && last.weights_hash == weights_hash_) {
+    last.end = length;
+  } else {
+    trajectory_.segments.push_back({num_begun_, length, policy_version_, weights_hash_});
+  }
+  if (trajectory_.segments.size() == 1) trajectory_.segments.clear();
+}
+
+data::Trajectory Response::finish() {
+  add_segment();
+  if (decoder_ != nullptr) text_ += decoder_->finish();
+  trajectory_.text = std::move(text_);
+  return std::move(trajectory_);
+}
+
+}  // namespace gradus::rollout
