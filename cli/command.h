@@ -37,6 +37,7 @@ void add_template_command(CLI::App& app, Action& action);
 void add_report_command(CLI::App& app, Action& action);
 void add_data_command(CLI::App& app, Action& action);
 void add_reward_command(CLI::App& app, Action& action);
+void add_sandbox_command(CLI::App& app, Action& action);
 void add_tokenize_command(CLI::App& app, Action& action);
 void add_convert_command(CLI::App& app, Action& action);
 void add_merge_command(CLI::App& app, Action& action);

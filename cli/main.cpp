@@ -74,6 +74,7 @@ int main(int argc, char** argv) {
   gradus::cli::add_template_command(app, action);
   gradus::cli::add_data_command(app, action);
   gradus::cli::add_reward_command(app, action);
+  gradus::cli::add_sandbox_command(app, action);
   gradus::cli::add_tokenize_command(app, action);
   gradus::cli::add_index_command(app, action);
   gradus::cli::add_report_command(app, action);
