@@ -64,9 +64,13 @@ pkg_check_modules(RE2 REQUIRED IMPORTED_TARGET re2)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(SODIUM REQUIRED IMPORTED_TARGET libsodium)
-foreach(target IN ITEMS RE2 PCRE2 SODIUM UTF8PROC)
+pkg_check_modules(SQLITE3 REQUIRED IMPORTED_TARGET sqlite3)
+foreach(target IN ITEMS RE2 PCRE2 SODIUM SQLITE3 UTF8PROC)
   gradus_link_statically(PkgConfig::${target})
 endforeach()
+
+# Of libcurl only the headers: rewards/judge loads the library when a judge is asked for.
+pkg_check_modules(CURL REQUIRED libcurl)
 
 # Exact arithmetic of the math reward. LGPL: shared, and tools/bundle copies them.
 find_package(Calcium REQUIRED)

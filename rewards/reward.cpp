@@ -25,6 +25,8 @@ void register_builtin_rewards(RewardRegistry& registry) {
   registry.add("tags", make_tags_reward);
   registry.add("length", make_length_reward);
   registry.add("repetition", make_repetition_reward);
+  registry.add("code", make_code_reward);
+  registry.add("judge", make_judge_reward);
 }
 
 double overlong_penalty(int64_t length_tokens, int64_t max_length_tokens, int64_t buffer_tokens,

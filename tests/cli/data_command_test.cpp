@@ -185,7 +185,8 @@ TEST(RewardCommand, CutsLongTextsBetweenCharacters) {
 
 TEST(RewardCommand, ListsTheRewards) {
   const std::string names = run_gradus("reward list").output;
-  for (const char* name : {"countdown", "exact", "ifeval", "math", "plugin", "process"}) {
+  for (const char* name :
+       {"code", "countdown", "exact", "ifeval", "judge", "math", "plugin", "process"}) {
     EXPECT_NE(names.find("{\"reward\":\"" + std::string(name) + "\"}"), std::string::npos) << name;
   }
 }
@@ -194,7 +195,7 @@ TEST(RewardCommand, RefusesUnknownRewards) {
   const Outcome outcome = run_gradus("reward score --reward numbr 2>&1 < /dev/null");
   EXPECT_EQ(outcome.exit_code, 2);
   EXPECT_TRUE(outcome.output.starts_with(
-      "gradus: error: unknown reward 'numbr'; did you mean 'number'?; known: choice, countdown, "))
+      "gradus: error: unknown reward 'numbr'; did you mean 'number'?; known: "))
       << outcome.output;
 }
 

@@ -25,6 +25,12 @@ RewardOptions needed_options(const std::string& name) {
     return {{"command", "python3 examples/reward_process_python/contains.py"}};
   }
   if (name == "length") return {{"max", "100"}, {"unit", "characters"}};
+  if (name == "judge") {  // nobody is there
+    return {{"endpoint", "http://127.0.0.1:9/v1"},
+            {"model", "m"},
+            {"criterion", "c"},
+            {"retries", "0"}};
+  }
   return {};
 }
 
@@ -34,7 +40,9 @@ class RewardContract : public testing::TestWithParam<std::string> {
     auto created = builtin_registry().create(GetParam(), needed_options(GetParam()));
     ASSERT_TRUE(created.ok()) << created.status().message();
     reward_ = std::move(*created);
-    prompt_.answer = GetParam() == "countdown" ? R"({"target": 6, "numbers": [2, 3]})" : "6";
+    prompt_.answer = GetParam() == "countdown" ? R"({"target": 6, "numbers": [2, 3]})"
+                     : GetParam() == "code"    ? R"([{"stdout": "6"}])"
+                                               : "6";
   }
 
   std::vector<RewardPart> score(const std::vector<std::string>& responses) {

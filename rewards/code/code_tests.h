@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/status.h"
+
+// The tests that a program is judged by, as a row of data brings them. They stay outside the
+// sandbox: a program sees the input of one test at a time and never what is expected.
+namespace gradus::rewards::code {
+
+struct CodeTest {
+  bool is_call = false;
+  std::string input;     // stdin; or the arguments, a JSON list
+  std::string expected;  // stdout; or the value returned, as JSON
+  // As APPS writes them, whose expected values stand in a list of one: that one will do too.
+  bool may_be_unwrapped = false;
+  bool is_visible = false;  // shown in the prompt, so a program can answer it by heart
+};
+
+struct CodeTests {
+  std::string function;  // what is called; empty if no test is a call
+  std::vector<CodeTest> tests;
+};
+
+// Two forms, each with at least one test:
+//   {"function": "f", "tests": [{"arguments": [1, 2], "returns": 3, "visible": true}, ...]}, or
+//   with
+//   {"stdin": "1 2\n", "stdout": "3\n"} in place of calls; the list of tests may stand alone
+//   {"inputs": [...], "outputs": [...], "fn_name": "f"}, as verl, APPS and TACO have it
+// InvalidArgument says what is wrong with which test.
+Result<CodeTests> parse_code_tests(std::string_view json);
+
+}  // namespace gradus::rewards::code
