@@ -38,7 +38,7 @@ struct SandboxOptions {
 // What a program may use; for all its processes together unless it says otherwise.
 struct RunLimits {
   int64_t cpu_ms = 5000;
-  // The clock stands still while the machine has no core for the program, up to five times this.
+  // Runs while all processes wait for something; at most five times this passes in all.
   int64_t wall_ms = 10000;
   int64_t memory_mib = 512;    // resident in all, and address space of each process
   int64_t num_processes = 64;  // and threads

@@ -12,6 +12,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <initializer_list>
@@ -225,12 +226,14 @@ void enter_namespaces(Layers& layers) {
     // Whether a user namespace can be had is known before the way back is closed.
     const pid_t probe = static_cast<pid_t>(syscall(SYS_clone, CLONE_NEWUSER | 17, 0, 0, 0, 0));
     if (probe == 0) _exit(0);
+    const int error = errno;
     can_try_user = probe > 0;
+    if (probe > 0) waitpid(probe, nullptr, 0);
     const uint32_t uid = kFirstPrivateUid + static_cast<uint32_t>(getpid()) % kNumPrivateUids;
     char detail[40];
     snprintf(detail, sizeof detail, "uid %u", uid);
     if (!can_try_user) {
-      layers.note(wire::kUserNamespace, false, "clone", errno);
+      layers.note(wire::kUserNamespace, false, "clone", error);
       layers.note(wire::kPrivateUid, true, detail);
       layers.uid = uid;
       layers.gid = uid;

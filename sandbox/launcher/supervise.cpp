@@ -28,17 +28,17 @@ bool is_closed(int socket) {
 }
 
 // What the watch and the clock say of a run that goes on: the limit that it has passed, if any.
-wire::RunEnd passed_limit(const wire::RunRequest& request, const TreeUsage& usage,
+wire::RunEnd passed_limit(const wire::RunRequest& request, const TreeUsage& usage, uint64_t idle_us,
                           uint64_t passed_us) {
   if (usage.memory_bytes > request.memory_bytes) return wire::kMemoryLimit;
   if (usage.cpu_us > request.cpu_ms * 1000) return wire::kCpuLimit;
   const uint64_t wall_us = request.wall_ms * 1000;
-  if (passed_us > wall_us * kMaxWallFactor) {
-    // Init and the program, which waited: the machine's doing. More can wait for each other.
-    const bool is_starved = usage.waiting_us > wall_us && usage.num_processes <= 2;
-    return is_starved ? wire::kStarved : wire::kWallLimit;
-  }
-  return passed_us > wall_us + usage.waiting_us ? wire::kWallLimit : wire::kExited;
+  if (idle_us > wall_us) return wire::kWallLimit;
+  if (passed_us <= wall_us * kMaxWallFactor) return wire::kExited;
+  // Init and the program, which waited for a core: the machine's doing. More can wait for each
+  // other.
+  const bool is_starved = usage.waiting_us > wall_us && usage.num_processes <= 2;
+  return is_starved ? wire::kStarved : wire::kWallLimit;
 }
 
 void read_records(const wire::RunRequest& request, const Buffer& status, bool is_killed,
@@ -72,7 +72,8 @@ void read_records(const wire::RunRequest& request, const Buffer& status, bool is
 void supervise(const wire::RunRequest& request, const TreeWatch& watch, int socket, pid_t init,
                RunPipes& pipes, wire::RunReply& reply) {
   const uint64_t start = now_us();
-  uint64_t next_tick = start + kTickUs;
+  uint64_t last_tick = start, next_tick = start + kTickUs;
+  uint64_t idle_us = 0;  // in which no process of the run could have gone on
   bool is_killed = false;
   const auto stop = [&](wire::RunEnd end) {
     reply.end = end;
@@ -95,7 +96,9 @@ void supervise(const wire::RunRequest& request, const TreeWatch& watch, int sock
     if (watch.is_open()) usage = watch.measure_run(request.kind != wire::kExec);
     reply.peak_bytes = std::max(reply.peak_bytes, usage.memory_bytes);
     reply.cpu_us = std::max(reply.cpu_us, usage.cpu_us);
-    const wire::RunEnd end = passed_limit(request, usage, now - start);
+    if (usage.num_busy == 0) idle_us += now - last_tick;
+    last_tick = now;
+    const wire::RunEnd end = passed_limit(request, usage, idle_us, now - start);
     // Without Sandbox nobody wants to know how it ends.
     if (end != wire::kExited || is_closed(socket)) stop(end);
   }

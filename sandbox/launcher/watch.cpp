@@ -79,6 +79,7 @@ void TreeWatch::add(pid_t pid, uint64_t shared_bytes, TreeUsage& usage) const {
     // Behind the name in brackets: state is field 3; utime, stime, cutime, cstime are 14 to 17.
     const char* at = strrchr(line.text, ')');
     unsigned long long ticks[4] = {};
+    if (at != nullptr && at[1] == ' ' && (at[2] == 'R' || at[2] == 'D')) ++usage.num_busy;
     if (at != nullptr &&
         sscanf(at + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu %llu %llu",
                &ticks[0], &ticks[1], &ticks[2], &ticks[3]) == 4) {

@@ -13,6 +13,7 @@ struct TreeUsage {
   uint64_t cpu_us = 0;        // of those alive and the children that they have waited for
   uint64_t waiting_us = 0;    // longest time that one's main thread was ready and had no core
   uint32_t num_processes = 0;
+  uint32_t num_busy = 0;  // that run or could, the others wait for something
 };
 
 // Reads a /proc of the worker's own process namespace, which is mounted nowhere.

@@ -195,6 +195,26 @@ TEST(Sandbox, EndsWhatPassesALimitAndSaysWhich) {
   EXPECT_EQ(run(output_at_once).end, RunEnd::kOutputLimit);
 }
 
+TEST(Sandbox, StopsTheClockForAProgramThatGetsNoCore) {
+  // Four programs that want 200 ms of a core each within 300 ms, on whatever the machine has left:
+  // with a clock that did not stop, a loaded machine would decide about them.
+  auto sandbox = Sandbox::create({.num_workers = 4});
+  ASSERT_TRUE(sandbox.ok());
+  std::vector<std::thread> threads;
+  std::vector<RunEnd> ends(4, RunEnd::kStarved);
+  for (size_t i = 0; i < ends.size(); ++i) {
+    threads.emplace_back([&, i] {
+      sandbox::Run run =
+          python_program("import time\nwhile time.process_time() < 0.2: pass\nprint('done')", "");
+      run.limits.wall_ms = 300;
+      const auto result = (*sandbox)->run(run);
+      if (result.ok()) ends[i] = result->end;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const RunEnd end : ends) EXPECT_EQ(end, RunEnd::kExited) << run_end_name(end);
+}
+
 TEST(Sandbox, KeepsAFileButNeverWhatALinkPointsAt) {
   sandbox::Run keep = python_program("open('out', 'w').write('kept')", "");
   keep.kept_file = "out";
