@@ -23,6 +23,7 @@ using Action = std::function<Status()>;
 void add_bench_command(CLI::App& app, Action& action);
 void add_config_command(CLI::App& app, Action& action);
 void add_eval_command(CLI::App& app, Action& action);
+void add_federate_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);
 void add_launch_command(CLI::App& app, Action& action);
 void add_index_command(CLI::App& app, Action& action);

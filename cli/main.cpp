@@ -63,6 +63,7 @@ int main(int argc, char** argv) {
   gradus::cli::add_train_command(app, action);
   gradus::cli::add_sft_command(app, action);
   gradus::cli::add_preference_commands(app, action);
+  gradus::cli::add_federate_command(app, action);
   gradus::cli::add_launch_command(app, action);
   gradus::cli::add_plan_command(app, action);
   gradus::cli::add_eval_command(app, action);

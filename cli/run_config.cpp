@@ -23,6 +23,7 @@ void RunConfig::visit(FieldVisitor& v) {
   v.field("dpo", dpo, "Direct preference optimisation: `gradus dpo`.");
   v.field("reward_model", reward_model, "Training of a reward model: `gradus reward-model`.");
   v.field("eval", eval, "Evaluation on data.eval.");
+  v.field("federated", federated, "Federated learning, simulated: `gradus federate`.");
   v.field("cluster", cluster, "The ranks of a run (docs/cluster.md).");
   v.field("numerics", numerics, "What may change a bit of the weights (docs/exactness.md).");
 }
@@ -120,6 +121,10 @@ void check_training(const RunConfig& config, int64_t world_size, ConfigRules& ru
 Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
   ConfigRules rules;
   rules.add(trainer::validate(config.run));
+  if (kind == RunKind::kFederate) {
+    rules.add(federated::validate(config.federated));
+    return rules.status();
+  }
   rules.add(model::validate(config.model));
   rules.add(data::validate(config.data));
   rules.add(rewards::validate(config.reward));
@@ -149,6 +154,8 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
       check_adapter(config, config.reward_model.loop.optimizer, "reward_model", rules);
       check_zero(config, config.reward_model.loop.optimizer, config.reward_model.loop.backward,
                  "reward_model", rules);
+      break;
+    case RunKind::kFederate:  // above
       break;
     case RunKind::kEval:
       rules.require(config.data.eval.is_given(),
@@ -183,6 +190,8 @@ Result<LoadedConfig<RunConfig>> read_run_config(const std::string& path,
   RunConfig defaults;
   trainer::apply_preset(loaded->value.trainer.algorithm.name, loaded->value.rollout.max_new_tokens,
                         defaults.trainer);
+  defaults.federated.strategy = federated::strategy_preset(loaded->value.federated.strategy.name,
+                                                           loaded->value.federated.strategy.base);
   loaded = load_config<RunConfig>(path, overrides, std::move(defaults));
   if (!loaded.ok()) return loaded;
   trainer::resolve(loaded->value.trainer, loaded->value.rollout.max_new_tokens);

@@ -8,6 +8,7 @@
 #include "common/config/field_visitor.h"
 #include "common/status.h"
 #include "data/data_config.h"
+#include "federated/federated_config.h"
 #include "model/lora.h"
 #include "model/model_source_config.h"
 #include "rewards/reward_config.h"
@@ -31,6 +32,7 @@ struct RunConfig {
   trainer::DpoConfig dpo;
   trainer::RewardModelConfig reward_model;
   trainer::EvalConfig eval;
+  federated::FederatedConfig federated;
   trainer::ClusterConfig cluster;
   trainer::NumericsConfig numerics;
 
@@ -38,7 +40,7 @@ struct RunConfig {
 };
 
 // What a configuration is used for; the rules differ.
-enum class RunKind { kTrain, kSft, kDpo, kRewardModel, kEval };
+enum class RunKind { kTrain, kSft, kDpo, kRewardModel, kEval, kFederate };
 
 // The rules between fields, for a run on `world_size` ranks. InvalidArgument has one problem a
 // line, each naming its keys.

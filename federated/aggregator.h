@@ -28,6 +28,7 @@ struct ClientTerms {
   double moon_mu = 0, moon_temperature = 0.5;
   std::vector<TensorSlice> personal{};  // slices that stay with the client
   FloodTerms flood{};
+  bool report_loss = false, report_labels = false;  // ClientReport::loss, label_counts
 
   // Whether clients keep a vector of P floats from round to round.
   bool needs_state() const {
@@ -65,6 +66,8 @@ class Aggregator {
   virtual ~Aggregator() = default;
 
   virtual ClientTerms client_terms(int64_t /*round*/) const { return {}; }
+  // A vector that goes to the clients beside the model; empty: zeros (SCAFFOLD's c).
+  virtual std::span<const float> broadcast() const { return {}; }
   // Vectors of P floats in an update: D_k, then what the strategy asks for beyond it, which is
   // averaged over the clients equally.
   virtual int64_t num_vectors() const { return 1; }

@@ -19,6 +19,7 @@ struct ClientReport {
   std::optional<double> loss{};         // mean over its data of the model it began from, F_k
   std::optional<double> score{};        // FLood's S_k: mean energy of its data
   std::vector<int64_t> label_counts{};  // by class; empty if it has none
+  std::optional<double> train_loss{};   // mean over its training; of no use to strategies
 
   int64_t staleness = 0;  // versions of the global model since base_version; set by Round
 

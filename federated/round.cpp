@@ -17,8 +17,8 @@ constexpr int64_t kMessage = 1 << 20;  // sums of a rank that travel at a time
 // A report as bytes, for other ranks.
 struct ReportHead {
   int64_t client_id, base_version, num_samples, num_steps, num_labels;
-  double loss, score, squared_norm, max_abs;
-  int32_t has_steps, has_loss, has_score, unused;
+  double loss, score, train_loss, squared_norm, max_abs;
+  int32_t has_steps, has_loss, has_score, has_train_loss;
 };
 
 std::string bytes_of(std::span<const ModelDelta> deltas) {
@@ -32,12 +32,13 @@ std::string bytes_of(std::span<const ModelDelta> deltas) {
                              static_cast<int64_t>(r.label_counts.size()),
                              r.loss.value_or(0),
                              r.score.value_or(0),
+                             r.train_loss.value_or(0),
                              r.squared_norm,
                              r.max_abs,
                              r.num_steps.has_value(),
                              r.loss.has_value(),
                              r.score.has_value(),
-                             0};
+                             r.train_loss.has_value()};
     bytes.append(reinterpret_cast<const char*>(&head), sizeof(head));
     bytes.append(reinterpret_cast<const char*>(r.label_counts.data()),
                  r.label_counts.size() * sizeof(int64_t));
@@ -58,6 +59,7 @@ void append_reports(const std::string& bytes, std::vector<ClientReport>& reports
     if (head.has_steps != 0) report.num_steps = head.num_steps;
     if (head.has_loss != 0) report.loss = head.loss;
     if (head.has_score != 0) report.score = head.score;
+    if (head.has_train_loss != 0) report.train_loss = head.train_loss;
     report.label_counts.resize(static_cast<size_t>(head.num_labels));
     if (head.num_labels > 0) {
       std::memcpy(report.label_counts.data(), bytes.data() + at,

@@ -79,6 +79,17 @@ std::vector<TerminalColumn> preference_columns() {
           {"perf/throughput", "tok/s"},  {"timing_s/step", "s/step"}};
 }
 
+std::vector<TerminalColumn> federated_columns() {
+  return {{"federated/accuracy", "accuracy"},
+          {"federated/test_loss", "val loss"},
+          {"federated/train_loss", "loss"},
+          {"federated/updates", "updates"},
+          {"federated/weights/max", "max w"},
+          {"federated/clock_s", "clock"},
+          {"federated/client_rounds_per_s", "client/s"},
+          {"timing_s/step", "s/round"}};
+}
+
 std::string format_duration(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0) return "?";
   const auto total = static_cast<int64_t>(std::llround(seconds));

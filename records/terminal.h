@@ -22,10 +22,11 @@ struct TerminalColumn {
 };
 
 // The eight of an RL run (reward, length, loss, entropy, gradient norm, mismatch, tokens/s,
-// seconds), those of supervised fine-tuning and of training on preferences.
+// seconds), those of supervised fine-tuning, of training on preferences and of federated learning.
 std::vector<TerminalColumn> rl_columns();
 std::vector<TerminalColumn> sft_columns();
 std::vector<TerminalColumn> preference_columns();
+std::vector<TerminalColumn> federated_columns();
 
 struct TerminalOptions {
   int descriptor = 2;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "federated/internal/robust.h"
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <limits>
 
@@ -43,25 +45,35 @@ void for_groups(int64_t num_parameters,
   });
 }
 
-// Batcher's odd-even merge sort of the rows of [count, kColumns], every column by itself, for any
-// count: comparators that reach beyond the end would meet +infinity there, and do nothing.
-void sort_columns(float* rows, size_t count) {
-  const auto exchange = [&](size_t low, size_t high) {
-    float* a = rows + low * kColumns;
-    float* b = rows + high * kColumns;
-    for (size_t lane = 0; lane < kColumns; ++lane) {
-      const float x = a[lane], y = b[lane];
-      a[lane] = x < y ? x : y;
-      b[lane] = x < y ? y : x;
-    }
-  };
+using Comparators = std::vector<std::pair<size_t, size_t>>;
+
+// Batcher's odd-even merge sort of `count` rows: pairs of rows to be put in order. Comparators that
+// reach beyond the end would meet +infinity there, and do nothing.
+Comparators sorting_network(size_t count) {
+  Comparators pairs;
   for (size_t p = 1; p < count; p *= 2) {
     for (size_t k = p; k >= 1; k /= 2) {
       for (size_t j = k % p; j + k < count; j += 2 * k) {
         for (size_t i = 0; i < k && i + j + k < count; ++i) {
-          if ((i + j) / (2 * p) == (i + j + k) / (2 * p)) exchange(i + j, i + j + k);
+          if ((i + j) / (2 * p) == (i + j + k) / (2 * p)) pairs.emplace_back(i + j, i + j + k);
         }
       }
+    }
+  }
+  return pairs;
+}
+
+// Sorts the rows of [count, kColumns], every column by itself. By hand: g++ 12 makes branches of
+// the plain loop, which took ten times as long on 100 updates.
+void sort_columns(const Comparators& pairs, float* rows) {
+  for (const auto& [low, high] : pairs) {
+    for (size_t lane = 0; lane < kColumns; lane += 8) {
+      float* a = rows + low * kColumns + lane;
+      float* b = rows + high * kColumns + lane;
+      const __m256 x = _mm256_loadu_ps(a), y = _mm256_loadu_ps(b);
+      // Of equals each gets one, 0 and -0 as well.
+      _mm256_storeu_ps(a, _mm256_min_ps(x, y));
+      _mm256_storeu_ps(b, _mm256_max_ps(y, x));
     }
   }
 }
@@ -120,6 +132,7 @@ void for_sorted_columns(const Updates& updates, std::span<const size_t> members,
                         const std::function<void(int64_t, const float*)>& use) {
   constexpr auto kWidth = static_cast<int64_t>(kColumns);
   const int64_t blocks = (updates.num_parameters + kWidth - 1) / kWidth;
+  const Comparators network = sorting_network(members.size());
   parallel_for(blocks, 64, [&](int64_t first, int64_t last) {
     std::vector<float> rows(members.size() * kColumns, 0.0f);
     for (int64_t block = first; block < last; ++block) {
@@ -128,7 +141,7 @@ void for_sorted_columns(const Updates& updates, std::span<const size_t> members,
       for (size_t i = 0; i < members.size(); ++i) {
         std::copy_n(updates.values_K[members[i]] + begin, count, rows.data() + i * kColumns);
       }
-      sort_columns(rows.data(), members.size());
+      sort_columns(network, rows.data());
       use(begin, rows.data());
     }
   });

@@ -107,6 +107,7 @@ class FedExp final : public FedAvg {
 class FedDisco final : public FedAvg {
  public:
   using FedAvg::FedAvg;
+  ClientTerms client_terms(int64_t) const override { return {.report_labels = true}; }
   Result<std::vector<double>> weights(std::span<const ClientReport> reports,
                                       std::vector<double> shares) override {
     const std::vector<double> given = shares;
@@ -137,6 +138,7 @@ class FedDisco final : public FedAvg {
 class QFedAvg final : public FedAvg {
  public:
   using FedAvg::FedAvg;
+  ClientTerms client_terms(int64_t) const override { return {.report_loss = config().q > 0}; }
   bool keeps_lone_update() const override { return config().q == 0; }
   Result<std::vector<double>> weights(std::span<const ClientReport> reports,
                                       std::vector<double> shares) override {
@@ -170,6 +172,7 @@ class Afl final : public FedAvg {
       : FedAvg(config, context),
         mixture_(static_cast<size_t>(context.num_clients),
                  1.0f / static_cast<float>(std::max<int64_t>(context.num_clients, 1))) {}
+  ClientTerms client_terms(int64_t) const override { return {.report_loss = true}; }
   Result<std::vector<double>> weights(std::span<const ClientReport> reports,
                                       std::vector<double> /*shares*/) override {
     double mass = 0;
@@ -239,6 +242,7 @@ class Flood final : public Aggregator {
                    .weight = flood_weight(config().flood, round, context().num_rounds)};
     return terms;
   }
+  std::span<const float> broadcast() const override { return base_->broadcast(); }
   int64_t num_vectors() const override { return base_->num_vectors(); }
   int64_t min_updates() const override { return base_->min_updates(); }
   bool keeps_lone_update() const override { return base_->keeps_lone_update(); }

@@ -11,6 +11,7 @@ class Scaffold final : public Aggregator {
  public:
   using Aggregator::Aggregator;
   ClientTerms client_terms(int64_t) const override { return {.use_control = true}; }
+  std::span<const float> broadcast() const override { return control_; }
   int64_t num_vectors() const override { return 2; }
   void step(std::span<const ClientReport> reports, std::span<const double>,
             std::span<double> delta) override {

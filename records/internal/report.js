@@ -65,6 +65,18 @@
         .map((phase) => series("timing_s/" + phase, words[phase] ?? phase.replaceAll("_", " ")));
   };
   const groups = [
+    {title: "Federated", charts: [
+      {title: "Accuracy on held-out rows", series: [series("federated/accuracy", "global model")], points: true},
+      {title: "Loss of the model", series: [series("federated/test_loss", "held-out rows"), series("federated/train_loss", "clients, in training")]},
+      {title: "Weights of clients", series: [series("federated/weights/max", "largest", "federated/weights/min", "federated/weights/max")], band: "smallest to largest"},
+      {title: "Effective clients", series: [series("federated/weights/effective_clients", "(sum w)² / sum w²"), series("federated/updates", "updates")]},
+      {title: "Scores of clients", series: [series("federated/score/median", "median", "federated/score/p25", "federated/score/p75"), series("federated/score/min", "least"), series("federated/score/max", "largest")], band: "quartiles"},
+      {title: "FLood's weight of flagged samples", series: [series("federated/flood_weight", "W(t)")], exact: true},
+      {title: "Norms", series: [series("federated/update_norm", "mean update"), series("federated/step_norm", "server's step")]},
+      {title: "Missing updates", series: [series("federated/dropped", "dropped out"), series("federated/late", "late"), series("federated/refused", "refused")]},
+      {title: "Staleness", series: [series("federated/staleness", "mean, in versions")]},
+      {title: "Simulated time", series: [series("federated/clock_s", "seconds")]},
+    ]},
     {title: "Learning", charts: [
       {title: "Reward", series: [series("critic/rewards/mean", "mean", "critic/rewards/min", "critic/rewards/max")], band: "least to largest"},
       {title: "Accuracy in evaluation", series: evals(), band: "95 % interval", points: true},

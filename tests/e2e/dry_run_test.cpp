@@ -48,10 +48,14 @@ TEST_P(ShippedConfiguration, PassesItsDryRunInASecond) {
       resolved.output.find("path: \"runs/") != std::string::npos) {
     options = " --set model.path=tests/golden/tiny_models/qwen2";
   }
+  // Nor need data be that is fetched.
+  if (text.find("data: {kind: digits}") != std::string::npos) {
+    options += " --set federated.task.data.kind=mnist1d";
+  }
   int num_kinds = 0;
   for (const auto& [section, command] :
        {std::pair("trainer", "train"), std::pair("sft", "sft"), std::pair("dpo", "dpo"),
-        std::pair("reward_model", "reward-model")}) {
+        std::pair("reward_model", "reward-model"), std::pair("federated", "federate")}) {
     if (text.find(std::string("\n") + section + ":") == std::string::npos) continue;
     ++num_kinds;
     const double before = children_cpu_seconds();

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "federated/federated_config.h"
+
+#include "common/config/rules.h"
+#include "federated/aggregator.h"
+
+namespace gradus::federated {
+
+void PartitionConfig::visit(FieldVisitor& v) {
+  v.field(
+      "kind", kind,
+      "How samples are shared out: evenly at random; each class by a Dirichlet draw; a few "
+      "shards of the rows sorted by label; unequal amounts; evenly with features shifted by "
+      "client; by the data's own clients; drawn again for every client (any number of clients).",
+      one_of({"iid", "dirichlet", "shards", "quantity", "feature_shift", "natural", "resampled"}));
+  v.field("beta", beta, "dirichlet, quantity: concentration; small is uneven.", greater_than(0));
+  v.field("is_balanced", is_balanced,
+          "dirichlet: a client that has its even share gets no more of later classes.");
+  v.field("min_samples", min_samples, "dirichlet, quantity: drawn again until all have as many.",
+          at_least(1));
+  v.field("shards_per_client", shards_per_client, "shards: of sorted rows.", at_least(1));
+  v.field("shift", shift, "feature_shift: deviation of a client's gain and offset.", at_least(0));
+  v.field("samples_per_client", samples_per_client, "resampled: rows of a client.", at_least(1));
+}
+
+void FederatedDataConfig::visit(FieldVisitor& v) {
+  v.field("kind", kind,
+          "digits: 8 x 8 images (tools/fetch_digits); mnist1d: generated; synthetic: FedProx's "
+          "generator, which has clients of its own; csv: rows of numbers with the label last.",
+          one_of({"digits", "mnist1d", "synthetic", "csv"}));
+  v.field("path", path, "csv: the file; digits: unset is .deps/data/digits.csv.");
+  v.field("test_fraction", test_fraction, "Rows held out for evaluation.", in_open(0, 1));
+  v.field("num_samples", num_samples, "mnist1d: rows to make, held-out ones included.",
+          at_least(10));
+  v.field("alpha", alpha, "synthetic: spread of the clients' models.", at_least(0));
+  v.field("beta", beta, "synthetic: spread of the clients' inputs.", at_least(0));
+}
+
+void FederatedTaskConfig::visit(FieldVisitor& v) {
+  v.field("kind", kind, "mlp: a classifier of rows; none: updates of zeros, to time the engine.",
+          one_of({"mlp", "none"}));
+  v.field("data", data, "Rows.");
+  v.field("partition", partition, "Whose they are.");
+  v.field("hidden", hidden, "mlp: widths of the hidden layers.", at_least(1));
+  v.field("num_parameters", num_parameters, "none: of the model.", at_least(1));
+}
+
+void ClientsConfig::visit(FieldVisitor& v) {
+  v.field("num_clients", num_clients, "Clients that there are (N).", at_least(1));
+  v.field("per_round", per_round, "Clients of a round; async: updates of one step of the server.",
+          at_least(1));
+  v.field("sampler", sampler,
+          "uniform, or weighted by samples, without replacement; poisson: each with probability "
+          "per_round / N; cyclic: in turn.",
+          one_of({"uniform", "weighted", "poisson", "cyclic"}));
+  v.field("dropout", dropout, "Probability that a client of the round sends nothing.",
+          in_half_open(0, 1));
+  v.field("straggler_fraction", straggler_fraction, "Clients that are slow for good.",
+          in_closed(0, 1));
+  v.field("straggler_slowdown", straggler_slowdown, "How many times slower they are.", at_least(1));
+  v.field("speed_spread", speed_spread, "Deviation of the log of the clients' speeds.",
+          at_least(0));
+  v.field("deadline_s", deadline_s,
+          "Simulated seconds after which a round does not wait; 0: it does. A sample takes 1 ms.",
+          at_least(0));
+  v.field("max_norm", max_norm, "Updates of a larger norm are refused; 0: none is.", at_least(0));
+  v.field("attack", attack,
+          "What bad clients send: NaN, their update times -attack_scale, noise of that deviation.",
+          one_of({"none", "nan", "sign_flip", "gaussian"}));
+  v.field("attack_fraction", attack_fraction, "Clients that are bad for good.", in_closed(0, 1));
+  v.field("attack_scale", attack_scale, "Of the attack.", greater_than(0));
+}
+
+void LocalTrainingConfig::visit(FieldVisitor& v) {
+  v.field("num_epochs", num_epochs, "Passes over a client's rows in a round.", at_least(1));
+  v.field("batch_size", batch_size, "Rows of a step.", at_least(1));
+  v.field("lr", lr, "Learning rate.", greater_than(0));
+  v.field("lr_decay", lr_decay, "Factor of the learning rate from round to round.",
+          in_left_open(0, 1));
+  v.field("momentum", momentum, "Of SGD; starts anew in each round.", in_half_open(0, 1));
+  v.field("weight_decay", weight_decay, "Added to the gradient, times the weights.", at_least(0));
+}
+
+void FederatedConfig::visit(FieldVisitor& v) {
+  v.field("num_rounds", num_rounds, "Steps of the server.", at_least(1));
+  v.field("mode", mode,
+          "sync: a round waits for its clients; async: clients train all the time, and the server "
+          "steps when per_round updates are in (FedBuff).",
+          one_of({"sync", "async"}));
+  v.field("concurrency", concurrency, "async: clients that train at the same time.", at_least(1));
+  v.field("eval_every", eval_every, "Rounds between evaluations on the held-out rows.",
+          at_least(1));
+  v.field("strategy", strategy, "What updates become (docs/federated.md).", shorthand_for("name"));
+  v.field("clients", clients, "Who takes part, and what goes wrong.");
+  v.field("local", local, "Training of a client.");
+  v.field("task", task, "What is learned.");
+}
+
+Status validate(const FederatedConfig& config) {
+  ConfigRules rules;
+  const ClientsConfig& clients = config.clients;
+  rules.require(clients.per_round <= clients.num_clients,
+                "federated.clients.per_round ({}) exceeds federated.clients.num_clients ({})",
+                clients.per_round, clients.num_clients);
+  const AggregatorContext context = {.num_parameters = 1, .num_clients = clients.num_clients};
+  const Result<std::unique_ptr<Aggregator>> strategy = make_aggregator(config.strategy, context);
+  if (!strategy.ok()) {
+    rules.add(strategy.status().with_prefix("federated.strategy.name"));
+  } else {
+    rules.require((*strategy)->min_updates() <= clients.per_round,
+                  "federated.clients.per_round is {}, but strategy {} needs at least {} updates",
+                  clients.per_round, config.strategy.name, (*strategy)->min_updates());
+  }
+  const bool is_async = config.mode == FederatedMode::kAsync;
+  rules.require(!is_async || config.strategy.staleness_exponent > 0,
+                "federated.mode is async, but strategy {} refuses updates of older models; set "
+                "federated.strategy.staleness_exponent above 0, e.g. 0.5, or take fedbuff",
+                config.strategy.name);
+  rules.require(!is_async || config.concurrency + clients.per_round <= clients.num_clients,
+                "federated.concurrency ({}) + federated.clients.per_round ({}) exceed "
+                "federated.clients.num_clients ({}); an idle client must be there to start",
+                config.concurrency, clients.per_round, clients.num_clients);
+  rules.require(!is_async || clients.sampler == SamplerKind::kUniform,
+                "federated.clients.sampler must be uniform in async mode");
+  rules.require(!is_async || clients.deadline_s == 0,
+                "federated.clients.deadline_s must be 0 in async mode, where nobody is waited for");
+  const FederatedTaskConfig& task = config.task;
+  const bool has_own = task.data.kind == DataKind::kSynthetic;
+  rules.require(
+      task.kind == TaskKind::kNone || !has_own || task.partition.kind == PartitionKind::kNatural,
+      "federated.task.data.kind synthetic has clients of its own; set "
+      "federated.task.partition.kind to natural");
+  rules.require(
+      has_own || task.partition.kind != PartitionKind::kNatural || task.data.kind == DataKind::kCsv,
+      "federated.task.partition.kind natural wants data with clients of its own: "
+      "federated.task.data.kind synthetic, or csv, whose first column then is the client");
+  rules.require(task.data.kind != DataKind::kCsv || !task.data.path.empty(),
+                "federated.task.data.path is not set; name the csv file");
+  return rules.status();
+}
+
+}  // namespace gradus::federated

@@ -1,0 +1,503 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "federated/simulation.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <set>
+#include <unordered_set>
+
+#include "common/log.h"
+#include "common/parallel.h"
+#include "common/rng.h"
+#include "records/state_file.h"
+
+namespace gradus::federated {
+namespace {
+
+constexpr double kSecondsPerSample = 1e-3;  // of the simulated clock, for a client of speed 1
+// What a draw is for, so that none is used twice.
+constexpr uint64_t kSample = 1, kDrop = 2, kDuration = 3, kSpeed = 4, kStraggler = 5, kBad = 6,
+                   kTrain = 7, kNoise = 8;
+
+double uniform_of(std::initializer_list<uint64_t> words) {
+  return RngSequence(hash64(words), RngStream::kSampling).uniform();
+}
+
+// `count` different numbers below `bound`, sorted; costs what it gives (Floyd 1987).
+std::vector<int64_t> sample_below(int64_t bound, int64_t count, RngSequence& random) {
+  std::unordered_set<int64_t> chosen;
+  for (int64_t j = bound - count; j < bound; ++j) {
+    const auto t = static_cast<int64_t>(random.below(static_cast<uint64_t>(j) + 1));
+    if (!chosen.insert(t).second) chosen.insert(j);
+  }
+  std::vector<int64_t> sorted(chosen.begin(), chosen.end());
+  std::sort(sorted.begin(), sorted.end());
+  return sorted;
+}
+
+// Each number below `bound` with `probability`; costs what it gives, by geometric gaps.
+std::vector<int64_t> poisson_below(int64_t bound, double probability, RngSequence& random) {
+  std::vector<int64_t> chosen;
+  if (probability >= 1) {
+    for (int64_t k = 0; k < bound; ++k) chosen.push_back(k);
+    return chosen;
+  }
+  for (int64_t k = -1;;) {
+    const double gap = std::floor(std::log(random.uniform()) / std::log1p(-probability));
+    if (gap >= static_cast<double>(bound - k - 1)) return chosen;
+    k += 1 + static_cast<int64_t>(gap);
+    chosen.push_back(k);
+  }
+}
+
+double quantile(std::vector<double> sorted, double q) {
+  const double at = q * static_cast<double>(sorted.size() - 1);
+  const auto low = static_cast<size_t>(at);
+  const size_t high = std::min(low + 1, sorted.size() - 1);
+  return sorted[low] + (at - static_cast<double>(low)) * (sorted[high] - sorted[low]);
+}
+
+void add_result_metrics(const RoundResult& result, Metrics& metrics) {
+  double sum = 0, squares = 0, loss = 0, norm = 0, staleness = 0;
+  std::vector<double> scores;
+  for (size_t k = 0; k < result.weights_K.size(); ++k) {
+    const ClientReport& report = result.reports_K[k];
+    sum += result.weights_K[k];
+    squares += result.weights_K[k] * result.weights_K[k];
+    loss += report.train_loss.value_or(0);
+    norm += std::sqrt(report.squared_norm);
+    staleness += static_cast<double>(report.staleness);
+    if (report.score) scores.push_back(*report.score);
+  }
+  const auto count = static_cast<double>(result.weights_K.size());
+  const auto [low, high] = std::minmax_element(result.weights_K.begin(), result.weights_K.end());
+  metrics.set("federated/weights/min", *low);
+  metrics.set("federated/weights/max", *high);
+  metrics.set("federated/weights/effective_clients", squares > 0 ? sum * sum / squares : 0);
+  metrics.set("federated/train_loss", loss / count);
+  metrics.set("federated/update_norm", norm / count);
+  metrics.set("federated/staleness", staleness / count);
+  double step = 0;
+  for (const double d : result.delta_P) step += d * d;
+  metrics.set("federated/step_norm", std::sqrt(step));
+  if (scores.empty()) return;
+  std::sort(scores.begin(), scores.end());
+  metrics.set("federated/score/min", scores.front());
+  metrics.set("federated/score/p25", quantile(scores, 0.25));
+  metrics.set("federated/score/median", quantile(scores, 0.5));
+  metrics.set("federated/score/p75", quantile(scores, 0.75));
+  metrics.set("federated/score/max", scores.back());
+}
+
+}  // namespace
+
+struct Simulation::Outcome {
+  std::vector<Flight> flights;  // whose updates arrive
+  int64_t num_dropped = 0, num_late = 0;
+};
+
+Simulation::Simulation(const FederatedConfig& config, uint64_t seed, const LocalTask& task,
+                       comm::Communicator& ranks)
+    : config_(config),
+      seed_(seed),
+      task_(task),
+      ranks_(ranks),
+      p_(task.num_parameters()),
+      model_(task.num_parameters()) {}
+
+Result<std::unique_ptr<Simulation>> Simulation::make(const FederatedConfig& config, uint64_t seed,
+                                                     const LocalTask& task,
+                                                     comm::Communicator& ranks,
+                                                     const std::string& state_path,
+                                                     bool is_resumed) {
+  std::unique_ptr<Simulation> made(new Simulation(config, seed, task, ranks));
+  Result<std::unique_ptr<Aggregator>> aggregator =
+      make_aggregator(config.strategy, {.num_parameters = task.num_parameters(),
+                                        .num_clients = task.num_clients(),
+                                        .num_rounds = config.num_rounds,
+                                        .client_lr = config.local.lr,
+                                        .client_momentum = config.local.momentum,
+                                        .tensors = task.tensors()});
+  if (!aggregator.ok()) return aggregator.status();
+  made->aggregator_ = std::move(*aggregator);
+  const int64_t state_size = task.state_size(made->aggregator_->client_terms(0));
+  // Rank 0 makes the file, then the others map it.
+  Status status;
+  for (const bool is_first : {true, false}) {
+    if ((ranks.rank() == 0) == is_first) {
+      Result<internal::ClientStates> states = internal::ClientStates::open(
+          state_path, task.num_clients(), state_size, is_first && !is_resumed);
+      status = states.status();
+      if (states.ok()) made->states_ = std::move(*states);
+    }
+    GRADUS_RETURN_IF_ERROR(comm::agree(ranks, status));
+  }
+  task.initialize(hash64({seed, 0x101}),
+                  {made->model_.data(), static_cast<size_t>(task.num_parameters())});
+  if (config.clients.sampler == SamplerKind::kWeighted) {
+    double sum = 0;
+    for (int64_t k = 0; k < task.num_clients(); ++k) {
+      made->cumulated_samples_.push_back(sum += static_cast<double>(task.num_samples(k)));
+    }
+  }
+  made->start_interval();
+  return made;
+}
+
+bool Simulation::has_trait(int64_t client, uint64_t trait, double fraction) const {
+  return fraction > 0 && uniform_of({seed_, trait, static_cast<uint64_t>(client)}) < fraction;
+}
+
+double Simulation::duration_s(int64_t client, int64_t job) const {
+  const ClientsConfig& clients = config_.clients;
+  double seconds = kSecondsPerSample * static_cast<double>(task_.num_samples(client)) *
+                   static_cast<double>(config_.local.num_epochs);
+  if (clients.speed_spread > 0) {
+    RngSequence own(hash64({seed_, kSpeed, static_cast<uint64_t>(client)}), RngStream::kSampling);
+    seconds *= std::exp(clients.speed_spread * own.normal());
+  }
+  if (has_trait(client, kStraggler, clients.straggler_fraction)) {
+    seconds *= clients.straggler_slowdown;
+  }
+  // A tenth more or less from time to time, so that no two finish at once.
+  return seconds * (0.9 + 0.2 * uniform_of({seed_, kDuration, static_cast<uint64_t>(job),
+                                            static_cast<uint64_t>(client)}));
+}
+
+Simulation::Outcome Simulation::pick_sync() {
+  const ClientsConfig& clients = config_.clients;
+  const int64_t n = task_.num_clients();
+  const auto round = static_cast<uint64_t>(round_);
+  RngSequence random(hash64({seed_, kSample, round}), RngStream::kSampling);
+  std::vector<int64_t> chosen;
+  switch (clients.sampler) {
+    case SamplerKind::kUniform:
+      chosen = sample_below(n, clients.per_round, random);
+      break;
+    case SamplerKind::kPoisson:
+      chosen =
+          poisson_below(n, static_cast<double>(clients.per_round) / static_cast<double>(n), random);
+      break;
+    case SamplerKind::kCyclic:
+      for (int64_t i = 0; i < clients.per_round; ++i) {
+        chosen.push_back((round_ * clients.per_round + i) % n);
+      }
+      std::sort(chosen.begin(), chosen.end());
+      break;
+    case SamplerKind::kWeighted: {
+      std::set<int64_t> set;
+      while (static_cast<int64_t>(set.size()) < clients.per_round) {
+        const double at = random.uniform() * cumulated_samples_.back();
+        set.insert(std::upper_bound(cumulated_samples_.begin(), cumulated_samples_.end(), at) -
+                   cumulated_samples_.begin());
+      }
+      chosen.assign(set.begin(), set.end());
+      break;
+    }
+  }
+  Outcome outcome;
+  double slowest = 0;
+  for (const int64_t client : chosen) {
+    if (clients.dropout > 0 &&
+        uniform_of({seed_, kDrop, round, static_cast<uint64_t>(client)}) < clients.dropout) {
+      ++outcome.num_dropped;
+      if (clients.deadline_s > 0) slowest = clients.deadline_s;  // waited for in vain
+      continue;
+    }
+    const double seconds = duration_s(client, round_);
+    if (clients.deadline_s > 0 && seconds > clients.deadline_s) {
+      ++outcome.num_late;
+      slowest = clients.deadline_s;
+      continue;
+    }
+    slowest = std::max(slowest, seconds);
+    outcome.flights.push_back({client, round_, round_, clock_s_ + seconds});
+  }
+  clock_s_ += slowest;
+  return outcome;
+}
+
+Simulation::Outcome Simulation::pick_async() {
+  const ClientsConfig& clients = config_.clients;
+  Outcome outcome;
+  std::unordered_set<int64_t> busy;
+  for (const Flight& flight : under_way_) busy.insert(flight.client_id);
+  const auto start_one = [&] {
+    RngSequence random(hash64({seed_, kSample, static_cast<uint64_t>(num_jobs_)}),
+                       RngStream::kSampling);
+    int64_t client = 0;
+    do {
+      client = static_cast<int64_t>(random.below(static_cast<uint64_t>(task_.num_clients())));
+    } while (busy.contains(client));
+    busy.insert(client);
+    under_way_.push_back({client, num_jobs_, round_, clock_s_ + duration_s(client, num_jobs_)});
+    ++num_jobs_;
+  };
+  while (static_cast<int64_t>(outcome.flights.size()) < clients.per_round) {
+    while (static_cast<int64_t>(under_way_.size()) < config_.concurrency) start_one();
+    const auto next = std::min_element(
+        under_way_.begin(), under_way_.end(), [](const Flight& a, const Flight& b) {
+          return std::pair(a.finish_s, a.client_id) < std::pair(b.finish_s, b.client_id);
+        });
+    const Flight flight = *next;
+    under_way_.erase(next);
+    clock_s_ = flight.finish_s;
+    if (clients.dropout > 0 &&
+        uniform_of({seed_, kDrop, static_cast<uint64_t>(flight.job),
+                    static_cast<uint64_t>(flight.client_id)}) < clients.dropout) {
+      ++outcome.num_dropped;
+      busy.erase(flight.client_id);
+      continue;
+    }
+    outcome.flights.push_back(flight);  // busy until the server's step: one update each
+  }
+  return outcome;
+}
+
+// The longest first, each to the rank with least to do, so that all end at about the same time.
+std::vector<Flight> Simulation::share_of_rank(const std::vector<Flight>& flights) const {
+  std::vector<std::pair<int64_t, size_t>> by_cost;
+  for (size_t i = 0; i < flights.size(); ++i) {
+    by_cost.emplace_back(-task_.num_samples(flights[i].client_id), i);
+  }
+  std::sort(by_cost.begin(), by_cost.end());
+  std::vector<int64_t> load(static_cast<size_t>(ranks_.size()), 0);
+  std::vector<Flight> mine;
+  for (const auto& [cost, i] : by_cost) {
+    const auto least = std::min_element(load.begin(), load.end());
+    *least -= cost;
+    if (least - load.begin() == ranks_.rank()) mine.push_back(flights[i]);
+  }
+  return mine;
+}
+
+void Simulation::attack(const Flight& flight, std::span<float> update) const {
+  const ClientsConfig& clients = config_.clients;
+  if (clients.attack == AttackKind::kNone ||
+      !has_trait(flight.client_id, kBad, clients.attack_fraction)) {
+    return;
+  }
+  RngSequence random(hash64({seed_, kNoise, static_cast<uint64_t>(flight.job),
+                             static_cast<uint64_t>(flight.client_id)}),
+                     RngStream::kSampling);
+  const auto scale = static_cast<float>(clients.attack_scale);
+  for (float& value : update) {
+    switch (clients.attack) {
+      case AttackKind::kNone:
+        break;
+      case AttackKind::kNan:
+        value = std::nanf("");
+        break;
+      case AttackKind::kSignFlip:
+        value = -scale * value;
+        break;
+      case AttackKind::kGaussian:
+        value = static_cast<float>(clients.attack_scale * random.normal());
+        break;
+    }
+  }
+}
+
+Status Simulation::train(const std::vector<Flight>& mine, const ClientTerms& terms, Round& round,
+                         int64_t& num_refused) {
+  const int64_t length = p_ * aggregator_->num_vectors();
+  const int64_t stride = (length + 15) / 16 * 16;  // rows at cache lines
+  updates_.reserve(static_cast<int64_t>(mine.size()) * stride);
+  std::vector<ModelDelta> deltas(mine.size());
+  const auto count = static_cast<int64_t>(mine.size());
+  // One at a time while clients are costly; in runs when they are many.
+  const int64_t grain = std::max<int64_t>(1, count / (64 * num_threads()));
+  parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+    std::unique_ptr<LocalWorker> worker;
+    {
+      std::lock_guard lock(workers_mutex_);
+      if (!idle_workers_.empty()) {
+        worker = std::move(idle_workers_.back());
+        idle_workers_.pop_back();
+      }
+    }
+    if (!worker) worker = task_.make_worker();
+    for (int64_t i = begin; i < end; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const Flight& flight = mine[at];
+      std::span<const float> from = model();
+      if (flight.version != round_) from = older_models_.at(flight.version);
+      const std::span<float> update(updates_.data() + i * stride, static_cast<size_t>(length));
+      deltas[at].report =
+          worker->train({.client_id = flight.client_id,
+                         .seed = hash64({seed_, kTrain, static_cast<uint64_t>(flight.job),
+                                         static_cast<uint64_t>(flight.client_id)}),
+                         .model_P = from,
+                         .broadcast_P = aggregator_->broadcast(),
+                         .terms = &terms,
+                         .lr = config_.local.lr * std::pow(config_.local.lr_decay,
+                                                           static_cast<double>(flight.version))},
+                        update, states_.row(flight.client_id));
+      deltas[at].report.base_version = flight.version;
+      attack(flight, update);
+      deltas[at].values = update;
+      measure(deltas[at]);
+    }
+    std::lock_guard lock(workers_mutex_);
+    idle_workers_.push_back(std::move(worker));
+  });
+  for (ModelDelta& delta : deltas) {
+    const Status added = round.add(std::move(delta), true);
+    if (added.ok()) continue;
+    ++num_refused;
+    log_debug("federated", added.message());
+  }
+  return {};
+}
+
+Status Simulation::run_round(Metrics& metrics) {
+  const auto started = std::chrono::steady_clock::now();
+  const bool is_async = config_.mode == FederatedMode::kAsync;
+  const Outcome outcome = is_async ? pick_async() : pick_sync();
+  const ClientTerms terms = aggregator_->client_terms(round_);
+  const std::vector<Flight> mine = share_of_rank(outcome.flights);
+  if (terms.needs_state()) {
+    std::vector<int64_t> all, own;
+    for (const Flight& flight : outcome.flights) all.push_back(flight.client_id);
+    for (const Flight& flight : mine) own.push_back(flight.client_id);
+    GRADUS_RETURN_IF_ERROR(comm::agree(ranks_, states_.before_change(all, own)));
+  }
+  Round round(*aggregator_, round_, config_.clients.max_norm);
+  int64_t refused = 0;
+  GRADUS_RETURN_IF_ERROR(train(mine, terms, round, refused));
+  const Result<RoundResult> result = round.finish(&ranks_);
+  if (ranks_.size() > 1) {
+    refused = 0;
+    const int64_t accepted = result.ok() ? static_cast<int64_t>(result->reports_K.size()) : 0;
+    if (result.ok()) refused = static_cast<int64_t>(outcome.flights.size()) - accepted;
+  }
+  const bool has_quorum = result.ok();
+  if (!has_quorum && result.status().code() != StatusCode::kUnavailable) return result.status();
+  if (!has_quorum) {
+    log_warn("federated", "the model stays as it is: " + result.status().message(),
+             {{"round", round_ + 1}});
+  }
+  if (is_async) {
+    older_models_[round_] = std::vector<float>(model().begin(), model().end());
+  }
+  if (has_quorum) {
+    float* x = model_.data();
+    for (int64_t j = 0; j < p_; ++j) {
+      x[j] =
+          static_cast<float>(static_cast<double>(x[j]) + result->delta_P[static_cast<size_t>(j)]);
+    }
+    add_result_metrics(*result, metrics);
+  }
+  ++round_;
+  if (is_async) {
+    std::set<int64_t> wanted;
+    for (const Flight& flight : under_way_) wanted.insert(flight.version);
+    std::erase_if(older_models_, [&](const auto& entry) { return !wanted.contains(entry.first); });
+  }
+  metrics.set("training/global_step", static_cast<double>(round_));
+  metrics.set("federated/updates",
+              has_quorum ? static_cast<double>(result->reports_K.size()) : 0.0);
+  metrics.set("federated/refused", static_cast<double>(refused));
+  metrics.set("federated/dropped", static_cast<double>(outcome.num_dropped));
+  metrics.set("federated/late", static_cast<double>(outcome.num_late));
+  metrics.set("federated/skipped_rounds", has_quorum ? 0 : 1);
+  metrics.set("federated/clock_s", clock_s_);
+  metrics.set("federated/client_lr",
+              config_.local.lr * std::pow(config_.local.lr_decay, static_cast<double>(round_ - 1)));
+  if (terms.flood.is_on) metrics.set("federated/flood_weight", terms.flood.weight);
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  metrics.set("timing_s/step", seconds);
+  metrics.set("federated/client_rounds_per_s",
+              static_cast<double>(outcome.flights.size()) / seconds);
+  return {};
+}
+
+Status Simulation::save(const std::string& path) const {
+  Result<records::StateWriter> writer = records::StateWriter::create(path);
+  if (!writer.ok()) return writer.status();
+  GRADUS_RETURN_IF_ERROR(writer->add("round", round_));
+  GRADUS_RETURN_IF_ERROR(writer->add("clock_s", clock_s_));
+  GRADUS_RETURN_IF_ERROR(writer->add("num_jobs", num_jobs_));
+  GRADUS_RETURN_IF_ERROR(writer->add_text("strategy", config_.strategy.name));
+  GRADUS_RETURN_IF_ERROR(writer->add("model", model()));
+  Status status;
+  aggregator_->visit_state([&](const std::string& name, std::vector<float>& values) {
+    if (status.ok()) status = writer->add("strategy/" + name, std::span<const float>(values));
+  });
+  GRADUS_RETURN_IF_ERROR(status);
+  std::vector<int64_t> numbers;
+  std::vector<double> times;
+  for (const Flight& flight : under_way_) {
+    numbers.insert(numbers.end(), {flight.client_id, flight.job, flight.version});
+    times.push_back(flight.finish_s);
+  }
+  std::vector<int64_t> versions;
+  for (const auto& [version, values] : older_models_) versions.push_back(version);
+  GRADUS_RETURN_IF_ERROR(writer->add("flights", std::span<const int64_t>(numbers)));
+  GRADUS_RETURN_IF_ERROR(writer->add("flight_times", std::span<const double>(times)));
+  GRADUS_RETURN_IF_ERROR(writer->add("versions", std::span<const int64_t>(versions)));
+  for (const auto& [version, values] : older_models_) {
+    GRADUS_RETURN_IF_ERROR(
+        writer->add(fmt::format("models/{}", version), std::span<const float>(values)));
+  }
+  return writer->finish();
+}
+
+Status Simulation::load(const std::string& path, const std::string& state_path) {
+  const Result<records::StateReader> reader = records::StateReader::open(path);
+  if (!reader.ok()) return reader.status();
+  const Result<std::string> strategy = reader->read_text("strategy");
+  if (!strategy.ok()) return strategy.status();
+  if (*strategy != config_.strategy.name) {
+    return invalid_argument("{}: written by strategy {}; this run has {}", path, *strategy,
+                            config_.strategy.name);
+  }
+  const Result<int64_t> round = reader->read_i64("round");
+  const Result<double> clock = reader->read_f64("clock_s");
+  const Result<int64_t> jobs = reader->read_i64("num_jobs");
+  for (const Status& status : {round.status(), clock.status(), jobs.status()}) {
+    GRADUS_RETURN_IF_ERROR(status);
+  }
+  round_ = *round;
+  clock_s_ = *clock;
+  num_jobs_ = *jobs;
+  GRADUS_RETURN_IF_ERROR(reader->read("model", std::span(model_.data(), static_cast<size_t>(p_))));
+  const auto size_of = [&](const std::string& name) {
+    for (const records::StateEntry& entry : reader->entries()) {
+      if (entry.name == name) return static_cast<size_t>(entry.count);
+    }
+    return size_t{0};
+  };
+  Status status;
+  aggregator_->visit_state([&](const std::string& name, std::vector<float>& values) {
+    values.resize(size_of("strategy/" + name));
+    if (status.ok()) status = reader->read("strategy/" + name, std::span(values));
+  });
+  GRADUS_RETURN_IF_ERROR(status);
+  std::vector<double> times(size_of("flight_times"));
+  std::vector<int64_t> numbers(3 * times.size()), versions(size_of("versions"));
+  GRADUS_RETURN_IF_ERROR(reader->read("flights", std::span(numbers)));
+  GRADUS_RETURN_IF_ERROR(reader->read("flight_times", std::span(times)));
+  GRADUS_RETURN_IF_ERROR(reader->read("versions", std::span(versions)));
+  under_way_.clear();
+  for (size_t i = 0; i < times.size(); ++i) {
+    under_way_.push_back({numbers[3 * i], numbers[3 * i + 1], numbers[3 * i + 2], times[i]});
+  }
+  older_models_.clear();
+  for (const int64_t version : versions) {
+    std::vector<float>& values = older_models_[version];
+    values.resize(static_cast<size_t>(p_));
+    GRADUS_RETURN_IF_ERROR(reader->read(fmt::format("models/{}", version), std::span(values)));
+  }
+  // The states of the clients go back to those of this round.
+  const int64_t state_size = task_.state_size(aggregator_->client_terms(0));
+  GRADUS_RETURN_IF_ERROR(
+      comm::agree(ranks_, ranks_.rank() == 0 && !state_path.empty()
+                              ? internal::ClientStates::roll_back(state_path, state_size, round_)
+                              : Status()));
+  return {};
+}
+
+}  // namespace gradus::federated
