@@ -34,11 +34,14 @@ void print_step_time(const StepTime& time, const StepWork& work) {
   row("forward and backward", time.forward_backward);
   row("optimizer", time.optimizer);
   row("sum of gradients over ranks", time.reduce_gradients);
+  if (time.gather_weights > 0) row("slices of weights", time.gather_weights);
+  if (time.send_weights > 0) row("weights to ranks that sample", time.send_weights);
   row("trajectories between ranks", time.exchange);
   const double tokens = static_cast<double>(work.num_prompts * work.num_samples) *
                         (work.prompt_tokens + work.response_tokens);
-  fmt::print("  {:<34}{:>10.3g} s, {:.3g} tokens/s a rank\n", "all", time.total(),
-             tokens / time.total() / static_cast<double>(work.num_ranks));
+  fmt::print("  {:<34}{:>10.3g} s, {:.3g} tokens/s a rank{}\n", "all", time.total(),
+             tokens / time.total() / static_cast<double>(work.num_ranks + work.rollout_ranks),
+             time.is_overlapped ? "; sampling and training at the same time" : "");
 }
 
 Status plan(const PlanArguments& arguments) {
@@ -82,6 +85,10 @@ Status plan(const PlanArguments& arguments) {
   fmt::print("step       {} prompts of {:.0f} tokens x {} responses of {:.0f}\nmemory\n",
              work.num_prompts, work.prompt_tokens, work.num_samples, work.response_tokens);
   print_memory(*memory);
+  if (work.rollout_ranks > 0) {
+    fmt::print("memory of each of the {} ranks that only sample\n", work.rollout_ranks);
+    print_memory(plan_sampling(config, *model, longest_of(*prompts)));
+  }
   if (device->memory_bytes > 0) {
     const double needed = static_cast<double>(total_bytes(*memory));
     fmt::print("  {} the {:.0f} GiB of a {}\n",

@@ -40,6 +40,9 @@ Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
                                               const model::ModelConfig& model,
                                               const model::LoraConfig& adapter,
                                               int64_t longest_prompt, int64_t num_ranks);
+// Of a rank that only samples (cluster.mode split or async).
+std::vector<MemoryPart> plan_sampling(const RunConfig& config, const model::ModelConfig& model,
+                                      int64_t longest_prompt);
 // The last line of a run: its peak beside the plan.
 std::string peak_text(int64_t planned);
 // "2 ranks of 1 thread".

@@ -338,7 +338,38 @@ void add_trained_model(const std::string& whose, const model::ModelConfig& model
   add("checkpoint being written", state / work.num_ranks);
 }
 
+// Cache and logits of the engine.
+void add_sampling(const model::ModelConfig& model, const PlannedWork& work,
+                  const rollout::RolloutConfig& rollout, std::vector<MemoryPart>& parts) {
+  constexpr int64_t kFloat = sizeof(float);
+  const auto pages = [](int64_t tokens) {
+    return (tokens + kernels::kPageTokens - 1) / kernels::kPageTokens;
+  };
+  // Each sequence has its own last pages; prompts are shared by a group in training, not in
+  // evaluation.
+  const int64_t own_pages = pages(rollout.max_new_tokens) + 1;
+  const int64_t prompt_pages = pages(work.longest_prompt);
+  const int64_t group_size = work.has_evaluation ? 1 : rollout.num_samples;
+  const int64_t num_prompts = (rollout.max_batch + group_size - 1) / group_size;
+  const int64_t wanted = rollout.max_batch * own_pages + num_prompts * prompt_pages;
+  const int64_t held = rollout::num_cache_pages(model, rollout.kv_cache_mib << 20);
+  parts.push_back(
+      {"key-value cache in use", std::min(wanted, held) * model::KvCache::bytes_per_page(model)});
+  parts.push_back({"logits of a decoding step",
+                   rollout.max_batch * kernels::padded(model.vocab_size) * kFloat});
+}
+
 }  // namespace
+
+std::vector<MemoryPart> plan_sampling_memory(const model::ModelConfig& model,
+                                             const PlannedWork& work,
+                                             const rollout::RolloutConfig& rollout) {
+  std::vector<MemoryPart> parts = {
+      {"program and data", kProcessBytes},
+      {"weights", model::parameter_layout(model).size * static_cast<int64_t>(sizeof(float))}};
+  add_sampling(model, work, rollout, parts);
+  return parts;
+}
 
 std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const PlannedWork& work,
                                     const trainer::OptimizerConfig& optimizer,
@@ -375,23 +406,7 @@ std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const Plann
     parts.push_back(
         {"its activations", model::TrainingPass::planned_bytes(model, pack_rows, false, false)});
   }
-  if (rollout != nullptr) {
-    const auto pages = [](int64_t tokens) {
-      return (tokens + kernels::kPageTokens - 1) / kernels::kPageTokens;
-    };
-    // Each sequence has its own last pages; prompts are shared by a group in training, not in
-    // evaluation.
-    const int64_t own_pages = pages(rollout->max_new_tokens) + 1;
-    const int64_t prompt_pages = pages(work.longest_prompt);
-    const int64_t group_size = work.has_evaluation ? 1 : rollout->num_samples;
-    const int64_t num_prompts = (rollout->max_batch + group_size - 1) / group_size;
-    const int64_t wanted = rollout->max_batch * own_pages + num_prompts * prompt_pages;
-    const int64_t held = rollout::num_cache_pages(model, rollout->kv_cache_mib << 20);
-    parts.push_back(
-        {"key-value cache in use", std::min(wanted, held) * model::KvCache::bytes_per_page(model)});
-    parts.push_back({"logits of a decoding step",
-                     rollout->max_batch * kernels::padded(model.vocab_size) * kFloat});
-  }
+  if (rollout != nullptr) add_sampling(model, work, *rollout, parts);
   return parts;
 }
 

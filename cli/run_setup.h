@@ -95,6 +95,11 @@ std::vector<MemoryPart> plan_memory(const model::ModelConfig& model, const Plann
                                     const trainer::BackwardConfig& backward,
                                     const rollout::RolloutConfig* rollout);
 
+// Of a rank that only samples.
+std::vector<MemoryPart> plan_sampling_memory(const model::ModelConfig& model,
+                                             const PlannedWork& work,
+                                             const rollout::RolloutConfig& rollout);
+
 std::string run_folder_of(const RunConfig& config);
 
 // What rank 0 says at the end of a run, and every rank of a stuck one; `gradus launch` reads both.

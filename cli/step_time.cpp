@@ -74,18 +74,17 @@ double forward_seconds(const Counts& c, const Device& device, double rows, doubl
          heads * c.vocab * device.logit_seconds;
 }
 
-// Sum of a gradient over the ranks.
-double reduce_seconds(double bytes, const StepWork& work, const Links& links) {
+double link_speed(const StepWork& work, const Links& links) {
+  return work.num_ranks + work.rollout_ranks > links.ranks_per_host ? links.bytes_per_s
+                                                                    : links.local_bytes_per_s;
+}
+
+// Half of a sum of `bytes` over the ranks: every rank in the end has its slice, or all slices.
+double slices_seconds(double bytes, const StepWork& work, const Links& links) {
   if (work.num_ranks == 1) return 0;
   const double ranks = static_cast<double>(work.num_ranks);
-  const double speed =
-      work.num_ranks > links.ranks_per_host ? links.bytes_per_s : links.local_bytes_per_s;
-  if (!work.backward.layout_invariant) {
-    return 2 * (ranks - 1) / ranks * bytes / speed + 2 * std::log2(ranks) * links.message_seconds;
-  }
-  // Pairs up the tree, one after the other, and a pipelined broadcast down.
-  const double levels = std::ceil(std::log2(ranks));
-  return (levels + 2) * bytes / speed + 2 * levels * links.message_seconds;
+  return (ranks - 1) / ranks * bytes / link_speed(work, links) +
+         std::log2(ranks) * links.message_seconds;
 }
 
 }  // namespace
@@ -154,8 +153,11 @@ Device measure_cpu(const model::ModelConfig& model) {
   return device;
 }
 
-StepWork step_work(const RunConfig& config, int64_t num_ranks) {
+StepWork step_work(const RunConfig& config, int64_t world_size) {
+  const int64_t num_ranks = trainer::num_trainers(config.cluster, world_size);
   return {.num_ranks = num_ranks,
+          .rollout_ranks = world_size - num_ranks,
+          .is_async = config.cluster.mode == trainer::ClusterMode::kAsync,
           .num_prompts = config.trainer.prompts_per_step,
           .num_samples = config.rollout.num_samples,
           .response_tokens = static_cast<double>(config.rollout.max_new_tokens),
@@ -171,10 +173,13 @@ StepTime predict_step(const model::ModelConfig& model, const StepWork& work, con
                       const Links& links) {
   const Counts c = counts_of(model);
   const double ranks = static_cast<double>(work.num_ranks);
-  const double prompts = static_cast<double>(work.num_prompts) / ranks;
+  StepTime time;
+  time.is_overlapped = work.is_async;
+  // Of a rank that samples; of one that trains below.
+  const double samplers = work.rollout_ranks > 0 ? static_cast<double>(work.rollout_ranks) : ranks;
+  const double prompts = static_cast<double>(work.num_prompts) / samplers;
   const double responses = prompts * static_cast<double>(work.num_samples);
   const double sampled = responses * work.response_tokens;
-  StepTime time;
 
   // Rollout: a prompt is computed once for its group; then a token of each running response a pass.
   const double prompt_rows = prompts * work.prompt_tokens;
@@ -186,12 +191,14 @@ StepTime predict_step(const model::ModelConfig& model, const StepWork& work, con
   time.decode = passes * forward_seconds(c, device, rows, context, rows, rows);
 
   // Update: forward, and backward with twice its products; logits are scored and differentiated.
-  const double train_rows = prompt_rows + sampled - responses;
+  const double share = samplers / ranks;
+  const double train_rows = share * (prompt_rows + sampled - responses);
   const double train_context = (work.prompt_tokens + work.response_tokens) / 2;
   const double micro_batches =
       std::ceil(std::max(1.0, train_rows / static_cast<double>(work.backward.micro_batch_tokens)));
-  const double forward = micro_batches * forward_seconds(c, device, train_rows / micro_batches,
-                                                         train_context, 0, sampled / micro_batches);
+  const double forward =
+      micro_batches * forward_seconds(c, device, train_rows / micro_batches, train_context, 0,
+                                      share * sampled / micro_batches);
   time.forward_backward =
       (3 + (work.backward.gradient_checkpointing ? 1 : 0) + (work.has_reference ? 1 : 0)) * forward;
   if (work.has_critic) {  // values at the start of the step, and its update; its head is one row
@@ -207,14 +214,25 @@ StepTime predict_step(const model::ModelConfig& model, const StepWork& work, con
       work.backward.layout_invariant
           ? std::max(1.0, static_cast<double>(work.backward.reduction_blocks) / ranks)
           : 1;
-  time.optimizer = updates * (blocks * 4 + 7 + 2) * weights / device.bytes_per_s;
-  time.reduce_gradients = updates * reduce_seconds(weights, work, links);
-  if (work.num_ranks > 1) {
-    const double tokens = ranks * (responses * work.prompt_tokens + sampled);
-    const double speed =
-        work.num_ranks > links.ranks_per_host ? links.bytes_per_s : links.local_bytes_per_s;
+  const int64_t stage = work.num_ranks > 1 ? work.backward.zero_stage : 0;
+  const double held = stage > 0 ? 1 / ranks : 1;
+  time.optimizer = updates * (blocks * 4 + held * 7 + 2) * weights / device.bytes_per_s;
+  // Reduce-scatter, and all-gather of gradients or (stages 1 and 2) of weights; with stage 3
+  // weights come for the forward pass, for the backward pass and once a step for whoever reads them
+  // as a whole.
+  const double slices = slices_seconds(weights, work, links);
+  time.reduce_gradients = updates * (stage == 0 ? 2 : 1) * slices;
+  if (stage == 1 || stage == 2) time.gather_weights = updates * slices;
+  if (stage == 3) time.gather_weights = (2 * updates + 1) * slices;
+  if (work.rollout_ranks > 0) {
+    const double receivers = std::ceil(samplers / ranks);
+    time.send_weights = receivers * weights / link_speed(work, links) + links.message_seconds;
+  }
+  if (work.num_ranks + work.rollout_ranks > 1) {
+    const double tokens = samplers * (responses * work.prompt_tokens + sampled);
     time.exchange =
-        kMessageBytesPerToken * tokens / speed + std::log2(ranks) * links.message_seconds;
+        kMessageBytesPerToken * tokens / link_speed(work, links) +
+        std::log2(ranks + static_cast<double>(work.rollout_ranks)) * links.message_seconds;
   }
   return time;
 }

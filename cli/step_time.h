@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -43,7 +44,9 @@ struct Links {
 
 // What a step does, over all ranks.
 struct StepWork {
-  int64_t num_ranks = 1;
+  int64_t num_ranks = 1;      // that train
+  int64_t rollout_ranks = 0;  // that only sample; 0: those that train sample
+  bool is_async = false;      // sampling and training at the same time
   int64_t num_prompts = 0, num_samples = 0;
   double prompt_tokens = 0;     // of a prompt, mean
   double response_tokens = 0;   // of a response, mean
@@ -57,16 +60,22 @@ struct StepWork {
 
 // Seconds of a rank.
 struct StepTime {
-  double prefill = 0, decode = 0;              // rollout
-  double forward_backward = 0, optimizer = 0;  // update
-  double reduce_gradients = 0, exchange = 0;   // between ranks
+  double prefill = 0, decode = 0;               // rollout
+  double forward_backward = 0, optimizer = 0;   // update
+  double reduce_gradients = 0, exchange = 0;    // between ranks
+  double gather_weights = 0, send_weights = 0;  // slices of zero_stage; to ranks that only sample
+  bool is_overlapped = false;                   // rollout and update are at the same time
   double rollout() const { return prefill + decode; }
-  double update() const { return forward_backward + optimizer + reduce_gradients; }
-  double total() const { return rollout() + update() + exchange; }
+  double update() const { return forward_backward + optimizer + reduce_gradients + gather_weights; }
+  double total() const {
+    const double both = is_overlapped ? std::max(rollout(), update()) : rollout() + update();
+    return both + exchange + send_weights;
+  }
 };
 
-// A step of a run on so many ranks; prompts of no and responses of the largest length.
-StepWork step_work(const RunConfig& config, int64_t num_ranks);
+// A step of a run on so many ranks, of which cluster.mode says who trains; prompts of no and
+// responses of the largest length.
+StepWork step_work(const RunConfig& config, int64_t world_size);
 
 StepTime predict_step(const model::ModelConfig& model, const StepWork& work, const Device& device,
                       const Links& links);

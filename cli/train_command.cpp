@@ -46,6 +46,11 @@ Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
                      is_colocated || work.has_evaluation ? &config.rollout : nullptr);
 }
 
+std::vector<MemoryPart> plan_sampling(const RunConfig& config, const model::ModelConfig& model,
+                                      int64_t longest_prompt) {
+  return plan_sampling_memory(model, {.longest_prompt = longest_prompt}, config.rollout);
+}
+
 namespace {
 
 // Whether prompts and their responses fit the model's context and, each alone, the cache.
@@ -313,7 +318,7 @@ Status train(const RunArguments& arguments) {
     // All ranks are taken to be of this host: between hosts --bandwidth of `gradus plan` counts.
     const Device device = measure_cpu(model);
     const std::string compared = compare_with_measured(
-        model, step_work(config, num_trainers), device,
+        model, step_work(config, ranks.size()), device,
         {device.bytes_per_s / 2, device.bytes_per_s / 2, num_trainers}, trainer.totals());
     if (!compared.empty()) display.print(compared);
   }

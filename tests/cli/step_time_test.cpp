@@ -72,20 +72,54 @@ TEST(StepTime, MemoryBoundsASingleRow) {
 }
 
 // Weights: embedding 40, layers 2 (160 + 8), norm 4: 380 floats, 1520 bytes.
-TEST(StepTime, GradientsClimbATreeOrGoRound) {
+TEST(StepTime, GradientsAreHalvedThereAndBack) {
   StepWork eight = work();
   eight.num_ranks = 8;
   eight.num_prompts = 8;
   const Links links{
       .bytes_per_s = 1e3, .local_bytes_per_s = 1e6, .ranks_per_host = 4, .message_seconds = 0};
-  EXPECT_NEAR(predict_step(tiny(), eight, arithmetic(), links).reduce_gradients, 5 * 1.520, 1e-9)
-      << "three levels and the way back, between hosts";
-  eight.backward.layout_invariant = false;
-  EXPECT_NEAR(predict_step(tiny(), eight, arithmetic(), links).reduce_gradients, 1.75 * 1.520,
-              1e-9);
+  EXPECT_NEAR(predict_step(tiny(), eight, arithmetic(), links).reduce_gradients, 1.75 * 1.520, 1e-9)
+      << "7/8 of them out and 7/8 in, between hosts";
   Links one_host = links;
   one_host.ranks_per_host = 8;
   EXPECT_NEAR(predict_step(tiny(), eight, arithmetic(), one_host).reduce_gradients, 1.75 * 1.520e-3,
+              1e-9);
+}
+
+// 7/8 of 1,520 bytes at 1e3 bytes/s: 1.33 s, once out as gradients and as often in as a stage needs
+// weights.
+TEST(StepTime, ZeroStagesMoveSlices) {
+  StepWork eight = work();
+  eight.num_ranks = eight.num_prompts = 8;
+  const Links links{
+      .bytes_per_s = 1e3, .local_bytes_per_s = 1e3, .ranks_per_host = 8, .message_seconds = 0};
+  const double expected[4][2] = {{2.66, 0}, {1.33, 1.33}, {1.33, 1.33}, {1.33, 3 * 1.33}};
+  for (int64_t stage = 0; stage < 4; ++stage) {
+    eight.backward.zero_stage = stage;
+    const StepTime time = predict_step(tiny(), eight, arithmetic(), links);
+    EXPECT_NEAR(time.reduce_gradients, expected[stage][0], 1e-9) << stage;
+    EXPECT_NEAR(time.gather_weights, expected[stage][1], 1e-9) << stage;
+  }
+}
+
+// One rank trains for two that sample: they take half each of what one takes, it trains on all of
+// it and sends its weights twice; asynchronous, the longer of both counts.
+TEST(StepTime, RolesShareTheStep) {
+  const StepTime one = predict_step(tiny(), work(), arithmetic(), {});
+  StepWork roles = work();
+  roles.rollout_ranks = 2;
+  const Links links{
+      .bytes_per_s = 1e9, .local_bytes_per_s = 1e3, .ranks_per_host = 3, .message_seconds = 0};
+  const StepTime split = predict_step(tiny(), roles, arithmetic(), links);
+  EXPECT_NEAR(split.decode, one.decode / 2, 1e-12);
+  EXPECT_NEAR(split.prefill, one.prefill / 2, 1e-12);
+  EXPECT_NEAR(split.forward_backward, one.forward_backward, 1e-12);
+  EXPECT_EQ(split.reduce_gradients, 0);
+  EXPECT_NEAR(split.send_weights, 2 * 1.520, 1e-9);
+  EXPECT_NEAR(split.total(), split.rollout() + split.update() + split.exchange + 3.04, 1e-9);
+  roles.is_async = true;
+  const StepTime async = predict_step(tiny(), roles, arithmetic(), links);
+  EXPECT_NEAR(async.total(), std::max(split.rollout(), split.update()) + split.exchange + 3.04,
               1e-9);
 }
 
