@@ -2,22 +2,15 @@
 #include "trainer/preference_trainer.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "trainer/checkpoint_saver.h"
 
 namespace gradus::trainer {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // Stands behind a response whose last token is to be scored: a pack has rows for the tokens that
 // something is predicted from, and what is predicted means nothing to a score head.
 constexpr int32_t kAfterTheEnd = 0;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // Whether weights of one can stand in the other's buffer and mean the same.
 bool is_same_shape(model::ModelConfig a, model::ModelConfig b) {
@@ -200,6 +193,7 @@ Status PreferenceTrainer::prepare() {
 }
 
 Status PreferenceTrainer::compute_reference() {
+  const Phase phase(clock_, "timing_s/ref");
   const uint64_t num_visits = static_cast<uint64_t>(loop().num_steps * loop().batch_pairs);
   std::vector<bool> visited(setup_.train_pairs.size(), false);
   if (num_visits >= visited.size()) visited.assign(visited.size(), true);
@@ -226,6 +220,7 @@ Status PreferenceTrainer::run() {
   if (setup_.eval.before_training && position_.step == 0 && !setup_.eval_pairs.empty()) {
     Metrics metrics;
     GRADUS_RETURN_IF_ERROR(evaluate(metrics));
+    for (const auto& [name, seconds] : clock_.lap()) metrics.set(name, seconds);
     Status status;
     if (records_.metrics != nullptr) status = records_.metrics->write(0, metrics.values());
     GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, status));
@@ -242,7 +237,7 @@ std::span<const PreferencePair> PreferenceTrainer::eval_pairs() const {
 }
 
 Status PreferenceTrainer::evaluate(Metrics& metrics) {
-  const Clock::time_point start = Clock::now();
+  const Phase phase(clock_, "timing_s/testing");
   const std::span<const PreferencePair> pairs = eval_pairs();
   std::vector<PairValues> values;
   GRADUS_RETURN_IF_ERROR(learner_.with_average([&]() -> Status {
@@ -254,14 +249,13 @@ Status PreferenceTrainer::evaluate(Metrics& metrics) {
     sums.add(loss_of(pairs[i], values[i], eval_reference_[i]), values[i]);
   }
   sums.report("val/", "val/loss", is_dpo(), metrics);
-  metrics.set("timing_s/testing", seconds_since(start));
   return {};
 }
 
 Status PreferenceTrainer::step() {
-  const Clock::time_point start = Clock::now();
   std::vector<data::PackGroup> groups;
   std::vector<size_t> rows;
+  std::string before = clock_.enter("timing_s/update_actor");
   double num_tokens = 0;
   for (int64_t i = 0; i < loop().batch_pairs; ++i) {
     rows.push_back(static_cast<size_t>(order_.row_at(position_.data_position++)));
@@ -300,14 +294,13 @@ Status PreferenceTrainer::step() {
     sums.reduce(communicator_);
     sums.report("", "train/loss", is_dpo(), metrics);
   }
+  clock_.enter(std::move(before));
   const int64_t every = setup_.eval.every_steps;
   const bool is_last = position_.step == loop().num_steps;
   if (!setup_.eval_pairs.empty() && every > 0 && (is_last || position_.step % every == 0)) {
     GRADUS_RETURN_IF_ERROR(evaluate(metrics));
   }
-  const double seconds = seconds_since(start);
-  metrics.set("timing_s/step", seconds);
-  metrics.set("perf/time_per_step", seconds);
+  const double seconds = add_lap(clock_, metrics);
   metrics.set("perf/total_num_tokens", num_tokens);
   metrics.set("perf/throughput", num_tokens / seconds / communicator_.size());
   return write_row(metrics);
@@ -319,6 +312,7 @@ Status PreferenceTrainer::write_row(Metrics& metrics) {
   metrics.set("training/epoch", static_cast<double>(position_.data_position) /
                                     static_cast<double>(order_.num_rows()));
   last_metrics_ = metrics.values();
+  const Phase phase(clock_, "timing_s/write_metrics");
   Status status;
   if (records_.metrics != nullptr) {
     status = records_.metrics->write(position_.step, metrics.values());
@@ -328,6 +322,7 @@ Status PreferenceTrainer::write_row(Metrics& metrics) {
 }
 
 Status PreferenceTrainer::save() {
+  const Phase phase(clock_, "timing_s/save_checkpoint");
   if (records_.saver == nullptr) return {};
   Status status;
   if (records_.metrics != nullptr) status = records_.metrics->sync();

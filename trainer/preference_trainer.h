@@ -9,6 +9,7 @@
 #include "trainer/preference_loss.h"
 #include "trainer/rl_trainer.h"
 #include "trainer/run_state.h"
+#include "trainer/step_clock.h"
 
 namespace gradus::trainer {
 
@@ -81,6 +82,7 @@ class PreferenceTrainer {
   data::DataOrder order_;
   std::vector<PairValues> train_reference_, eval_reference_;  // by row
   RunPosition position_;
+  StepClock clock_;
   std::map<std::string, double> last_metrics_;  // of the last step
 };
 

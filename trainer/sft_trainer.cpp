@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "trainer/sft_trainer.h"
 
-#include <chrono>
-
 #include "trainer/checkpoint_saver.h"
 
 namespace gradus::trainer {
@@ -29,10 +27,13 @@ Status SftTrainer::run() {
                     setup_.sft.num_steps));
   }
   if (setup_.eval.before_training && position_.step == 0 && !setup_.held_out.empty()) {
+    Metrics metrics;
     const Result<double> loss = held_out_loss();
     GRADUS_RETURN_IF_ERROR(loss.status());
+    metrics.set("val/loss", *loss);
+    for (const auto& [name, seconds] : clock_.lap()) metrics.set(name, seconds);
     if (records_.metrics != nullptr) {
-      GRADUS_RETURN_IF_ERROR(records_.metrics->write(0, {{"val/loss", *loss}}));
+      GRADUS_RETURN_IF_ERROR(records_.metrics->write(0, metrics.values()));
     }
   }
   return run_steps(
@@ -41,9 +42,9 @@ Status SftTrainer::run() {
 }
 
 Status SftTrainer::step() {
-  const auto start = std::chrono::steady_clock::now();
   std::vector<data::PackGroup> groups;
   double num_targets = 0, num_tokens = 0;
+  std::string before = clock_.enter("timing_s/update_actor");
   for (int64_t i = 0; i < setup_.sft.batch_rows; ++i) {
     const SftExample& example =
         setup_.examples[static_cast<size_t>(order_.row_at(position_.data_position++))];
@@ -71,8 +72,7 @@ Status SftTrainer::step() {
   ++position_.step;
   const std::vector<double> mine = {loss_sum, entropy_sum};
   const std::vector<double> sums = comm::all_reduce_sum(communicator_, mine);
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  clock_.enter(std::move(before));
   const int64_t every = setup_.eval.every_steps;
   const bool is_evaluated =
       position_.step == setup_.sft.num_steps || (every > 0 && position_.step % every == 0);
@@ -86,8 +86,7 @@ Status SftTrainer::step() {
     metrics.set("actor/entropy", sums[1]);
   }
   metrics.set("train/lr", learning_rate);
-  metrics.set("timing_s/step", seconds);
-  metrics.set("perf/time_per_step", seconds);
+  const double seconds = add_lap(clock_, metrics);
   metrics.set("perf/total_num_tokens", num_tokens);
   metrics.set("perf/throughput", num_tokens / seconds / communicator_.size());
   metrics.set("perf/cpu_memory_peak_gb", static_cast<double>(memory_use().peak) / 1073741824.0);
@@ -95,6 +94,7 @@ Status SftTrainer::step() {
   metrics.set("training/epoch", static_cast<double>(position_.data_position) /
                                     static_cast<double>(order_.num_rows()));
   last_metrics_ = metrics.values();
+  const Phase phase(clock_, "timing_s/write_metrics");
   Status status;
   if (records_.metrics != nullptr) {
     status = records_.metrics->write(position_.step, metrics.values());
@@ -104,6 +104,7 @@ Status SftTrainer::step() {
 }
 
 Result<double> SftTrainer::held_out_loss() {
+  const Phase phase(clock_, "timing_s/testing");
   std::vector<data::PackGroup> groups;
   double num_targets = 0;
   for (const SftExample& example : setup_.held_out) {
@@ -124,6 +125,7 @@ Result<double> SftTrainer::held_out_loss() {
 }
 
 Status SftTrainer::save() {
+  const Phase phase(clock_, "timing_s/save_checkpoint");
   if (records_.saver == nullptr) return {};
   Status status;
   if (records_.metrics != nullptr) status = records_.metrics->sync();

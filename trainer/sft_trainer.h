@@ -7,6 +7,7 @@
 
 #include "trainer/rl_trainer.h"
 #include "trainer/run_state.h"
+#include "trainer/step_clock.h"
 
 namespace gradus::trainer {
 
@@ -55,6 +56,7 @@ class SftTrainer {
   Learner learner_;
   data::DataOrder order_;
   RunPosition position_;
+  StepClock clock_;
   std::map<std::string, double> last_metrics_;  // of the last step
 };
 

@@ -36,4 +36,15 @@ std::map<std::string, double> StepClock::lap() {
   return std::exchange(seconds_, {});
 }
 
+double add_lap(StepClock& clock, Metrics& metrics) {
+  double step_seconds = 0;
+  for (const auto& [name, seconds] : clock.lap()) {
+    metrics.set(name, seconds);
+    step_seconds += seconds;
+  }
+  metrics.set("timing_s/step", step_seconds);
+  metrics.set("perf/time_per_step", step_seconds);
+  return step_seconds;
+}
+
 }  // namespace gradus::trainer

@@ -5,6 +5,8 @@
 #include <map>
 #include <string>
 
+#include "common/metrics.h"
+
 // Where the wall time of a step goes. Every moment belongs to exactly one phase, so the phases of a
 // step add up to it, nested ones included: an inner phase takes its time from the outer one. What
 // no phase claims is kUnnamedPhase.
@@ -33,6 +35,10 @@ class StepClock {
   std::string phase_ = kUnnamedPhase;
   std::map<std::string, double> seconds_;
 };
+
+// Adds the phases since the last lap, and the step that they are: timing_s/..., timing_s/step,
+// perf/time_per_step. Returns its seconds.
+double add_lap(StepClock& clock, Metrics& metrics);
 
 // A phase from its making to its end; then the one before goes on.
 class Phase {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where the time of a step goes, as the metrics and the report of a run say.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -54,6 +55,36 @@ TEST_F(Accounting, NamedPhasesAddUpToTheStep) {
     // Nothing between the lines is left out: the clock of the wall says the same.
     const double by_wall = times.back() - times.front();
     EXPECT_NEAR(whole - rows(name)[0]["timing_s/step"].get<double>(), by_wall, 0.02 * by_wall);
+  }
+}
+
+// The other commands that train as well, by the clock of the wall and by name.
+TEST_F(Accounting, NamedPhasesAddUpInEveryCommandThatTrains) {
+  for (const std::string command : {"sft", "dpo", "reward-model"}) {
+    const std::string section = command == "reward-model" ? "reward_model" : command;
+    train(command, command,
+          fmt::format("--set {}.num_steps=12 --set eval.every_steps=2 --set run.checkpoint_every=1 "
+                      "--set model.init.architecture.hidden_size=64",
+                      section));
+    double named = 0, whole = 0;
+    std::vector<double> times;
+    for (const json& row : rows(command)) {
+      double sum = 0;
+      for (const auto& [key, value] : row.items()) {
+        if (key.starts_with("timing_s/") && key != "timing_s/step") sum += value.get<double>();
+      }
+      const double step = row["timing_s/step"];
+      EXPECT_NEAR(sum, step, 1e-9 * step) << row;
+      EXPECT_GT(row["timing_s/update_actor"], 0);
+      named += sum - row["timing_s/other"].get<double>();
+      whole += step;
+      times.push_back(row["time"]);
+    }
+    ASSERT_EQ(times.size(), 12u);
+    EXPECT_GE(named, 0.98 * whole) << command;
+    const double by_wall = times.back() - times.front();
+    const double first = rows(command)[0]["timing_s/step"];
+    EXPECT_NEAR(whole - first, by_wall, 0.02 * by_wall) << command;
   }
 }
 
@@ -116,14 +147,23 @@ TEST_F(Accounting, APlanForOtherMachinesHasMemoryAndStepTime) {
   };
   const std::string sum = "sum of gradients over ranks";
   EXPECT_GT(seconds_of(page, sum), 0);
-  // Half the bandwidth, twice the time; the plain sum is faster over so many ranks.
+  // Half the bandwidth, twice the time.
   const std::string slow = plan(wide + "--device h100 --bandwidth 0.005");
   EXPECT_NEAR(seconds_of(plan(wide + "--device h100 --bandwidth 0.0025"), sum),
               2 * seconds_of(slow, sum), 0.02 * seconds_of(slow, sum));
-  EXPECT_LT(seconds_of(plan(wide + "--device h100 --bandwidth 0.005 --set "
-                                   "numerics.layout_invariant=false"),
-                       sum),
-            seconds_of(slow, sum) / 4);
+  // Stage 3 moves half of it, and weights three times as often: for both passes and for sampling.
+  const std::string shared =
+      plan(wide + "--device h100 --bandwidth 0.005 --set trainer.zero_stage=3");
+  EXPECT_NEAR(2 * seconds_of(shared, sum), seconds_of(slow, sum), 0.02 * seconds_of(slow, sum));
+  EXPECT_GT(seconds_of(shared, "slices of weights"), 2 * seconds_of(shared, sum));
+  EXPECT_THAT(shared, HasSubstr("weights and gradients"));
+  // Roles: 4096 ranks train, 1024 sample meanwhile.
+  const std::string roles = plan(
+      "--world 5120 --set trainer.prompts_per_step=32768 --set trainer.reduction_blocks=4096 --set "
+      "cluster.mode=async --set cluster.rollout_ranks=1024 --device h100");
+  EXPECT_THAT(roles, HasSubstr("memory of each of the 1024 ranks that only sample"));
+  EXPECT_THAT(roles, HasSubstr("sampling and training at the same time"));
+  EXPECT_GT(seconds_of(roles, "weights to ranks that sample"), 0);
   EXPECT_EQ(seconds_of(plan("--world 1"), sum), 0);
   const test::RunOutcome bad = call("plan " + path("run.yaml") + " --world 3");
   EXPECT_EQ(bad.exit_code, 2);
