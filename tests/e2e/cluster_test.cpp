@@ -6,6 +6,7 @@
 
 #include <filesystem>
 
+#include "tests/support/job_script.h"
 #include "tests/support/tiny_run.h"
 
 namespace gradus {
@@ -167,6 +168,33 @@ TEST_F(Cluster, AnImpatientWatchdogIsRefused) {
   EXPECT_EQ(outcome.exit_code, 2);
   EXPECT_THAT(outcome.messages, HasSubstr("cluster.stuck_after_s"));
   EXPECT_THAT(outcome.messages, HasSubstr("must be in [2, 3600]"));
+}
+
+// The script for Slurm, with what it asks of Slurm played: the number of ranks, the signal before
+// the end, and a job that is put back (under Slurm itself it runs in Slurm.*).
+TEST_F(Cluster, TheJobScriptOfTheDocsStopsAndGoesOn) {
+  const std::string longer =
+      "--set trainer.num_steps=40 --set eval.every_steps=0 --set run.dump_rollouts=false";
+  train("train", "whole", longer);
+  test::write_file(path("job.sh"), test::job_script("job", longer));
+  test::write_file(path("scontrol"), "#!/bin/sh\necho played: scontrol $* >&2\n");
+  const std::string job = fmt::format(
+      "cd {}; chmod +x scontrol; export PATH=$PWD:$PATH SLURM_NTASKS=2 SLURM_JOB_ID=77 "
+      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_mpi_yield_when_idle=1 "
+      "OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none\n",
+      path(""));
+  const test::RunOutcome first = shell(
+      job +
+      "bash job.sh & pid=$!\nwhile kill -0 $pid && [ $(cat runs/job/metrics.jsonl 2>/dev/null | wc "
+      "-l) -lt 3 ]; do sleep 0.02; done; kill -TERM $pid; wait $pid");
+  EXPECT_EQ(first.exit_code, 0) << first.messages;
+  EXPECT_THAT(first.messages, HasSubstr("stopped after step "));
+  EXPECT_THAT(first.messages, HasSubstr("played: scontrol requeue 77"));
+  const test::RunOutcome second = shell(job + "bash job.sh");
+  EXPECT_EQ(second.exit_code, 0) << second.messages;
+  EXPECT_THAT(second.messages, HasSubstr("resumed from "));
+  EXPECT_THAT(second.messages, ::testing::Not(HasSubstr("scontrol requeue")));
+  EXPECT_TRUE(state("job") == state("whole"));
 }
 
 }  // namespace
