@@ -131,7 +131,7 @@ INSTANTIATE_TEST_SUITE_P(
              "'terms'?"},
         Case{{"reward.parts.0.name=exat"},
              "reward.parts[0].name: unknown reward 'exat'; did you mean 'exact'?; known: "
-             "choice, countdown, "},
+             "choice, code, countdown, "},
         Case{{"reward.parts.0.options={mark: x}"},
              "reward.parts[0].options: reward exact: unknown option 'mark'"},
         Case{{"data.eval.seed=0"},
