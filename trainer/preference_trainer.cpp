@@ -227,7 +227,7 @@ Status PreferenceTrainer::run() {
   }
   return run_steps(
       loop().num_steps, setup_.run.checkpoint_every, position_, communicator_, display_,
-      [this] { return step(); }, [this] { return save(); }, records_.saver);
+      [this] { return step(); }, [this] { return save(); }, records_.saver, clock_);
 }
 
 std::span<const PreferencePair> PreferenceTrainer::eval_pairs() const {

@@ -97,7 +97,7 @@ Status RlTrainer::run() {
                                 : std::min(setup_.trainer.num_steps, setup_.last_loaded_step);
   return run_steps(
       last_step, setup_.run.checkpoint_every, position_, communicator_, display_,
-      [this] { return step(); }, [this] { return save(); }, records_.saver);
+      [this] { return step(); }, [this] { return save(); }, records_.saver, clock_);
 }
 
 Status RlTrainer::step() {

@@ -16,6 +16,7 @@
 #include "records/state_shards.h"
 #include "trainer/checkpoint_saver.h"
 #include "trainer/critic.h"
+#include "trainer/step_clock.h"
 
 namespace gradus::trainer {
 namespace {
@@ -346,7 +347,7 @@ std::optional<double> best_metric(const RunSettings& run,
 Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition& position,
                  comm::Communicator& communicator, records::RunDisplay& display,
                  const std::function<Status()>& step, const std::function<Status()>& save,
-                 CheckpointSaver* saver) {
+                 CheckpointSaver* saver, StepClock& clock) {
   while (position.step < num_steps) {
     communicator.watch().set_step(position.step + 1);
     const Status stepped = step();
@@ -355,10 +356,14 @@ Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition&
       if (saver != nullptr) static_cast<void>(saver->finish());
       return stepped;
     }
-    if (saver != nullptr) GRADUS_RETURN_IF_ERROR(saver->check());
     const bool is_last = position.step >= num_steps;
     const double wants_stop = records::stop_requested() ? 1.0 : 0.0;
-    const bool is_stopping = comm::all_reduce_sum(communicator, {&wants_stop, 1})[0] > 0;
+    bool is_stopping = false;
+    {
+      const Phase phase(clock, "timing_s/exchange");
+      if (saver != nullptr) GRADUS_RETURN_IF_ERROR(saver->check());
+      is_stopping = comm::all_reduce_sum(communicator, {&wants_stop, 1})[0] > 0;
+    }
     const bool is_due = checkpoint_every > 0 && position.step % checkpoint_every == 0;
     if (is_last || is_stopping || is_due) GRADUS_RETURN_IF_ERROR(save());
     if (is_stopping && !is_last) {

@@ -114,15 +114,17 @@ std::optional<double> best_metric(const RunSettings& run,
                                   const std::map<std::string, double>& last_row);
 
 class CheckpointSaver;
+class StepClock;
 
 // Makes steps until `position.step` (which `step` advances) is `num_steps`, or until a stop is
 // asked of any rank: then the step is finished. Saves every `checkpoint_every` steps (0: never), at
 // the last step and before it stops early, which it says on the display. `saver` writes beside the
-// steps: its errors end the run after the step in which they came up; null: nothing to ask.
+// steps: its errors end the run after the step in which they came up; null: nothing to ask. What
+// ranks wait for each other between steps is timing_s/exchange of `clock`.
 Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition& position,
                  comm::Communicator& communicator, records::RunDisplay& display,
                  const std::function<Status()>& step, const std::function<Status()>& save,
-                 CheckpointSaver* saver);
+                 CheckpointSaver* saver, StepClock& clock);
 
 rollout::EngineOptions engine_options(const rollout::RolloutConfig& config);
 data::SamplingParams sampling_params(const rollout::RolloutConfig& config,

@@ -38,7 +38,7 @@ Status SftTrainer::run() {
   }
   return run_steps(
       setup_.sft.num_steps, setup_.run.checkpoint_every, position_, communicator_, display_,
-      [this] { return step(); }, [this] { return save(); }, records_.saver);
+      [this] { return step(); }, [this] { return save(); }, records_.saver, clock_);
 }
 
 Status SftTrainer::step() {

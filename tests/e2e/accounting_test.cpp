@@ -30,35 +30,48 @@ const std::string kLonger =
     "--set rollout.num_samples=16 --set run.checkpoint_every=1 --set eval.every_steps=2 "
     "--set trainer.algorithm.kl.coef=0.01 ";
 
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+// Medians over the steps, since the system may take the processor away at any moment of one.
+void expect_accounted(const std::vector<json>& rows, const std::string& name) {
+  ASSERT_GE(rows.size(), 9u);
+  std::vector<double> named, by_wall;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const json& row = rows[i];
+    double sum = 0;
+    for (const auto& [key, value] : row.items()) {
+      if (key.starts_with("timing_s/") && key != "timing_s/step") sum += value.get<double>();
+    }
+    const double step = row["timing_s/step"];
+    EXPECT_NEAR(sum, step, 1e-9 * step) << row;
+    named.push_back(1 - row["timing_s/other"].get<double>() / step);
+    if (i == 0) continue;
+    // Nothing between the lines is left out.
+    by_wall.push_back((row["time"].get<double>() - rows[i - 1]["time"].get<double>()) / step);
+  }
+  EXPECT_GE(median(named), 0.98) << name;
+  EXPECT_NEAR(median(by_wall), 1, 0.02) << name;
+}
+
 TEST_F(Accounting, NamedPhasesAddUpToTheStep) {
   for (const int ranks : {1, 2}) {
     const std::string name = "run" + std::to_string(ranks);
-    train("train", name, kLonger, ranks == 1 ? "" : test::mpirun(ranks));
-    double named = 0, whole = 0;
-    std::vector<double> times;
+    train("train", name, kLonger + "--set trainer.num_steps=9",
+          ranks == 1 ? "" : test::mpirun(ranks));
+    expect_accounted(rows(name), name);
     for (const json& row : rows(name)) {
-      double sum = 0;
-      for (const auto& [key, value] : row.items()) {
-        if (key.starts_with("timing_s/") && key != "timing_s/step") sum += value.get<double>();
-      }
-      const double step = row["timing_s/step"];
-      EXPECT_NEAR(sum, step, 1e-9 * step) << row;
-      EXPECT_EQ(row["perf/time_per_step"], step);
-      named += sum - row["timing_s/other"].get<double>();
-      whole += step;
-      times.push_back(row["time"]);
+      EXPECT_EQ(row["perf/time_per_step"], row["timing_s/step"]);
       for (const char* phase : {"gen", "reward", "ref", "update_actor", "adv", "hash_weights"}) {
         EXPECT_GT(row[std::string("timing_s/") + phase], 0) << phase;
       }
     }
-    EXPECT_GE(named, 0.98 * whole) << ranks << " ranks";
-    // Nothing between the lines is left out: the clock of the wall says the same.
-    const double by_wall = times.back() - times.front();
-    EXPECT_NEAR(whole - rows(name)[0]["timing_s/step"].get<double>(), by_wall, 0.02 * by_wall);
   }
 }
 
-// The other commands that train as well, by the clock of the wall and by name.
 TEST_F(Accounting, NamedPhasesAddUpInEveryCommandThatTrains) {
   for (const std::string command : {"sft", "dpo", "reward-model"}) {
     const std::string section = command == "reward-model" ? "reward_model" : command;
@@ -66,25 +79,8 @@ TEST_F(Accounting, NamedPhasesAddUpInEveryCommandThatTrains) {
           fmt::format("--set {}.num_steps=12 --set eval.every_steps=2 --set run.checkpoint_every=1 "
                       "--set model.init.architecture.hidden_size=64",
                       section));
-    double named = 0, whole = 0;
-    std::vector<double> times;
-    for (const json& row : rows(command)) {
-      double sum = 0;
-      for (const auto& [key, value] : row.items()) {
-        if (key.starts_with("timing_s/") && key != "timing_s/step") sum += value.get<double>();
-      }
-      const double step = row["timing_s/step"];
-      EXPECT_NEAR(sum, step, 1e-9 * step) << row;
-      EXPECT_GT(row["timing_s/update_actor"], 0);
-      named += sum - row["timing_s/other"].get<double>();
-      whole += step;
-      times.push_back(row["time"]);
-    }
-    ASSERT_EQ(times.size(), 12u);
-    EXPECT_GE(named, 0.98 * whole) << command;
-    const double by_wall = times.back() - times.front();
-    const double first = rows(command)[0]["timing_s/step"];
-    EXPECT_NEAR(whole - first, by_wall, 0.02 * by_wall) << command;
+    expect_accounted(rows(command), command);
+    for (const json& row : rows(command)) EXPECT_GT(row["timing_s/update_actor"], 0);
   }
 }
 
