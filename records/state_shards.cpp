@@ -72,7 +72,7 @@ Status StateSnapshot::write(const std::string& path) const {
   Result<StateWriter> writer = StateWriter::create(path);
   if (!writer.ok()) return writer.status();
   for (const auto& [name, value] : values_) {
-    const auto add = [&](const auto& held) -> Status {
+    const auto add = [&writer, &name = name](const auto& held) -> Status {
       using Held = std::decay_t<decltype(held)>;
       if constexpr (std::is_same_v<Held, Text>) {
         return writer->add_text(name, held.text);

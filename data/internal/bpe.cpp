@@ -262,7 +262,10 @@ void Bpe::merge_short(Workspace& workspace) const {
 }
 
 void Bpe::merge_long(Workspace& workspace) const {
-  auto& [cache, characters, symbols, next, previous, heap] = workspace;
+  auto& symbols = workspace.symbols;
+  auto& next = workspace.next;
+  auto& previous = workspace.previous;
+  auto& heap = workspace.heap;
   const auto size = static_cast<int32_t>(symbols.size());
   next.resize(symbols.size());
   previous.resize(symbols.size());

@@ -1,5 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <flint/flint.h>
+
+// Inline functions of Calcium's headers are C: they take what is allocated without a cast.
+namespace {
+struct AnyPointer {
+  void* pointer;
+  template <class T>
+  operator T*() const {
+    return static_cast<T*>(pointer);
+  }
+};
+}  // namespace
+#define flint_malloc(size) (AnyPointer{(flint_malloc)(size)})
+#define flint_calloc(count, size) (AnyPointer{(flint_calloc)(count, size)})
+#define flint_realloc(pointer, size) (AnyPointer{(flint_realloc)(pointer, size)})
 #include <calcium/ca.h>
+#undef flint_malloc
+#undef flint_calloc
+#undef flint_realloc
 
 #include "rewards/math/constant.h"
 #include "rewards/math/numeric.h"
