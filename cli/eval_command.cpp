@@ -80,8 +80,9 @@ Status eval(const EvalArguments& arguments) {
           config.eval.num_samples);
     }
   }
-  const Result<rewards::RewardSum> rewards = make_rewards(config);
+  Result<rewards::RewardSum> rewards = make_rewards(config);
   if (!rewards.ok()) return rewards.status();
+  GRADUS_RETURN_IF_ERROR(rewards->load());
   Result<trainer::Policy> policy =
       trainer::load_policy(config.model, static_cast<uint64_t>(config.run.seed));
   if (!policy.ok()) return policy.status();

@@ -66,7 +66,7 @@ Status plan(const PlanArguments& arguments) {
       trainer::trained_adapter(config.model, config.lora, *model);
   if (!adapter.ok()) return adapter.status();
   const Result<std::vector<MemoryPart>> memory =
-      plan_training(config, *model, *adapter, longest_of(*prompts), arguments.world);
+      plan_training(config, *model, *adapter, *rewards, longest_of(*prompts), arguments.world);
   if (!memory.ok()) return memory.status();
   StepWork work = step_work(config, arguments.world);
   work.prompt_tokens = mean_prompt(*prompts);

@@ -42,6 +42,7 @@ Status read_field(const Json& row, const char* key, bool is_required, bool takes
 Status score_row(const rewards::Reward& reward, const Json& row, JsonLinesWriter& writer) {
   data::Prompt prompt;
   data::Trajectory trajectory;
+  trajectory.finish_reason = data::FinishReason::kStop;
   GRADUS_RETURN_IF_ERROR(read_field(row, "response", true, false, trajectory.text));
   // A reward that looks at the response alone needs no ground truth.
   GRADUS_RETURN_IF_ERROR(read_field(row, "ground_truth", false, true, prompt.answer));
@@ -62,6 +63,7 @@ Status score(const ScoreOptions& options) {
   rewards::register_builtin_rewards(registry);
   const auto reward = registry.create(options.reward, *reward_options);
   GRADUS_RETURN_IF_ERROR(reward.status());
+  GRADUS_RETURN_IF_ERROR((*reward)->load());
   auto writer = JsonLinesWriter::open(options.output);
   GRADUS_RETURN_IF_ERROR(writer.status());
   const Status status = for_each_json_line(
@@ -141,6 +143,7 @@ Status serve(const ServeOptions& options) {
   rewards::register_builtin_rewards(registry);
   const auto made = registry.create(options.reward, *reward_options);
   GRADUS_RETURN_IF_ERROR(made.status());
+  GRADUS_RETURN_IF_ERROR((*made)->load());
   const rewards::Reward& reward = **made;
   std::cout << Json{{"gradus_reward", 1},
                     {"name", options.reward},
@@ -159,6 +162,7 @@ Status serve(const ServeOptions& options) {
     for (const Json& sample : batch["samples"]) {
       data::Prompt prompt;
       data::Trajectory trajectory;
+      trajectory.finish_reason = data::FinishReason::kStop;
       prompt.prompt_id = sample.value("prompt_id", uint64_t{0});
       trajectory.id = {prompt.prompt_id, sample.value("sample_index", 0)};
       GRADUS_RETURN_IF_ERROR(read_field(sample, "response", true, false, trajectory.text));
@@ -207,7 +211,7 @@ Status list_rewards() {
 }  // namespace
 
 void add_reward_command(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand("reward", "Score responses without a model");
+  CLI::App* command = app.add_subcommand("reward", "Score responses");
   command->require_subcommand(1);
   CLI::App* scorer = command->add_subcommand(
       "score", "Read {\"response\", \"ground_truth\"}, print {\"score\", \"status\", \"detail\"}");

@@ -138,7 +138,9 @@ Result<rewards::RewardSum> load_rewards(const ToolOptions& options) {
   // What these commands are for is to look at failures.
   config.on_error = rewards::OnRewardError::kSkipSample;
   for (rewards::RewardPartConfig& part : config.parts) part.on_error.reset();
-  return rewards::RewardSum::create(config, registry);
+  Result<rewards::RewardSum> sum = rewards::RewardSum::create(config, registry);
+  if (sum.ok()) GRADUS_RETURN_IF_ERROR(sum->load());
+  return sum;
 }
 
 rewards::CriterionScore criterion_of(const data::WeightedPart& part) {

@@ -39,6 +39,7 @@ int64_t longest_of(const std::vector<data::Prompt>& prompts);  // tokens
 Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
                                               const model::ModelConfig& model,
                                               const model::LoraConfig& adapter,
+                                              const rewards::RewardSum& rewards,
                                               int64_t longest_prompt, int64_t num_ranks);
 // Of a rank that only samples (cluster.mode split or async).
 std::vector<MemoryPart> plan_sampling(const RunConfig& config, const model::ModelConfig& model,

@@ -338,10 +338,11 @@ void add_trained_model(const std::string& whose, const model::ModelConfig& model
   add("checkpoint being written", state / work.num_ranks);
 }
 
-// Cache and logits of the engine.
+// Cache and logits of the engine, and the models that score what it samples.
 void add_sampling(const model::ModelConfig& model, const PlannedWork& work,
                   const rollout::RolloutConfig& rollout, std::vector<MemoryPart>& parts) {
   constexpr int64_t kFloat = sizeof(float);
+  if (work.reward_bytes > 0) parts.push_back({"reward models", work.reward_bytes});
   const auto pages = [](int64_t tokens) {
     return (tokens + kernels::kPageTokens - 1) / kernels::kPageTokens;
   };

@@ -86,6 +86,7 @@ struct PlannedWork {
   bool has_reference = false;
   bool has_evaluation = false;
   bool sends_weights = false;                // to ranks that only sample
+  int64_t reward_bytes = 0;                  // of models that score
   std::optional<model::ModelConfig> critic;  // its adapter is as the policy's
   trainer::OptimizerConfig critic_optimizer;
 };

@@ -8,8 +8,7 @@
 #include "cli/model_rows.h"
 #include "data/preferences.h"
 #include "data/prompt_builder.h"
-#include "model/training_pass.h"
-#include "trainer/preference_trainer.h"
+#include "model/sequence_scorer.h"
 
 namespace gradus::cli {
 namespace {
@@ -23,30 +22,18 @@ struct ScoreArguments {
 // Scores of whole sequences, in their order.
 class Scorer {
  public:
-  explicit Scorer(ModelForRows& model) : model_(model), pass_(*model.transformer, false) {}
+  explicit Scorer(ModelForRows& model) : scorer_(*model.transformer) {}
 
   Status add(std::vector<int32_t> ids) {
-    const model::ModelConfig& config = model_.transformer->config();
-    if (static_cast<int64_t>(ids.size()) > config.max_position_embeddings) {
-      return invalid_argument("the row has {} tokens, the model's context {}; shorten it",
-                              ids.size(), config.max_position_embeddings);
-    }
-    const int64_t length = trainer::scored_target(ids, config.pad_id);
-    if (length == 0) {
-      return invalid_argument(
-          "all {} tokens of the row are padding (id {}); there is none to score", ids.size(),
-          *config.pad_id);
-    }
-    ids.resize(static_cast<size_t>(length));
-    num_waiting_tokens_ += length;
-    waiting_.push_back({std::move(ids), {{0}}});
-    return num_waiting_tokens_ >= kPackTokens ? flush() : Status();
+    GRADUS_RETURN_IF_ERROR(scorer_.check(ids));
+    num_waiting_tokens_ += static_cast<int64_t>(ids.size());
+    waiting_.push_back(std::move(ids));
+    return num_waiting_tokens_ >= model::SequenceScorer::kPackTokens ? flush() : Status();
   }
 
   // Scores what waits.
   Status flush() {
-    pass_.forward(data::make_pack(waiting_), 1.0f, false);
-    for (const float score : pass_.logprobs()) {
+    for (const float score : scorer_.score(waiting_)) {
       if (!std::isfinite(score)) {
         return data_loss("the score of row {} is {}; the model's weights are broken",
                          scores.size() + 1, score);
@@ -61,12 +48,8 @@ class Scorer {
   std::vector<float> scores;
 
  private:
-  // Rows are scored in packs of about this many tokens, which does not change a bit.
-  static constexpr int64_t kPackTokens = 2048;
-
-  ModelForRows& model_;
-  model::TrainingPass pass_;
-  std::vector<data::PackGroup> waiting_;
+  model::SequenceScorer scorer_;
+  std::vector<std::vector<int32_t>> waiting_;
   int64_t num_waiting_tokens_ = 0;
 };
 

@@ -23,6 +23,7 @@ int64_t longest_of(const std::vector<data::Prompt>& prompts) {
 Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
                                               const model::ModelConfig& model,
                                               const model::LoraConfig& adapter,
+                                              const rewards::RewardSum& rewards,
                                               int64_t longest_prompt, int64_t num_ranks) {
   const bool is_colocated = config.cluster.mode == trainer::ClusterMode::kColocated;
   PlannedWork work = {
@@ -34,7 +35,8 @@ Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
       .adapter = adapter,
       .has_reference = config.trainer.algorithm.kl.coef != 0,
       .has_evaluation = config.eval.is_asked_for(),
-      .sends_weights = !is_colocated};
+      .sends_weights = !is_colocated,
+      .reward_bytes = rewards.planned_bytes()};
   if (config.trainer.critic) {
     Result<model::ModelConfig> critic =
         trainer::critic_model_config(*config.trainer.critic, config.model, model);
@@ -120,7 +122,7 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
   GRADUS_RETURN_IF_ERROR(check_lengths(*prompts, config.rollout, *model));
   const int64_t longest = longest_of(*prompts);
   const Result<std::vector<MemoryPart>> memory =
-      plan_training(config, *model, *adapter, longest, num_ranks);
+      plan_training(config, *model, *adapter, *rewards, longest, num_ranks);
   if (!memory.ok()) return memory.status();
   print_model(config, *model);
   print_adapter(*adapter, *model);
@@ -233,8 +235,9 @@ Status train(const RunArguments& arguments) {
   if (!watchdog.ok()) return watchdog.status();
   if (arguments.dry_run) return ranks.rank() == 0 ? dry_run(*loaded, ranks.size()) : Status();
 
-  const Result<rewards::RewardSum> rewards = make_rewards(config);
+  Result<rewards::RewardSum> rewards = make_rewards(config);
   if (!rewards.ok()) return rewards.status();
+  GRADUS_RETURN_IF_ERROR(rewards->load());
   const Result<trainer::Algorithm> algorithm =
       trainer::make_algorithm(config.trainer.algorithm, config.rollout.max_new_tokens);
   if (!algorithm.ok()) return algorithm.status();
@@ -294,7 +297,7 @@ Status train(const RunArguments& arguments) {
   const model::ModelConfig& model = policy->transformer->config();
   const int64_t longest = longest_of(setup.train_prompts);
   const Result<std::vector<MemoryPart>> memory =
-      plan_training(config, model, adapter_of(*policy), longest, ranks.size());
+      plan_training(config, model, adapter_of(*policy), *rewards, longest, ranks.size());
   if (!memory.ok()) return memory.status();
   const int64_t planned = total_bytes(*memory);
   display.print(fmt::format(

@@ -27,6 +27,7 @@ void register_builtin_rewards(RewardRegistry& registry) {
   registry.add("repetition", make_repetition_reward);
   registry.add("code", make_code_reward);
   registry.add("judge", make_judge_reward);
+  registry.add("reward_model", make_model_reward);
 }
 
 double overlong_penalty(int64_t length_tokens, int64_t max_length_tokens, int64_t buffer_tokens,

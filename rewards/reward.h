@@ -41,6 +41,12 @@ class Reward {
  public:
   virtual ~Reward() = default;
 
+  // Reads what scoring needs beyond the options, such as the weights of a model: once, before the
+  // first score_batch. What the options say is checked where the reward is made.
+  virtual Status load() { return {}; }
+  // Bytes that load() and scoring take, from the options alone: for plans.
+  virtual int64_t planned_bytes() const { return 0; }
+
   // One part per trajectory, group by group. Must stand empty responses and ones of 10 MB (time
   // linear in the text). Thread-safe. Unless compares_siblings(), a group may come in pieces, as
   // its responses are finished, and no part may depend on what else is in the call.

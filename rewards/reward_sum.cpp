@@ -135,6 +135,19 @@ Result<RewardSum> RewardSum::create(const RewardConfig& config, const RewardRegi
   return sum;
 }
 
+Status RewardSum::load() {
+  for (const WeightedReward& weighted : rewards_) {
+    GRADUS_RETURN_IF_ERROR(weighted.reward->load().with_prefix("reward '" + weighted.name + "'"));
+  }
+  return {};
+}
+
+int64_t RewardSum::planned_bytes() const {
+  int64_t bytes = 0;
+  for (const WeightedReward& weighted : rewards_) bytes += weighted.reward->planned_bytes();
+  return bytes;
+}
+
 std::vector<JudgedPart> RewardSum::judge(size_t index, std::span<const Group> groups) const {
   const WeightedReward& weighted = rewards_.at(index);
   std::vector<JudgedPart> judged;

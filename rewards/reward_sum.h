@@ -58,6 +58,10 @@ class RewardSum {
   // with weight 1, and its criteria, with weight 0: what they make together is the Curriculum's.
   static Result<RewardSum> create(const RewardConfig& config, const RewardRegistry& registry);
 
+  // Has every reward read what it needs, before the first score.
+  Status load();
+  int64_t planned_bytes() const;  // of all rewards: Reward::planned_bytes
+
   // One breakdown per trajectory, group by group; the ids are the trajectories'. A trajectory to
   // which no reward applies is not scored. InvalidArgument when a part failed and on_error is
   // kAbort.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "model/sequence_scorer.h"
 #include "trainer/checkpoint_saver.h"
 
 namespace gradus::trainer {
@@ -58,12 +59,6 @@ struct PreferenceTrainer::Sums {
   }
 };
 
-int64_t scored_target(std::span<const int32_t> response, std::optional<int32_t> pad_id) {
-  int64_t index = static_cast<int64_t>(response.size());
-  while (index > 0 && response[static_cast<size_t>(index - 1)] == pad_id) --index;
-  return index;
-}
-
 PreferenceTrainer::PreferenceTrainer(PreferenceSetup setup, Policy& policy,
                                      comm::Communicator& communicator, RunRecords records,
                                      records::RunDisplay& display)
@@ -94,8 +89,8 @@ PairValues PreferenceTrainer::values_of(const PreferencePair& pair,
                                         std::span<const float> outputs) const {
   if (!is_dpo()) {
     const std::optional<int32_t> pad_id = policy_.transformer->config().pad_id;
-    const size_t chosen = static_cast<size_t>(scored_target(pair.chosen, pad_id));
-    const size_t rejected = static_cast<size_t>(scored_target(pair.rejected, pad_id));
+    const size_t chosen = static_cast<size_t>(model::scored_target(pair.chosen, pad_id));
+    const size_t rejected = static_cast<size_t>(model::scored_target(pair.rejected, pad_id));
     return {outputs[chosen], outputs[pair.chosen.size() + 1 + rejected]};
   }
   PairValues sums;
@@ -122,8 +117,8 @@ void PreferenceTrainer::spread_slopes(const PreferencePair& pair, const PairValu
                                       std::span<float> doutputs) const {
   if (!is_dpo()) {
     const std::optional<int32_t> pad_id = policy_.transformer->config().pad_id;
-    const size_t chosen = static_cast<size_t>(scored_target(pair.chosen, pad_id));
-    const size_t rejected = static_cast<size_t>(scored_target(pair.rejected, pad_id));
+    const size_t chosen = static_cast<size_t>(model::scored_target(pair.chosen, pad_id));
+    const size_t rejected = static_cast<size_t>(model::scored_target(pair.rejected, pad_id));
     doutputs[chosen] = static_cast<float>(slopes.chosen);
     doutputs[pair.chosen.size() + 1 + rejected] = static_cast<float>(slopes.rejected);
     return;

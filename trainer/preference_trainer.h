@@ -30,11 +30,6 @@ struct PreferenceSetup {
   std::vector<PreferencePair> eval_pairs;   // may be empty
 };
 
-// Index of the target whose row holds the last token of a response that is not `pad_id`: what a
-// reward model scores, as transformers' classifiers do. Targets are those of the response with one
-// more token behind it; 0 is the prompt's last token.
-int64_t scored_target(std::span<const int32_t> response, std::optional<int32_t> pad_id);
-
 // Direct preference optimisation of a policy, or training of a reward model (a policy whose
 // transformer has a score head): minimises the mean pair loss of each batch over all ranks. The two
 // responses of a pair share their prompt's rows. Not thread-safe.

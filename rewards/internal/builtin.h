@@ -28,6 +28,7 @@ Result<std::unique_ptr<Reward>> make_length_reward(const RewardOptions& options)
 Result<std::unique_ptr<Reward>> make_repetition_reward(const RewardOptions& options);
 Result<std::unique_ptr<Reward>> make_code_reward(const RewardOptions& options);
 Result<std::unique_ptr<Reward>> make_judge_reward(const RewardOptions& options);
+Result<std::unique_ptr<Reward>> make_model_reward(const RewardOptions& options);
 
 // The part of a response that holds the answer: what follows the last `marker`, trimmed, to the end
 // of the line; the first line with text when `skips_lines`. Two markers carry their own end: after

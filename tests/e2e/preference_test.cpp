@@ -161,6 +161,60 @@ TEST_F(Preference, ARewardModelLearnsToTellRightFromWrongAndScoresRows) {
   EXPECT_EQ(test::json_rows(test::read_file(path("output")))[0]["score"], scores[0]["chosen"]);
 }
 
+// A reward model as a part of the reward of reinforcement learning.
+TEST_F(Preference, ARewardModelRewardsAPolicyWithItsScores) {
+  train("reward-model", "rm");
+  const std::string part = "{name: reward_model, options: {path: " + latest("rm") + "}}";
+  const std::string options =
+      "--set 'reward.parts=[{name: format, weight: 0, options: {pattern: "
+      "\"(?s).*[A-Z].*\"}}, " +
+      part + "]' ";
+  train("train", "run", options);
+  for (const json& row : metrics("run")) {
+    if (row["step"] == 0) continue;
+    EXPECT_EQ(row["reward/reward_model/failed_fraction"], 0.0);
+    EXPECT_EQ(row["reward/reward_model/mean"], row["critic/score/mean"]);
+    EXPECT_GT(row["actor/grad_norm"], 0.0);
+  }
+  for (const int ranks : {2, 4}) {
+    const std::string name = "run" + std::to_string(ranks);
+    train("train", name, options, test::mpirun(ranks));
+    EXPECT_TRUE(state(name) == state("run")) << name;
+  }
+  // Threads that score while others are sampled change nothing.
+  train("train", "threads", options + "--set reward.threads=3 --set rollout.max_batch=3");
+  EXPECT_TRUE(state("threads") == state("run"));
+  // The recorded scores are those of the command.
+  const std::vector<json> rollouts =
+      test::json_rows(test::read_file(path("runs/run/rollouts/step_1.jsonl")));
+  std::string rows;
+  for (const json& rollout : rollouts) {
+    rows += json{{"text",
+                  rollout["prompt"].get<std::string>() + rollout["response"].get<std::string>()}}
+                .dump() +
+            "\n";
+  }
+  test::write_file(path("rows.jsonl"), rows);
+  EXPECT_EQ(call("score --model " + latest("rm") + " --input " + path("rows.jsonl")).exit_code, 0);
+  const std::vector<json> scores = test::json_rows(test::read_file(path("output")));
+  int num_cut_off = 0;
+  for (size_t i = 0; i < rollouts.size(); ++i) {
+    // Behind a response that has ended stands the end token.
+    const bool is_cut_off = rollouts[i]["finish_reason"] == "length";
+    const float rewarded = rollouts[i]["parts"][1]["raw"], scored = scores[i]["score"];
+    EXPECT_EQ(rewarded == scored, is_cut_off) << i;
+    num_cut_off += is_cut_off ? 1 : 0;
+  }
+  EXPECT_GE(num_cut_off, 20);
+  const test::RunOutcome none = call(arguments(
+      "train", "none", "--set 'reward.parts=[{name: reward_model, options: {path: nowhere}}]'"));
+  EXPECT_EQ(none.exit_code, 2);
+  EXPECT_THAT(none.messages,
+              HasSubstr("reward.parts[0].options: reward reward_model: path: nowhere"));
+  EXPECT_EQ(call(arguments("train", "plan", options + "--dry-run")).exit_code, 0);
+  EXPECT_THAT(test::read_file(path("output")), HasSubstr("\n  reward models "));
+}
+
 TEST_F(Preference, ARewardModelIsNotAskedForText) {
   train("reward-model", "rm");
   train("sft", "sft");

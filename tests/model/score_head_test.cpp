@@ -10,6 +10,7 @@
 
 #include "kernels/gemm.h"
 #include "model/safetensors.h"
+#include "model/sequence_scorer.h"
 #include "model/training_pass.h"
 #include "tests/support/files.h"
 #include "tests/support/gradient_reference.h"
@@ -206,6 +207,15 @@ TEST(ScoreHead, IsAskedForByName) {
   EXPECT_EQ(require_head(with_score_head(text), Head::kLanguage, "m").message(),
             "m: the model (Qwen3ForSequenceClassification) gives a score, not text; name a causal "
             "language model, or ask it with gradus score");
+}
+
+// Target i of a response stands on the row of the token before it; 0 on the prompt's last.
+TEST(ScoredTarget, IsBehindTheLastTokenThatIsNoPadding) {
+  EXPECT_EQ(scored_target(std::vector<int32_t>{5, 6, 2}, std::nullopt), 3);
+  EXPECT_EQ(scored_target(std::vector<int32_t>{5, 6, 2}, 0), 3);
+  EXPECT_EQ(scored_target(std::vector<int32_t>{5, 6, 2}, 2), 2);
+  EXPECT_EQ(scored_target(std::vector<int32_t>{2, 6, 2, 2}, 2), 2);
+  EXPECT_EQ(scored_target(std::vector<int32_t>{2, 2}, 2), 0);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -6,6 +7,7 @@
 
 #include "common/strings.h"
 #include "rewards/reward.h"
+#include "tests/support/tiny_reward_model.h"
 
 // What every registered reward owes, tested the moment it is registered.
 namespace gradus::rewards {
@@ -31,15 +33,18 @@ RewardOptions needed_options(const std::string& name) {
             {"criterion", "c"},
             {"retries", "0"}};
   }
+  if (name == "reward_model") return {{"path", testing::tiny_reward_model()}};
   return {};
 }
 
-class RewardContract : public testing::TestWithParam<std::string> {
+class RewardContract : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
     auto created = builtin_registry().create(GetParam(), needed_options(GetParam()));
     ASSERT_TRUE(created.ok()) << created.status().message();
     reward_ = std::move(*created);
+    const Status loaded = reward_->load();
+    ASSERT_TRUE(loaded.ok()) << loaded.message();
     prompt_.answer = GetParam() == "countdown" ? R"({"target": 6, "numbers": [2, 3]})"
                      : GetParam() == "code"    ? R"([{"stdout": "6"}])"
                                                : "6";
@@ -138,8 +143,88 @@ TEST_P(RewardContract, RefusesUnknownOptionsByName) {
       << created.status().message();
 }
 
-INSTANTIATE_TEST_SUITE_P(Builtin, RewardContract, testing::ValuesIn(builtin_registry().names()),
+INSTANTIATE_TEST_SUITE_P(Builtin, RewardContract, ::testing::ValuesIn(builtin_registry().names()),
                          [](const auto& parameter) { return parameter.param; });
+
+// A model whose score is 0.3 times the first component of the last hidden state.
+class LearnedReward : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    reward_ = builtin_registry().create("reward_model", {{"path", path_}}).value();
+    ASSERT_TRUE(reward_->load().ok());
+    prompt_.text = "What is 2+2?";
+  }
+  data::Trajectory response(const std::string& text, data::FinishReason reason) const {
+    data::Trajectory trajectory;
+    trajectory.text = text;
+    trajectory.finish_reason = reason;
+    return trajectory;
+  }
+  std::vector<RewardPart> score(const std::vector<data::Trajectory>& trajectories) const {
+    const Group group{&prompt_, trajectories};
+    return reward_->score_batch({&group, 1});
+  }
+  const std::string path_ = testing::tiny_reward_model();
+  std::unique_ptr<Reward> reward_;
+  data::Prompt prompt_;
+};
+
+TEST_F(LearnedReward, IsTheScoreOfPromptResponseAndEndToken) {
+  const auto transformer = model::Transformer::load(path_).value();
+  const auto tokenizer = data::Tokenizer::load(path_).value();
+  std::vector<int32_t> ids = tokenizer->encode(prompt_.text).value();
+  const std::vector<int32_t> four = tokenizer->encode("4").value();
+  ids.insert(ids.end(), four.begin(), four.end());
+  model::SequenceScorer scorer(*transformer);
+  const float cut_off = scorer.score({&ids, 1})[0];
+  ids.push_back(transformer->config().eos_ids.at(0));
+  const float ended = scorer.score({&ids, 1})[0];
+  EXPECT_NE(cut_off, ended);
+  const auto parts = score({response("4", data::FinishReason::kStop),
+                            response("another", data::FinishReason::kStop),
+                            response("4", data::FinishReason::kLength)});
+  EXPECT_EQ(parts[0].score, ended);
+  EXPECT_EQ(parts[2].score, cut_off);
+  EXPECT_EQ(parts[0].status, RewardStatus::kOk);
+  EXPECT_NE(parts[1].score, parts[0].score);
+}
+
+TEST_F(LearnedReward, IsHeldInItsBoundsAndSaysWhatItCannotJudge) {
+  const double free = score({response("4", data::FinishReason::kStop)})[0].score;
+  const std::string high = std::to_string(free - 1), low = std::to_string(free - 2);
+  reward_ = builtin_registry()
+                .create("reward_model", {{"path", path_}, {"low", low}, {"high", high}})
+                .value();
+  ASSERT_TRUE(reward_->load().ok());
+  EXPECT_EQ(score({response("4", data::FinishReason::kStop)})[0].score, std::stod(high));
+  std::string text;
+  for (int i = 0; i < 600; ++i) text += "1 2 ";
+  const RewardPart part = score({response(text, data::FinishReason::kStop)})[0];
+  EXPECT_EQ(part.status, RewardStatus::kError);
+  EXPECT_THAT(part.detail, ::testing::HasSubstr(" tokens, the model's context 512"));
+  EXPECT_EQ(score({response(std::string(200000, 'a'), data::FinishReason::kStop)})[0].detail,
+            "prompt and response have 200012 bytes, the model's context 512 tokens");
+  EXPECT_GT(reward_->planned_bytes(), 100000);
+}
+
+TEST_F(LearnedReward, NamesABadOption) {
+  const auto message = [](const RewardOptions& options) {
+    return builtin_registry().create("reward_model", options).status().message();
+  };
+  EXPECT_EQ(message({}),
+            "reward reward_model: path: is missing; expected the directory of a reward model, as "
+            "gradus reward-model writes it");
+  EXPECT_THAT(message({{"path", "nowhere"}}),
+              ::testing::HasSubstr("reward reward_model: path: nowhere"));
+  EXPECT_EQ(message({{"path", "tests/golden/tiny_models/qwen2"}}),
+            "reward reward_model: path: tests/golden/tiny_models/qwen2: the model "
+            "(Qwen2ForCausalLM) gives text, not a score; name a reward model, as gradus "
+            "reward-model writes it");
+  EXPECT_EQ(message({{"path", path_}, {"low", "3"}, {"high", "2"}}),
+            "reward reward_model: low (3) must be below high (2)");
+  EXPECT_EQ(message({{"path", path_}, {"high", "much"}}),
+            "reward reward_model: high: is 'much'; expected a number in [-1000000, 1000000]");
+}
 
 TEST(RewardRegistry, AnswersUnknownNamesWithTheKnownOnes) {
   const auto created = builtin_registry().create("nummber", {});

@@ -107,15 +107,6 @@ TEST(PairLosses, SlopesAreThoseOfTheLoss) {
               testing::kLossDifference);
 }
 
-// Target i of a response stands on the row of the token before it; 0 on the prompt's last.
-TEST(ScoredTarget, IsBehindTheLastTokenThatIsNoPadding) {
-  EXPECT_EQ(scored_target(std::vector<int32_t>{5, 6, 2}, std::nullopt), 3);
-  EXPECT_EQ(scored_target(std::vector<int32_t>{5, 6, 2}, 0), 3);
-  EXPECT_EQ(scored_target(std::vector<int32_t>{5, 6, 2}, 2), 2);
-  EXPECT_EQ(scored_target(std::vector<int32_t>{2, 6, 2, 2}, 2), 2);
-  EXPECT_EQ(scored_target(std::vector<int32_t>{2, 2}, 2), 0);
-}
-
 TEST(PreferenceConfigs, NameTheKeysThatContradictEachOther) {
   EXPECT_EQ(validate(dpo(DpoLoss::kIpo, 0.1, 0.2), 1).message(),
             "dpo.num_steps is 0; say how many updates to make\n"
