@@ -68,6 +68,10 @@ Result<Json> parse_line(const std::string& line) {
                             line.substr(begin, end - begin),
                             is_array ? "write one object a line instead of one array"
                                      : "expected one whole object a line");
+  } catch (const nlohmann::json::out_of_range& error) {
+    const std::string_view what = error.what();  // ends with the number, quoted
+    return invalid_argument("holds the number {}, which no double can hold; write it as text",
+                            what.substr(std::min(what.find('\''), what.size())));
   }
   if (!object.is_object()) {
     return invalid_argument("is {}; expected one JSON object a line", object.type_name());

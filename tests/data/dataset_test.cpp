@@ -148,6 +148,8 @@ TEST_F(Dataset, NamesABadRowByFileAndLine) {
             "rows.jsonl:2: invalid UTF-8 at byte 7; rows are JSON in UTF-8");
   EXPECT_TRUE(
       error_of(R"({"data_source":"\ud800"})").starts_with("rows.jsonl:1: not valid JSON at byte"));
+  EXPECT_EQ(error_of(R"({"data_source":"a","prompt":"p","extra_info":{"n":-1e999}})"),
+            "rows.jsonl:1: holds the number '-1e999', which no double can hold; write it as text");
   EXPECT_EQ(error_of(R"({"prompt":"p","ground_truth":"1"})"),
             "rows.jsonl:1: data_source: is missing; expected a string that names the task");
   EXPECT_EQ(error_of(R"({"data_source":3,"prompt":"p"})"),
