@@ -137,6 +137,19 @@ Result<std::string> target_of(const std::string& tensor) {
 
 std::vector<int64_t> shape_of(const ParameterPlace& place) { return {place.rows, place.columns}; }
 
+Status compare_with_layout(const SafetensorsReader& tensors, const std::string& base,
+                           const LoraLayout& layout, int64_t rank) {
+  std::vector<NamedShape> expected, found;
+  for (const ParameterPlace& place : layout.places) {
+    expected.push_back({place.hf_name, shape_of(place)});
+  }
+  for (const SafetensorsTensor& tensor : tensors.tensors()) {
+    found.push_back({tensor.name, tensor.shape});
+  }
+  const std::string source = fmt::format("the base {} with rank {}", base, rank);
+  return compare_tensors(expected, found, source).with_prefix(tensors.path());
+}
+
 std::string hash_text(const LoraAdapter& adapter) {
   return fmt::format("{:016x}", adapter.base_hash());
 }
@@ -198,19 +211,19 @@ Result<LoraConfig> load_lora_config(const std::string& dir) {
   return config;
 }
 
+Status check_adapter_shapes(const std::string& dir, const std::string& base,
+                            const LoraLayout& layout, int64_t rank) {
+  const Result<SafetensorsReader> tensors = open_tensors(dir);
+  if (!tensors.ok()) return tensors.status();
+  return compare_with_layout(*tensors, base, layout, rank);
+}
+
 Status load_adapter(const std::string& dir, const std::string& base, const LoraAdapter& adapter,
                     float* out) {
   const Result<SafetensorsReader> tensors = open_tensors(dir);
   if (!tensors.ok()) return tensors.status();
-  std::vector<NamedShape> expected, found;
-  for (const ParameterPlace& place : adapter.layout().places) {
-    expected.push_back({place.hf_name, shape_of(place)});
-  }
-  for (const SafetensorsTensor& tensor : tensors->tensors()) {
-    found.push_back({tensor.name, tensor.shape});
-  }
-  const std::string source = fmt::format("the base {} with rank {}", base, adapter.config().rank);
-  GRADUS_RETURN_IF_ERROR(compare_tensors(expected, found, source).with_prefix(tensors->path()));
+  GRADUS_RETURN_IF_ERROR(
+      compare_with_layout(*tensors, base, adapter.layout(), adapter.config().rank));
   for (const auto& [key, value] : tensors->metadata()) {
     if (key != kBaseHash || value == hash_text(adapter)) continue;
     return invalid_argument(

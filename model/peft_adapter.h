@@ -22,6 +22,11 @@ bool is_adapter_dir(const std::string& dir);
 // and key.
 Result<LoraConfig> load_lora_config(const std::string& dir);
 
+// Whether the tensors of `dir` are those of `layout`, by names and shapes: the errors that
+// load_adapter would give, without weights. `base` is for messages.
+Status check_adapter_shapes(const std::string& dir, const std::string& base,
+                            const LoraLayout& layout, int64_t rank);
+
 // Reads A and B of `adapter`, made with load_lora_config(dir), into `values` of its layout: its
 // own, or another set of them. DataLoss for missing, unknown or wrongly shaped tensors and values
 // that are not finite; InvalidArgument if the adapter was made on other weights. `base` is the

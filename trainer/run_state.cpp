@@ -176,8 +176,14 @@ Result<model::LoraConfig> trained_adapter(const model::ModelSourceConfig& config
   Result<model::LoraConfig> trained = lora;
   if (!config.adapter.empty()) trained = model::load_lora_config(config.adapter);
   if (!trained.ok() || trained->rank == 0) return trained;
-  const Status status = model::lora_layout(model, *trained).status();
-  if (!status.ok()) return config.adapter.empty() ? status : status.with_prefix(config.adapter);
+  const Result<model::LoraLayout> layout = model::lora_layout(model, *trained);
+  if (!layout.ok()) {
+    return config.adapter.empty() ? layout.status() : layout.status().with_prefix(config.adapter);
+  }
+  if (!config.adapter.empty()) {
+    GRADUS_RETURN_IF_ERROR(
+        model::check_adapter_shapes(config.adapter, config.path, *layout, trained->rank));
+  }
   trained->targets = model::resolved_targets(trained->targets);
   return trained;
 }

@@ -292,6 +292,13 @@ TEST_F(Lora, WrongSettingsAreNamedWithTheirRemedy) {
       error_of("logprobs --model tests/golden/tiny_models/qwen2 --adapter " + adapter("lora")),
       HasSubstr("the weights do not belong to the base tests/golden/tiny_models/qwen2 with "
                 "rank 4"));
+  // A dry run loads no weights, and says so all the same.
+  EXPECT_THAT(error_of(arguments("sft", "other",
+                                 "--set model.init=null --set model.path=tests/golden/tiny_models/"
+                                 "qwen2 --set data.prompt_format=text --dry-run --set "
+                                 "model.adapter=" +
+                                     adapter("lora"))),
+              HasSubstr("the weights do not belong to the base tests/golden/tiny_models/qwen2"));
 }
 
 }  // namespace
