@@ -221,7 +221,6 @@ void CheckpointSaver::write(const CheckpointShare& share, const std::string& fol
     status_ = records::CheckpointStore::await_shares(*draft_, communicator_.size(), gives_up_);
   }
   if (status_.ok()) status_ = store_->commit(std::move(*draft_), metric);
-  draft_.reset();
 }
 
 Status CheckpointSaver::check() {
@@ -231,14 +230,16 @@ Status CheckpointSaver::check() {
 Status CheckpointSaver::finish() {
   // Rank 0 waits for the shares of the others in its thread, so theirs are asked for first: where
   // one failed, rank 0 must not wait for it.
-  if (communicator_.rank() != 0) join();
-  const Status others = comm::agree(communicator_, communicator_.rank() != 0 ? status_ : Status());
-  if (!others.ok()) gives_up_ = true;
+  const bool is_first = communicator_.rank() == 0;
+  if (!is_first) join();
+  const Status of_others = comm::agree(communicator_, is_first ? Status() : status_);
+  if (!of_others.ok()) gives_up_ = true;
   join();
-  const Status all = comm::agree(communicator_, others.ok() ? status_ : others);
+  draft_.reset();  // not before the others have ceased to write into its folder
+  const Status of_first = comm::agree(communicator_, is_first ? status_ : Status());
   gives_up_ = false;
   status_ = {};
-  return all;
+  return of_others.ok() ? of_first : of_others;
 }
 
 }  // namespace gradus::trainer
