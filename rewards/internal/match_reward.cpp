@@ -1,53 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <map>
-#include <nlohmann/json.hpp>
-
 #include "common/strings.h"
+#include "rewards/answer_match.h"
 #include "rewards/internal/builtin.h"
 #include "rewards/internal/options.h"
 #include "rewards/internal/text.h"
 
 // `match`: the answer in words equals one of the ground truths after normalisation, or shares words
-// with it (F1), as SQuAD scores them (Rajpurkar et al. 2016, arXiv:1606.05250).
+// with it (F1): rewards/answer_match.h.
 namespace gradus::rewards {
 namespace {
 
-// The ground truths: a JSON list of texts, else the text itself; normalised. Empty ones make none.
-std::vector<std::string> golds_of(const std::string& text) {
-  std::vector<std::string> golds;
-  const nlohmann::json list = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (list.is_array()) {
-    for (const nlohmann::json& entry : list) {
-      golds.push_back(
-          normalised_answer(entry.is_string() ? entry.get<std::string>() : entry.dump()));
-    }
-  } else {
-    golds.push_back(normalised_answer(text));
-  }
-  std::erase(golds, "");
-  return golds;
-}
-
-double f1(const std::string& answer, const std::string& gold) {
-  std::map<std::string_view, int64_t> left;
-  const auto gold_words = fields_of(gold), answer_words = fields_of(answer);
-  for (const std::string_view word : gold_words) ++left[word];
-  double num_common = 0;
-  for (const std::string_view word : answer_words) {
-    const auto found = left.find(word);
-    if (found != left.end() && found->second-- > 0) ++num_common;
-  }
-  if (num_common == 0) return 0;
-  return 2 * num_common / static_cast<double>(gold_words.size() + answer_words.size());
-}
+enum class Metric { kExact, kF1, kHotpotF1 };
 
 class MatchReward : public Reward {
  public:
   std::string marker;
-  bool is_f1 = false;
+  Metric metric = Metric::kExact;
 
   Status check_ground_truth(const data::Prompt& prompt) const override {
-    if (!golds_of(prompt.answer).empty()) return {};
+    if (!normalised_golds(prompt.answer).empty()) return {};
     return invalid_argument("the ground truth is '{}'; expected words, or a JSON list of them",
                             excerpt(prompt.answer));
   }
@@ -71,13 +42,24 @@ class MatchReward : public Reward {
       }
       const std::string answer = normalised_answer(*text);
       if (answer.size() <= 1000) part.answer = answer;
-      const std::vector<std::string> golds = golds_of(prompt.answer);
-      for (const std::string& gold : golds) {
-        part.score = std::max(part.score, is_f1 ? f1(answer, gold) : answer == gold ? 1.0 : 0.0);
-      }
+      const std::vector<std::string> golds = normalised_golds(prompt.answer);
+      part.score = score_of(answer, golds);
       if (part.score < 1) part.detail = fmt::format("is not '{}'", excerpt(golds[0]));
       return part;
     });
+  }
+
+ private:
+  double score_of(const std::string& answer, const std::vector<std::string>& golds) const {
+    switch (metric) {
+      case Metric::kExact:
+        return exact_match(answer, golds) ? 1.0 : 0.0;
+      case Metric::kF1:
+        return answer_f1(answer, golds);
+      case Metric::kHotpotF1:
+        return hotpot_f1(answer, golds);
+    }
+    return 0;
   }
 };
 
@@ -88,9 +70,9 @@ Result<std::unique_ptr<Reward>> make_match_reward(const RewardOptions& options) 
   int metric = 0;
   OptionReader reader("match", options);
   reader.text("marker", reward->marker);
-  reader.choice("metric", {"exact", "f1"}, metric);
+  reader.choice("metric", {"exact", "f1", "hotpot_f1"}, metric);
   GRADUS_RETURN_IF_ERROR(reader.finish());
-  reward->is_f1 = metric == 1;
+  reward->metric = static_cast<Metric>(metric);
   return std::unique_ptr<Reward>(std::move(reward));
 }
 

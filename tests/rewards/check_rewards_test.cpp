@@ -85,6 +85,19 @@ TEST(MatchReward, SharesWordsAsF1) {
                  {R"(["x y", "red"])", "red", 1}});
 }
 
+// What the rules of hotpot_evaluate_v1.py give.
+TEST(MatchReward, SharesWordsAsHotpotQaHasIt) {
+  expect_scores("match", {{"metric", "hotpot_f1"}},
+                {{"yes", "Yes.", 1},
+                 {"yes", "yes it is", 0},
+                 {"no way", "no", 0},
+                 {"noanswer", "no answer", 0},
+                 {R"(["no", "no way"])", "no", 1},
+                 {"red green blue", "red green red yellow", 4.0 / 7},
+                 {"York, England", "in York England, the old", 2.0 / 3}});
+  expect_scores("match", {{"metric", "f1"}}, {{"yes", "yes it is", 0.5}});
+}
+
 TEST(QuantityReward, ComparesAcrossUnitsOfOneDimension) {
   expect_scores("quantity", {},
                 {{"1.5 km", "Answer: 1500 m", 1},
