@@ -94,6 +94,14 @@ Status make_multihop(const MakeOptions& options) {
         return nlohmann::ordered_json{
             {"id", passages[i].id}, {"title", passages[i].title}, {"text", passages[i].text}};
       }));
+  const std::vector<data::MultihopStatement> statements = (*facts)->statements();
+  GRADUS_RETURN_IF_ERROR(
+      write_rows(partial.path() + "/statements.jsonl", statements.size(), [&](size_t i) {
+        return nlohmann::ordered_json{{"passage", statements[i].passage_id},
+                                      {"relation", statements[i].relation},
+                                      {"subject", statements[i].subject},
+                                      {"value", statements[i].value}};
+      }));
   nlohmann::ordered_json summary = {
       {"alias", *alias}, {"seed", options.seed}, {"num_passages", passages.size()}};
   for (const data::MultihopSplit split : data::kMultihopSplits) {

@@ -221,6 +221,27 @@ Passage capital_passage(const Country& c, const Division& d, uint64_t seed) {
 std::string airport_id(const Airport& airport) { return "airport/" + airport.code; }
 std::string element_id(const Element& element) { return "element/" + element.symbol; }
 
+// What the passages say.
+MultihopStatement country_statement(const Country& c, Relation relation) {
+  return {passage_id(c, relation), std::string(noun_of(relation)), c.name, answer_of(c, relation)};
+}
+MultihopStatement location_statement(const Country& c, const Division& d) {
+  return {division_id(c, d, "location"), "country", d.name, c.name};
+}
+MultihopStatement capital_statement(const Country& c, const Division& d) {
+  return {division_id(c, d, "capital"), "capital", fmt::format("{} in {}", d.name, c.name),
+          d.capital};
+}
+MultihopStatement division_statement(const Country& c, const Division& d) {
+  return {division_id(c, d, "capital"), "division", d.capital, d.name};
+}
+MultihopStatement airport_statement(const Country& c, const Airport& a) {
+  return {airport_id(a), "country", a.code, c.name};
+}
+MultihopStatement element_statement(const Country& c, const Element& e) {
+  return {element_id(e), "country", e.symbol, c.name};
+}
+
 // How a question may be put together. Weights are shares of all questions, in percent.
 struct Kind {
   std::string_view name;
@@ -314,24 +335,29 @@ class QuestionMaker {
   const Country& country(size_t index) const { return countries_[index]; }
   Relation relation() { return kRelations[random_.below(kRelations.size())]; }
 
-  MultihopSearch search(std::string explicit_query, std::string elliptical, std::string passage,
-                        std::string answer) {
+  // `said` is the statement that answers it, `from` the search whose answer its subject has.
+  MultihopSearch search(std::string explicit_query, std::string elliptical, MultihopStatement said,
+                        int64_t from = -1) {
     const bool is_elliptical = !elliptical.empty() && random_.uniform() <= alias_;
     std::string query = is_elliptical ? std::move(elliptical) : explicit_query;
-    return {std::move(query), std::move(explicit_query), is_elliptical, std::move(passage),
-            std::move(answer)};
+    return {std::move(query),        std::move(explicit_query),
+            is_elliptical,           std::move(said.passage_id),
+            std::move(said.value),   std::move(said.relation),
+            std::move(said.subject), from};
   }
   MultihopSearch country_of(const Division& d) {
     return search(fmt::format("Which country does {} belong to?", d.name), "",
-                  division_id(country(d.country), d, "location"), country(d.country).name);
+                  location_statement(country(d.country), d));
   }
-  MultihopSearch about_country(const Country& c, Relation relation) {
+  MultihopSearch about_country(const Country& c, Relation relation, int64_t from) {
     return search(fmt::format("What is the {} of {}?", noun_of(relation), c.name),
-                  fmt::format("What is its {}?", noun_of(relation)), passage_id(c, relation),
-                  answer_of(c, relation));
+                  fmt::format("What is its {}?", noun_of(relation)), country_statement(c, relation),
+                  from);
   }
+  // Asks of the country that the last search found.
   void ask_of_country(MultihopQuestion& question, const Country& c, Relation relation) {
-    question.searches.push_back(about_country(c, relation));
+    question.searches.push_back(
+        about_country(c, relation, static_cast<int64_t>(question.searches.size()) - 1));
     question.answers = answers_of(c, relation);
   }
 
@@ -354,11 +380,10 @@ class QuestionMaker {
     question.text =
         fmt::format("{} is the capital of a {}. What is the {} of the country that it is in?",
                     d->capital, d->type, noun_of(what));
-    question.searches = {
-        search(fmt::format("Which {} is {} the capital of?", d->type, d->capital), "",
-               division_id(c, *d, "capital"), d->name),
-        search(fmt::format("Which country does {} belong to?", d->name),
-               "Which country does it belong to?", division_id(c, *d, "location"), c.name)};
+    question.searches = {search(fmt::format("Which {} is {} the capital of?", d->type, d->capital),
+                                "", division_statement(c, *d)),
+                         search(fmt::format("Which country does {} belong to?", d->name),
+                                "Which country does it belong to?", location_statement(c, *d), 0)};
     ask_of_country(question, c, what);
     return true;
   }
@@ -372,10 +397,10 @@ class QuestionMaker {
     const Country& c = country(d->country);
     question.text =
         fmt::format("What is the capital of {}, in the same country as {}?", d->name, anchor->name);
-    question.searches = {country_of(*anchor),
-                         search(fmt::format("What is the capital of {} in {}?", d->name, c.name),
-                                fmt::format("What is the capital of {}?", d->name),
-                                division_id(c, *d, "capital"), d->capital)};
+    question.searches = {
+        country_of(*anchor),
+        search(fmt::format("What is the capital of {} in {}?", d->name, c.name),
+               fmt::format("What is the capital of {}?", d->name), capital_statement(c, *d), 0)};
     question.answers = {d->capital};
     return true;
   }
@@ -390,7 +415,7 @@ class QuestionMaker {
         noun_of(what), e->symbol);
     question.searches = {search(
         fmt::format("In which country was the element with the symbol {} discovered?", e->symbol),
-        "", element_id(*e), c.name)};
+        "", element_statement(c, *e))};
     ask_of_country(question, c, what);
     return true;
   }
@@ -403,7 +428,7 @@ class QuestionMaker {
     question.text = fmt::format("What is the {} of the country that the airport {} serves?",
                                 noun_of(what), a->code);
     question.searches = {search(fmt::format("Which country does the airport {} serve?", a->code),
-                                "", airport_id(*a), c.name)};
+                                "", airport_statement(c, *a))};
     ask_of_country(question, c, what);
     return true;
   }
@@ -415,8 +440,8 @@ class QuestionMaker {
     if (people(left.population) == people(right.population)) return false;
     question.text = fmt::format("Which has more people, the country of {} or the country of {}?",
                                 a->name, b->name);
-    question.searches = {country_of(*a), about_country(left, Relation::kPopulation), country_of(*b),
-                         about_country(right, Relation::kPopulation)};
+    question.searches = {country_of(*a), about_country(left, Relation::kPopulation, 0),
+                         country_of(*b), about_country(right, Relation::kPopulation, 2)};
     const Country& larger = left.population > right.population ? left : right;
     question.answers = {larger.name};
     question.answers.insert(question.answers.end(), larger.aliases.begin(), larger.aliases.end());
@@ -584,6 +609,30 @@ std::vector<Passage> MultihopFacts::passages(uint64_t seed) const {
   return passages;
 }
 
+std::vector<MultihopStatement> MultihopFacts::statements() const {
+  const Facts& facts = *facts_;
+  std::vector<MultihopStatement> all;
+  for (const Country& c : facts.countries) {
+    for (const Relation relation : kRelations) all.push_back(country_statement(c, relation));
+  }
+  for (const Division& d : facts.divisions) {
+    const Country& c = facts.countries[d.country];
+    all.push_back(location_statement(c, d));
+    all.push_back(capital_statement(c, d));
+    all.push_back(division_statement(c, d));
+  }
+  for (const Division& d : facts.subdivisions) {
+    all.push_back(location_statement(facts.countries[d.country], d));
+  }
+  for (const Airport& a : facts.airports) {
+    all.push_back(airport_statement(facts.countries[a.country], a));
+  }
+  for (const Element& e : facts.elements) {
+    all.push_back(element_statement(facts.countries[e.country], e));
+  }
+  return all;
+}
+
 Result<std::vector<MultihopQuestion>> MultihopFacts::questions(const MultihopOptions& options,
                                                                MultihopSplit split) const {
   if (!(options.alias >= 0 && options.alias <= 1)) {
@@ -699,7 +748,10 @@ Row multihop_row(const MultihopQuestion& question, MultihopSplit split) {
                         {"explicit_query", search.explicit_query},
                         {"is_elliptical", search.is_elliptical},
                         {"passage", search.passage_id},
-                        {"answer", search.answer}});
+                        {"answer", search.answer},
+                        {"relation", search.relation},
+                        {"subject", search.subject},
+                        {"from", search.from}});
   }
   row.extra_info = Json{{"split", multihop_split_name(split)},
                         {"kind", question.kind},

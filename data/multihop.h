@@ -29,6 +29,18 @@ struct MultihopSearch {
   bool is_elliptical = false;
   std::string passage_id;  // the passage that answers it
   std::string answer;      // what it says
+  // What it looks for, as the passage's statement has it: "currency" of "Peru". The subject has the
+  // answer of search `from` in it; -1: the question names it.
+  std::string relation = {}, subject = {};
+  int64_t from = -1;
+};
+
+// What a passage says, for a reader that is a script: `relation` of `subject` is `value`.
+struct MultihopStatement {
+  std::string passage_id;
+  std::string relation;
+  std::string subject;
+  std::string value;
 };
 
 struct MultihopQuestion {
@@ -73,6 +85,9 @@ class MultihopFacts {
 
   // All passages; ids are unique. Which wording a passage has depends on its id and `seed`.
   std::vector<Passage> passages(uint64_t seed) const;
+
+  // What those passages say that answer searches; some say two things.
+  std::vector<MultihopStatement> statements() const;
 
   // The questions of a split, no two alike, a function of (facts, options, split). Countries are
   // drawn alike, whatever the number of their divisions. InvalidArgument if the facts hold too few.
