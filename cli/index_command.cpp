@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "cli/command.h"
 #include "cli/json_lines.h"
+#include "cli/partial_directory.h"
 #include "comm/communicator.h"
 #include "records/signals.h"
 #include "records/terminal.h"
@@ -211,6 +213,67 @@ Status embed(const EmbedOptions& options) {
   return (*writer)->finish();
 }
 
+struct NewEncoderOptions {
+  std::vector<std::string> texts;
+  std::string out;
+  retriever::Embedder::NewEncoder encoder;
+};
+
+// Every text in a value, whatever holds it.
+void collect_texts(const Json& value, std::vector<std::string>& texts) {
+  if (value.is_string()) texts.push_back(value.get<std::string>());
+  if (!value.is_structured()) return;
+  for (const Json& entry : value) collect_texts(entry, texts);
+}
+
+Status new_encoder(const NewEncoderOptions& options) {
+  const std::string folder = without_trailing_slashes(options.out);
+  GRADUS_RETURN_IF_ERROR(check_new_directory(folder));
+  std::vector<std::string> texts;
+  for (const std::string& file : options.texts) {
+    GRADUS_RETURN_IF_ERROR(for_each_json_line(file, [&](const Json& row, int64_t) -> Status {
+      collect_texts(row, texts);
+      return {};
+    }));
+  }
+  PartialDirectory partial(folder);
+  std::error_code error;
+  std::filesystem::create_directories(partial.path(), error);
+  if (error) return unavailable("{}: cannot create: {}", partial.path(), error.message());
+  GRADUS_RETURN_IF_ERROR(retriever::Embedder::write_new(partial.path(), texts, options.encoder));
+  return partial.commit();
+}
+
+void add_new_encoder(CLI::App& index, Action& action) {
+  CLI::App* command = index.add_subcommand(
+      "new-encoder", "A small sentence encoder with new weights and the words of some texts");
+  auto options = std::make_shared<NewEncoderOptions>();
+  command
+      ->add_option("--texts", options->texts,
+                   "JSON lines; the words of all their texts are its vocabulary")
+      ->required();
+  command->add_option("--out", options->out, "Directory to make")->required();
+  retriever::Embedder::NewEncoder& encoder = options->encoder;
+  const auto at_least_one = CLI::Range(int64_t{1}, int64_t{1} << 20);
+  command->add_option("--width", encoder.width, "Of its vectors, a multiple of 16")
+      ->check(at_least_one)
+      ->capture_default_str();
+  command->add_option("--inner-width", encoder.inner_width, "Of its layers, a multiple of 16")
+      ->check(at_least_one)
+      ->capture_default_str();
+  command->add_option("--layers", encoder.num_layers, "Layers")
+      ->check(at_least_one)
+      ->capture_default_str();
+  command->add_option("--heads", encoder.num_heads, "Attention heads")
+      ->check(at_least_one)
+      ->capture_default_str();
+  command->add_option("--max-tokens", encoder.max_tokens, "Longest text")
+      ->check(CLI::Range(int64_t{8}, int64_t{1} << 20))
+      ->capture_default_str();
+  command->add_option("--seed", encoder.seed, "Of the weights")->capture_default_str();
+  command->callback([options, &action] { action = [options] { return new_encoder(*options); }; });
+}
+
 void add_build(CLI::App& index, Action& action) {
   CLI::App* command = index.add_subcommand(
       "build", "Embed the passages of a corpus and index them; goes on where it was stopped");
@@ -273,6 +336,7 @@ void add_index_command(CLI::App& app, Action& action) {
   add_build(*index, action);
   add_search(*index, action);
   add_embed(*index, action);
+  add_new_encoder(*index, action);
 }
 
 }  // namespace gradus::cli

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "common/atomic_file.h"
 #include "common/check.h"
 #include "common/rng.h"
 #include "kernels/activation.h"
@@ -178,6 +179,107 @@ Result<std::unique_ptr<BertEncoder>> BertEncoder::load(const std::string& dir) {
   std::unique_ptr<BertEncoder> encoder(new BertEncoder(*config));
   GRADUS_RETURN_IF_ERROR(BertLoader(*reader, *encoder).load());
   return encoder;
+}
+
+std::unique_ptr<BertEncoder> BertEncoder::make(const BertConfig& config,
+                                               std::span<const double> frequencies_V,
+                                               uint64_t seed) {
+  GRADUS_CHECK(static_cast<int64_t>(frequencies_V.size()) == config.vocab_size,
+               "BertEncoder::make: a frequency for each word");
+  GRADUS_CHECK(std::ranges::all_of(frequencies_V, [](double f) { return f >= 1; }),
+               "BertEncoder::make: frequencies are at least 1");
+  std::unique_ptr<BertEncoder> encoder(new BertEncoder(config));
+  BertWeights& weights = encoder->weights_;
+  weights = BertWeights::zeros(config);
+  RngSequence random(seed, RngStream::kInit);
+  const auto draw = [&random](std::vector<float>& values, double deviation) {
+    for (float& value : values) value = static_cast<float>(deviation * random.normal());
+  };
+  const auto draw_linear = [&](BertWeights::Linear& linear) {
+    std::vector<float> rows(static_cast<size_t>(linear.outputs * linear.inputs));
+    draw(rows, 0.02);
+    kernels::pack_weight(rows.data(), linear.inputs, linear.outputs, linear.inputs,
+                         linear.weight.data());
+  };
+  const auto set_norm = [](BertWeights::Norm& norm) { std::ranges::fill(norm.weight, 1.0f); };
+  draw(weights.words_VD, 1);
+  for (int64_t i = 0; i < config.vocab_size * config.width; ++i) {
+    weights.words_VD[static_cast<size_t>(i)] *=
+        static_cast<float>(1 / std::sqrt(frequencies_V[static_cast<size_t>(i / config.width)]));
+  }
+  draw(weights.positions_PD, 0.002);
+  set_norm(weights.embedding_norm);
+  for (Layer& layer : weights.layers) {
+    for (Linear* linear : {&layer.qkv, &layer.attention, &layer.inner, &layer.outer}) {
+      draw_linear(*linear);
+    }
+    set_norm(layer.attention_norm);
+    set_norm(layer.outer_norm);
+  }
+  return encoder;
+}
+
+Status BertEncoder::save(const std::string& dir) const {
+  const int64_t d = config_.width;
+  const json text = {{"architectures", {"BertModel"}},
+                     {"model_type", "bert"},
+                     {"hidden_act", "gelu"},
+                     {"position_embedding_type", "absolute"},
+                     {"vocab_size", config_.vocab_size},
+                     {"hidden_size", d},
+                     {"intermediate_size", config_.inner_width},
+                     {"num_hidden_layers", config_.num_layers},
+                     {"num_attention_heads", config_.num_heads},
+                     {"max_position_embeddings", config_.max_positions},
+                     {"type_vocab_size", 1},
+                     {"layer_norm_eps", config_.layer_norm_eps}};
+  GRADUS_RETURN_IF_ERROR(write_file_atomically(dir + "/config.json", text.dump(2) + "\n"));
+  std::vector<SafetensorsSpec> specs;
+  std::vector<std::vector<float>> values;
+  const auto add = [&](const std::string& name, const std::vector<int64_t>& shape,
+                       std::vector<float> tensor) {
+    specs.push_back({name, "F32", shape});
+    values.push_back(std::move(tensor));
+  };
+  const auto add_norm = [&](const std::string& name, const Norm& norm) {
+    add(name + ".weight", {d}, norm.weight);
+    add(name + ".bias", {d}, norm.bias);
+  };
+  // Layers of equal shape that stand one after the other.
+  const auto add_linear = [&](const Linear& linear, const std::vector<std::string>& names) {
+    std::vector<float> rows(static_cast<size_t>(linear.outputs * linear.inputs));
+    kernels::unpack_weight(linear.weight.data(), linear.outputs, linear.inputs, rows.data(),
+                           linear.inputs);
+    const int64_t outputs = linear.outputs / static_cast<int64_t>(names.size());
+    for (size_t i = 0; i < names.size(); ++i) {
+      const int64_t first = static_cast<int64_t>(i) * outputs;
+      add(names[i] + ".weight", {outputs, linear.inputs},
+          {rows.begin() + first * linear.inputs, rows.begin() + (first + outputs) * linear.inputs});
+      add(names[i] + ".bias", {outputs},
+          {linear.bias.data() + first, linear.bias.data() + first + outputs});
+    }
+  };
+  add("embeddings.word_embeddings.weight", {config_.vocab_size, d}, weights_.words_VD);
+  add("embeddings.position_embeddings.weight", {config_.max_positions, d}, weights_.positions_PD);
+  add("embeddings.token_type_embeddings.weight", {1, d}, weights_.type_D);
+  add_norm("embeddings.LayerNorm", weights_.embedding_norm);
+  for (size_t i = 0; i < weights_.layers.size(); ++i) {
+    const std::string prefix = fmt::format("encoder.layer.{}.", i);
+    const Layer& layer = weights_.layers[i];
+    add_linear(layer.qkv, {prefix + "attention.self.query", prefix + "attention.self.key",
+                           prefix + "attention.self.value"});
+    add_linear(layer.attention, {prefix + "attention.output.dense"});
+    add_norm(prefix + "attention.output.LayerNorm", layer.attention_norm);
+    add_linear(layer.inner, {prefix + "intermediate.dense"});
+    add_linear(layer.outer, {prefix + "output.dense"});
+    add_norm(prefix + "output.LayerNorm", layer.outer_norm);
+  }
+  Result<SafetensorsWriter> writer = SafetensorsWriter::create(dir + "/model.safetensors", specs);
+  if (!writer.ok()) return writer.status();
+  for (const std::vector<float>& tensor : values) {
+    GRADUS_RETURN_IF_ERROR(writer->append_f32(tensor));
+  }
+  return writer->finish();
 }
 
 BertWeights BertWeights::zeros(const BertConfig& config) {

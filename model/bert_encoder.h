@@ -57,6 +57,15 @@ class BertEncoder {
   // "bert.". NotFound without them, InvalidArgument naming what is not served, DataLoss naming the
   // tensor that is missing or has another shape.
   static Result<std::unique_ptr<BertEncoder>> load(const std::string& dir);
+  // A new one, normal by `seed`: a word with deviation 1 / sqrt(its frequency), matrices with 0.02,
+  // positions with 0.002. Words outweigh the layers, so that the mean of a text's states begins as
+  // a bag of its words in which rare ones count more, if config.layer_norm_eps is large against
+  // their squares: a layer norm makes all words alike. frequencies_V are at least 1.
+  static std::unique_ptr<BertEncoder> make(const BertConfig& config,
+                                           std::span<const double> frequencies_V, uint64_t seed);
+  // Writes config.json and model.safetensors into a directory that is there; load() gives the same
+  // bits. Unavailable when the disk is full.
+  Status save(const std::string& dir) const;
 
   const BertConfig& config() const { return config_; }
 

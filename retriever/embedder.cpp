@@ -2,11 +2,17 @@
 #include "retriever/embedder.h"
 
 #include <algorithm>
+#include <array>
+#include <cctype>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <set>
 
+#include "common/atomic_file.h"
 #include "common/check.h"
 #include "common/rng.h"
 
@@ -17,6 +23,8 @@ using nlohmann::json;
 
 // Tokens of one pass: enough to keep the products busy, few enough for the caches.
 constexpr int64_t kPassTokens = 1024;
+
+constexpr std::array<const char*, 5> kSpecial = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"};
 
 // An object of a small file that may be absent: then it has no keys.
 Result<json> optional_object(const std::string& path) {
@@ -35,10 +43,133 @@ Result<int32_t> special_id(const data::Tokenizer& tokenizer, const std::string& 
                           token);
 }
 
+// tokenizer.json of BERT's uncased WordPiece with this vocabulary.
+std::string wordpiece_json(const std::vector<std::string>& vocabulary) {
+  nlohmann::ordered_json pieces = nlohmann::ordered_json::object();
+  for (size_t i = 0; i < vocabulary.size(); ++i) pieces[vocabulary[i]] = i;
+  nlohmann::ordered_json added = nlohmann::ordered_json::array();
+  for (size_t i = 0; i < kSpecial.size(); ++i) {
+    added.push_back({{"id", i},
+                     {"content", kSpecial[i]},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", true}});
+  }
+  const nlohmann::ordered_json tokenizer = {
+      {"version", "1.0"},
+      {"truncation", nullptr},
+      {"padding", nullptr},
+      {"added_tokens", added},
+      {"normalizer",
+       {{"type", "BertNormalizer"},
+        {"clean_text", true},
+        {"handle_chinese_chars", true},
+        {"strip_accents", nullptr},
+        {"lowercase", true}}},
+      {"pre_tokenizer", {{"type", "BertPreTokenizer"}}},
+      {"post_processor", nullptr},
+      {"decoder", {{"type", "WordPiece"}, {"prefix", "##"}, {"cleanup", true}}},
+      {"model",
+       {{"type", "WordPiece"},
+        {"unk_token", kSpecial[1]},
+        {"continuing_subword_prefix", "##"},
+        {"max_input_chars_per_word", 100},
+        {"vocab", pieces}}}};
+  return tokenizer.dump();
+}
+
+// [PAD] .. [MASK] and the characters, each also in the middle of a word.
+std::vector<std::string> characters() {
+  std::vector<std::string> pieces(kSpecial.begin(), kSpecial.end());
+  for (char c = '!'; c <= '~'; ++c) {
+    if (c >= 'A' && c <= 'Z') continue;
+    pieces.push_back(std::string(1, c));
+    if (std::isalnum(static_cast<unsigned char>(c))) pieces.push_back(std::string("##") + c);
+  }
+  return pieces;
+}
+
 }  // namespace
+
+Status Embedder::write_new(const std::string& dir, std::span<const std::string> texts,
+                           const NewEncoder& options) {
+  std::vector<std::string> vocabulary = characters();
+  const auto spelling = data::Tokenizer::from_json(wordpiece_json(vocabulary), "characters");
+  if (!spelling.ok()) return spelling.status();
+  std::map<std::string, double> num_texts;  // of each word
+  const std::set<std::string> different(texts.begin(), texts.end());
+  for (const std::string& text : different) {
+    const Result<std::vector<int32_t>> ids = (*spelling)->encode(text);
+    if (!ids.ok()) return ids.status();
+    std::set<std::string> words;
+    std::string word;
+    for (const int32_t id : *ids) {
+      const std::string& piece = vocabulary[static_cast<size_t>(id)];
+      if (piece.starts_with("##")) {
+        word += piece.substr(2);
+        continue;
+      }
+      words.insert(word);
+      word = id < static_cast<int32_t>(kSpecial.size()) ? "" : piece;
+    }
+    words.insert(word);
+    for (const std::string& one : words) ++num_texts[one];
+  }
+  // Names that are all rare count alike, whichever is the rarest; tokens without a meaning of their
+  // own count as in every text.
+  const double num_different = static_cast<double>(std::max<size_t>(different.size(), 1));
+  const auto frequency = [&](const std::string& word) {
+    const auto found = num_texts.find(word);
+    return std::max({1.0, num_different / 64, found == num_texts.end() ? 0 : found->second});
+  };
+  std::vector<double> frequencies(kSpecial.size(), num_different);
+  for (size_t i = kSpecial.size(); i < vocabulary.size(); ++i) {
+    frequencies.push_back(frequency(vocabulary[i]));
+  }
+  for (const auto& [word, count] : num_texts) {
+    if (word.size() <= 1) continue;  // a character, which is there
+    vocabulary.push_back(word);
+    frequencies.push_back(frequency(word));
+  }
+  const model::BertConfig config = {.vocab_size = static_cast<int64_t>(vocabulary.size()),
+                                    .width = options.width,
+                                    .inner_width = options.inner_width,
+                                    .num_layers = options.num_layers,
+                                    .num_heads = options.num_heads,
+                                    .max_positions = options.max_tokens,
+                                    .layer_norm_eps = 1};
+  GRADUS_RETURN_IF_ERROR(model::BertEncoder::make(config, frequencies, options.seed)->save(dir));
+  GRADUS_RETURN_IF_ERROR(
+      write_file_atomically(dir + "/tokenizer.json", wordpiece_json(vocabulary)));
+  return load(dir).status();  // what does not load is not left behind without a word
+}
+
+Status Embedder::save(const std::string& dir) const {
+  GRADUS_RETURN_IF_ERROR(encoder_->save(dir));
+  for (const char* name :
+       {"tokenizer.json", "sentence_bert_config.json", "1_Pooling/config.json"}) {
+    const std::filesystem::path from = std::filesystem::path(dir_) / name;
+    const std::filesystem::path to = std::filesystem::path(dir) / name;
+    std::error_code error;
+    if (!std::filesystem::exists(from, error)) continue;
+    std::filesystem::create_directories(to.parent_path(), error);
+    if (!error) {
+      std::filesystem::copy_file(from, to, std::filesystem::copy_options::overwrite_existing,
+                                 error);
+    }
+    if (error) {
+      return unavailable("{}: cannot copy it to {}: {}", from.string(), to.string(),
+                         error.message());
+    }
+  }
+  return {};
+}
 
 Result<std::unique_ptr<Embedder>> Embedder::load(const std::string& dir) {
   std::unique_ptr<Embedder> embedder(new Embedder);
+  embedder->dir_ = dir;
   auto encoder = model::BertEncoder::load(dir);
   if (!encoder.ok()) return encoder.status();
   auto tokenizer = data::Tokenizer::load(dir);
@@ -154,13 +285,17 @@ Result<std::vector<float>> Embedder::embed(std::span<const std::string> texts) {
     if (!one.ok()) return one.status().with_prefix(fmt::format("text {}", i));
     ids[i] = std::move(*one);
   }
+  return embed_tokens(ids);
+}
+
+std::vector<float> Embedder::embed_tokens(std::span<const std::vector<int32_t>> ids) {
   // Texts of like length together: passes are full, and a text's place in them does not show.
-  std::vector<size_t> order(texts.size());
+  std::vector<size_t> order(ids.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::stable_sort(order.begin(), order.end(),
                    [&](size_t a, size_t b) { return ids[a].size() > ids[b].size(); });
   const int64_t d = width();
-  std::vector<float> vectors(texts.size() * static_cast<size_t>(d));
+  std::vector<float> vectors(ids.size() * static_cast<size_t>(d));
   std::vector<float> hidden;
   for (size_t from = 0; from < order.size();) {
     std::vector<int32_t> tokens;

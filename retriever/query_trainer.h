@@ -2,11 +2,17 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "common/status.h"
 #include "retriever/embedder.h"
+
+namespace gradus::comm {
+class Communicator;
+}
 
 namespace gradus::retriever {
 
@@ -19,7 +25,13 @@ struct RetrievalStep {
   double logprob = 0;              // of the list when it was drawn, from exact scores
   double advantage = 0;            // of its trajectory
   double weight = 1;  // of the step in the objective: 1 / (G |tau|) for a mean over both
+  // Part of the sum that it belongs to, in [0, kReductionBlocks); see QueryTrainer::update.
+  int64_t block = 0;
 };
+
+// Gradients are summed block by block and these along one binary tree, so that the result does not
+// depend on how blocks are shared out over 1, 2, 4 or 8 ranks.
+inline constexpr int64_t kReductionBlocks = 8;
 
 struct QueryTrainerOptions {
   double learning_rate = 1e-5;
@@ -34,6 +46,7 @@ struct QueryUpdate {
   double max_abs_log_ratio = 0;    // 0 for the first update on fresh steps
   double clip_fraction = 0;        // of the steps
   double effective_documents = 0;  // mean over the steps (retriever/policy.h)
+  int64_t num_steps = 0;
   double grad_norm = 0;
   bool skipped = false;  // the gradient was not finite; the weights are as they were
 };
@@ -49,13 +62,34 @@ class QueryTrainer {
   // `embedder` must outlive it.
   QueryTrainer(Embedder& embedder, const QueryTrainerOptions& options);
 
-  // One AdamW step up the objective of `steps`; rows of vectors_ND are of the embedder's width.
-  // InvalidArgument naming the first step that is not valid.
-  Result<QueryUpdate> update(std::span<const RetrievalStep> steps, const float* vectors_ND);
+  // One AdamW step up the objective of `steps`, which stand by ascending block; rows of vectors_ND
+  // are of the embedder's width. Steps of equal texts in a block share one pass. InvalidArgument
+  // naming the first step that is not valid. With several ranks (1, 2, 4 or 8) each brings the
+  // steps of its own blocks, kReductionBlocks / ranks of them in the order of ranks, and all make
+  // the same update: the one of a single process with all steps, bit for bit. Without any step
+  // nothing is changed.
+  Result<QueryUpdate> update(std::span<const RetrievalStep> steps, const float* vectors_ND,
+                             comm::Communicator* ranks = nullptr);
+
+  void set_learning_rate(double rate) { options_.learning_rate = rate; }
+  int64_t num_updates() const { return num_updates_; }
+
+  // What a checkpoint needs beside the weights: every moment by name, in one fixed order, and the
+  // number of updates.
+  void for_each_moment(
+      const std::function<void(const std::string& name, std::span<float> values)>& body);
+  void set_num_updates(int64_t count) { num_updates_ = count; }
 
  private:
+  struct Partial;  // of a block
+
+  Status add_blocks(std::span<const RetrievalStep> steps, int64_t first, int64_t end,
+                    const float* vectors_ND, model::BertWeights& sum,
+                    std::vector<Partial>& partials);
   Status add_steps(std::span<const RetrievalStep> steps, const float* vectors_ND,
-                   QueryUpdate& update);
+                   model::BertWeights& gradients, Partial& partial);
+  Status add_step(const RetrievalStep& step, std::span<const float> query_D,
+                  const float* vectors_ND, float* dquery_D, Partial& partial) const;
   void apply(QueryUpdate& update);
 
   Embedder& embedder_;

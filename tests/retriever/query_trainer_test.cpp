@@ -5,11 +5,13 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "kernels/gemm.h"
 #include "retriever/policy.h"
 #include "retriever/rescore.h"
 #include "tests/support/files.h"
+#include "tests/support/in_process_communicator.h"
 #include "tests/support/kernel_settings.h"
 #include "tests/support/tolerances.h"
 
@@ -199,6 +201,35 @@ TEST(QueryTrainer, LearnsWhichDocumentsEarnTheReward) {
   EXPECT_GT(last, 0.7);
 }
 
+// Steps of equal texts share a pass; blocks are summed along one tree, wherever they are.
+TEST(QueryTrainer, RanksMakeTheUpdateOfOneProcessToTheBit) {
+  std::set<uint64_t> hashes;
+  for (const int num_ranks : {1, 2, 4, 8}) {
+    std::vector<uint64_t> of_rank(static_cast<size_t>(num_ranks));
+    testing::run_ranks(num_ranks, [&](comm::Communicator& ranks) {
+      Bandit bandit;
+      double reward = 0;
+      std::vector<RetrievalStep> steps = bandit.sample(1, reward), mine;
+      const int64_t share = kReductionBlocks / num_ranks, first = ranks.rank() * share;
+      for (size_t i = 0; i < steps.size(); ++i) {
+        // Blocks 0, 2 .. 7: of unequal sizes, and one without any.
+        steps[i].block = std::max<int64_t>(0, static_cast<int64_t>(i) / 7 - 1);
+        steps[i].block += steps[i].block > 0 && steps[i].block < 7 ? 1 : 0;
+        steps[i].block = std::min<int64_t>(steps[i].block, kReductionBlocks - 1);
+        if (steps[i].block >= first && steps[i].block < first + share) mine.push_back(steps[i]);
+      }
+      QueryTrainer trainer(*bandit.embedder_, {});
+      for (int round = 0; round < 2; ++round) {
+        const QueryUpdate update = *trainer.update(mine, bandit.vectors_.data(), &ranks);
+        EXPECT_EQ(update.num_steps, 64);
+      }
+      of_rank[static_cast<size_t>(ranks.rank())] = bandit.embedder_->encoder().weights_hash();
+    });
+    hashes.insert(of_rank.begin(), of_rank.end());
+  }
+  EXPECT_EQ(hashes.size(), 1u);
+}
+
 TEST(QueryTrainer, ZeroAdvantageMovesNothingButDecay) {
   Bandit bandit;
   QueryTrainerOptions options;
@@ -239,9 +270,10 @@ TEST(QueryTrainer, NamesABadStepAndSkipsAGradientThatIsNotFinite) {
   QueryTrainer trainer(*bandit.embedder_, {});
   std::vector<RetrievalStep> bad = steps;
   bad[3].places = {99};
-  EXPECT_EQ(trainer.update(bad, bandit.vectors_.data()).status().message(),
-            "steps from 0: retrieval policy: entry 0 of the list is place 99, but the pool has 6 "
-            "documents; expected a place in [0, 6)");
+  EXPECT_EQ(
+      trainer.update(bad, bandit.vectors_.data()).status().message(),
+      "a step of block 0: retrieval policy: entry 0 of the list is place 99, but the pool has 6 "
+      "documents; expected a place in [0, 6)");
   const uint64_t before = bandit.embedder_->encoder().weights_hash();
   bad = steps;
   bad[0].weight = testing::kInfinity;
