@@ -44,6 +44,9 @@ Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
 // Of a rank that only samples (cluster.mode split or async).
 std::vector<MemoryPart> plan_sampling(const RunConfig& config, const model::ModelConfig& model,
                                       int64_t longest_prompt);
+// What `gradus train` does where the configuration has a section `harr` (harr_command.cpp).
+Status train_retriever(const RunArguments& arguments, const LoadedConfig<RunConfig>& loaded,
+                       comm::Communicator& ranks);
 // The last line of a run: its peak beside the plan.
 std::string peak_text(int64_t planned);
 // "2 ranks of 1 thread".

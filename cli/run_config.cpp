@@ -19,6 +19,10 @@ void RunConfig::visit(FieldVisitor& v) {
   v.field("rollout", rollout, "Sampling of responses.");
   v.field("reward", reward, "What a response earns.");
   v.field("trainer", trainer, "Reinforcement learning.");
+  v.field(
+      "harr", harr,
+      "Reinforcement learning of a retriever's query encoder: where it is given, `gradus train` "
+      "trains that (docs/retrieval.md).");
   v.field("sft", sft, "Supervised fine-tuning.");
   v.field("dpo", dpo, "Direct preference optimisation: `gradus dpo`.");
   v.field("reward_model", reward_model, "Training of a reward model: `gradus reward-model`.");
@@ -125,6 +129,16 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
     rules.add(federated::validate(config.federated));
     return rules.status();
   }
+  if (kind == RunKind::kHarr) {
+    rules.add(trainer::validate(*config.harr, world_size));
+    rules.add(data::validate(config.data));
+    rules.require(config.data.train.is_given(),
+                  "data.train.files is not set; name the questions to train on");
+    rules.require(config.data.eval.is_given() || !config.eval.is_asked_for(),
+                  "eval.every_steps or eval.before_training asks for evaluation, but "
+                  "data.eval.files is not set");
+    return rules.status();
+  }
   rules.add(model::validate(config.model));
   rules.add(data::validate(config.data));
   rules.add(rewards::validate(config.reward));
@@ -156,6 +170,7 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
                  "reward_model", rules);
       break;
     case RunKind::kFederate:  // above
+    case RunKind::kHarr:
       break;
     case RunKind::kEval:
       rules.require(config.data.eval.is_given(),
@@ -208,6 +223,7 @@ Result<LoadedConfig<RunConfig>> load_run_config(const std::string& path,
         &loaded->value.dpo.loop.backward, &loaded->value.reward_model.loop.backward}) {
     backward->layout_invariant = loaded->value.numerics.layout_invariant;
   }
+  if (kind == RunKind::kTrain && loaded->value.harr) kind = RunKind::kHarr;
   const Status status = validate(loaded->value, kind, world_size);
   if (!status.ok()) return with_places(status, path, loaded->origins);
   return loaded;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 
@@ -14,6 +15,7 @@
 #include "rewards/reward_config.h"
 #include "rollout/rollout_config.h"
 #include "trainer/cluster_config.h"
+#include "trainer/harr_config.h"
 #include "trainer/preference_config.h"
 #include "trainer/trainer_config.h"
 
@@ -28,6 +30,7 @@ struct RunConfig {
   rollout::RolloutConfig rollout;
   rewards::RewardConfig reward;
   trainer::TrainerConfig trainer;
+  std::optional<trainer::HarrConfig> harr;  // set: `gradus train` trains a retriever
   trainer::SftConfig sft;
   trainer::DpoConfig dpo;
   trainer::RewardModelConfig reward_model;
@@ -40,7 +43,7 @@ struct RunConfig {
 };
 
 // What a configuration is used for; the rules differ.
-enum class RunKind { kTrain, kSft, kDpo, kRewardModel, kEval, kFederate };
+enum class RunKind { kTrain, kHarr, kSft, kDpo, kRewardModel, kEval, kFederate };
 
 // The rules between fields, for a run on `world_size` ranks. InvalidArgument has one problem a
 // line, each naming its keys.
@@ -51,8 +54,8 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size = 1);
 Result<LoadedConfig<RunConfig>> read_run_config(const std::string& path,
                                                 std::span<const std::string> overrides);
 
-// The same, validated. The error has every
-// problem, one a line, with its place.
+// The same, validated; kTrain stands for kHarr as well, where the section is there. The error has
+// every problem, one a line, with its place.
 Result<LoadedConfig<RunConfig>> load_run_config(const std::string& path,
                                                 std::span<const std::string> overrides,
                                                 RunKind kind, int64_t world_size = 1);

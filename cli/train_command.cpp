@@ -229,6 +229,7 @@ Status train(const RunArguments& arguments) {
   Result<LoadedConfig<RunConfig>> loaded = load_run_config(
       arguments.config->path, arguments.config->overrides, RunKind::kTrain, ranks.size());
   if (!loaded.ok()) return loaded.status();
+  if (loaded->value.harr) return train_retriever(arguments, *loaded, ranks);
   const RunConfig& config = loaded->value;
   const int64_t num_trainers = trainer::num_trainers(config.cluster, ranks.size());
   const auto watchdog = watch_ranks(ranks, config.cluster, num_trainers);

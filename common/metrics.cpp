@@ -184,6 +184,27 @@ constexpr MetricInfo kMetrics[] = {
     {"val/rewards/<name>", "1", kMean, "rewards/<name> on held-out pairs"},
     {"val/logps/<name>", "nats", kMean, "logps/<name> on held-out pairs"},
 
+    {"harr/reward", "1", kMean, "retriever: reward of a trajectory of searches"},
+    {"harr/em", "1", kMean, "retriever: sampled answers that match exactly"},
+    {"harr/f1", "1", kMean, "retriever: F1 of the sampled answers"},
+    {"harr/searches", "searches", kMean, "retriever: searches of a trajectory"},
+    {"harr/recall", "1", kMean, "retriever: searches whose passage is in the sampled list"},
+    {"harr/recall_elliptical", "1", kMean,
+     "retriever: the same of searches that do not name what they ask about"},
+    {"harr/mixed_groups", "1", kMean, "retriever: questions whose trajectories differ in reward"},
+    {"harr/temperature", "1", kLast, "retriever: temperature that lists are drawn at"},
+    {"harr/steps", "searches", kSum, "retriever: searches that the update was made from"},
+    {"harr/objective", "1", kLast, "retriever: clipped objective before the update"},
+    {"harr/max_abs_log_ratio", "nats", kMax,
+     "retriever: largest distance of a list's log-probability from the recorded one before the "
+     "update; 0"},
+    {"harr/clip_fraction", "1", kMean, "retriever: searches whose ratio was clipped"},
+    {"harr/effective_documents", "documents", kMean,
+     "retriever: exp of the entropy of a list's first draw"},
+    {"val/harr/<name>", "1", kLast,
+     "retriever, greedy on data.eval: em, f1, recall, recall_elliptical as above, chain_recall: "
+     "questions all of whose searches found their passage"},
+
     {"val-core/<source>/acc/mean@<n>", "1", kLast, "mean accuracy over n responses to a problem"},
     {"val-core/<source>/acc/best@<n>", "1", kLast,
      "problems solved by one of n responses (pass@n)"},

@@ -90,6 +90,13 @@ std::vector<TerminalColumn> federated_columns() {
           {"timing_s/step", "s/round"}};
 }
 
+std::vector<TerminalColumn> harr_columns() {
+  return {{"harr/reward", "reward"},         {"harr/em", "em"},
+          {"harr/recall", "recall"},         {"val/harr/em", "val em"},
+          {"val/harr/recall", "val recall"}, {"harr/effective_documents", "documents"},
+          {"actor/grad_norm", "grad"},       {"timing_s/step", "s/step"}};
+}
+
 std::string format_duration(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0) return "?";
   const auto total = static_cast<int64_t>(std::llround(seconds));

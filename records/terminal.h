@@ -22,11 +22,13 @@ struct TerminalColumn {
 };
 
 // The eight of an RL run (reward, length, loss, entropy, gradient norm, mismatch, tokens/s,
-// seconds), those of supervised fine-tuning, of training on preferences and of federated learning.
+// seconds), those of supervised fine-tuning, of training on preferences, of federated learning and
+// of a retriever.
 std::vector<TerminalColumn> rl_columns();
 std::vector<TerminalColumn> sft_columns();
 std::vector<TerminalColumn> preference_columns();
 std::vector<TerminalColumn> federated_columns();
+std::vector<TerminalColumn> harr_columns();
 
 struct TerminalOptions {
   int descriptor = 2;
