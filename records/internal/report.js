@@ -65,6 +65,14 @@
         .map((phase) => series("timing_s/" + phase, words[phase] ?? phase.replaceAll("_", " ")));
   };
   const groups = [
+    {title: "Retrieval", charts: [
+      {title: "Exact match", series: [series("val/harr/em", "held-out questions"), series("harr/em", "sampled lists")], points: true},
+      {title: "F1", series: [series("val/harr/f1", "held-out questions"), series("harr/f1", "sampled lists")], points: true},
+      {title: "Reward of a trajectory", series: [series("harr/reward", "mean")]},
+      {title: "Searches that find the passage", series: [series("val/harr/recall", "held-out questions"), series("val/harr/recall_elliptical", "held out, in need of the history"), series("harr/recall", "sampled lists")], points: true},
+      {title: "Effective documents", series: [series("harr/effective_documents", "exp(entropy)")]},
+      {title: "Questions with a signal", series: [series("harr/mixed_groups", "fraction")]},
+    ]},
     {title: "Federated", charts: [
       {title: "Accuracy on held-out rows", series: [series("federated/accuracy", "global model")], points: true},
       {title: "Loss of the model", series: [series("federated/test_loss", "held-out rows"), series("federated/train_loss", "clients, in training")]},
