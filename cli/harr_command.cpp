@@ -68,20 +68,31 @@ int64_t num_weights(retriever::Embedder& embedder) {
   return count;
 }
 
+int64_t num_factors(const RunConfig& config, const Retriever& retriever) {
+  const model::BertConfig& model = retriever.embedder->encoder().config();
+  // Query, key, value and output of attention; inner and outer.
+  return config.lora.rank * model.num_layers *
+         (8 * model.width + 2 * (model.width + model.inner_width));
+}
+
 // Trained weights with gradients, moments and what waits in the tree of sums; mapped files are not
 // counted, the index's copy of the vectors is.
-std::vector<MemoryPart> plan(const Retriever& retriever, int num_ranks) {
+std::vector<MemoryPart> plan(const RunConfig& config, const Retriever& retriever, int num_ranks) {
   constexpr int64_t kFloat = sizeof(float);
   const int64_t weights = num_weights(*retriever.embedder) * kFloat;
   int64_t num_sums = 1;
   while ((int64_t{1} << num_sums) <= retriever::kReductionBlocks / num_ranks) ++num_sums;
+  // Of an adapter the factors, with a copy of the matrices under it.
+  const int64_t trained = config.lora.rank > 0 ? num_factors(config, retriever) * kFloat : weights;
   const retriever::IndexFolderInfo& info = retriever.index->info();
-  return {{"program and data", int64_t{32} << 20},
-          {"encoder", weights},
-          {"AdamW moments", 2 * weights},
-          {"gradients", num_sums * weights},
-          {"checkpoint being written", 3 * weights},
-          {"index", info.num_documents * info.width * kFloat}};
+  std::vector<MemoryPart> parts = {{"program and data", int64_t{32} << 20},
+                                   {"encoder", weights},
+                                   {"AdamW moments", 2 * trained},
+                                   {"gradients", num_sums * weights},
+                                   {"checkpoint being written", weights + 2 * trained},
+                                   {"index", info.num_documents * info.width * kFloat}};
+  if (config.lora.rank > 0) parts.push_back({"matrices under the adapter", weights});
+  return parts;
 }
 
 void print_retriever(const RunConfig& config, const Retriever& retriever) {
@@ -111,13 +122,14 @@ Status train_retriever(const RunArguments& arguments, const LoadedConfig<RunConf
   if (!retriever.ok()) return retriever.status();
   trainer::HarrSetup setup;
   setup.harr = harr;
+  setup.lora = config.lora;
   setup.eval = config.eval;
   setup.run = config.run;
   setup.shuffle = config.data.shuffle;
   setup.data_seed = static_cast<uint64_t>(config.data.seed);
   GRADUS_RETURN_IF_ERROR(
       load_all(config, *retriever->reader, arguments.dry_run ? kDryRunRows : 0, setup));
-  const std::vector<MemoryPart> memory = plan(*retriever, ranks.size());
+  const std::vector<MemoryPart> memory = plan(config, *retriever, ranks.size());
   const size_t num_train = setup.train_questions.size();
   if (arguments.dry_run) {
     print_retriever(config, *retriever);

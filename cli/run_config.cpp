@@ -131,6 +131,9 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
   }
   if (kind == RunKind::kHarr) {
     rules.add(trainer::validate(*config.harr, world_size));
+    rules.require(config.lora.targets == std::vector<std::string>{"all"},
+                  "lora.targets is set, but an encoder's adapter is on all matrices of its layers; "
+                  "leave it out");
     rules.add(data::validate(config.data));
     rules.require(config.data.train.is_given(),
                   "data.train.files is not set; name the questions to train on");

@@ -23,9 +23,15 @@ constexpr int64_t kPassTokens = 4096;
 QueryTrainer::QueryTrainer(Embedder& embedder, const QueryTrainerOptions& options)
     : embedder_(embedder),
       options_(options),
-      gradients_(model::BertWeights::zeros(embedder.encoder().config())),
-      m_(model::BertWeights::zeros(embedder.encoder().config())),
-      v_(model::BertWeights::zeros(embedder.encoder().config())) {}
+      gradients_(model::BertWeights::zeros(embedder.encoder().config())) {
+  if (options.lora_rank > 0) {
+    adapter_ = std::make_unique<QueryAdapter>(embedder.encoder(), options.lora_rank,
+                                              options.lora_scale, options.lora_seed);
+    return;
+  }
+  m_ = model::BertWeights::zeros(embedder.encoder().config());
+  v_ = model::BertWeights::zeros(embedder.encoder().config());
+}
 
 // Sums over the steps of a block, sent between ranks as they are.
 struct QueryTrainer::Partial {
@@ -165,22 +171,50 @@ Status QueryTrainer::add_step(const RetrievalStep& step, std::span<const float> 
   return {};
 }
 
-void QueryTrainer::for_each_moment(
-    const std::function<void(const std::string& name, std::span<float> values)>& body) {
-  for (const auto& [name, moments] : {std::pair("adam/m", &m_), std::pair("adam/v", &v_)}) {
-    int i = 0;
-    moments->for_each([&](float* values, int64_t count, bool) {
-      body(fmt::format("{}/{}", name, i++), {values, static_cast<size_t>(count)});
-    });
+std::vector<QueryTrainer::Tensor> QueryTrainer::tensors() {
+  std::vector<Tensor> all;
+  if (adapter_ != nullptr) {
+    for (QueryAdapter::Factor& factor : adapter_->factors()) {
+      all.push_back({factor.values.data(), factor.gradients.data(), factor.m.data(),
+                     factor.v.data(), static_cast<int64_t>(factor.values.size()), true});
+    }
+    return all;
   }
+  embedder_.encoder().weights().for_each([&](float* values, int64_t count, bool is_matrix) {
+    all.push_back({values, nullptr, nullptr, nullptr, count, is_matrix});
+  });
+  for (const auto& [from, field] : {std::pair(&gradients_, &Tensor::gradients),
+                                    std::pair(&m_, &Tensor::m), std::pair(&v_, &Tensor::v)}) {
+    size_t i = 0;
+    from->for_each([&all, &i, to = field](float* values, int64_t, bool) { all[i++].*to = values; });
+  }
+  return all;
+}
+
+void QueryTrainer::for_each_state(
+    const std::function<void(const std::string& name, std::span<float> values)>& body) {
+  int i = 0;
+  for (const Tensor& tensor : tensors()) {
+    const auto count = static_cast<size_t>(tensor.count);
+    if (adapter_ != nullptr) body(fmt::format("lora/{}", i), {tensor.values, count});
+    body(fmt::format("adam/m/{}", i), {tensor.m, count});
+    body(fmt::format("adam/v/{}", i++), {tensor.v, count});
+  }
+}
+
+void QueryTrainer::state_was_set(int64_t num_updates) {
+  num_updates_ = num_updates;
+  if (adapter_ != nullptr) adapter_->merge();
 }
 
 // Ascent: the gradients are of the objective, AdamW goes down.
 void QueryTrainer::apply(QueryUpdate& update) {
+  if (adapter_ != nullptr) adapter_->take_gradients(gradients_);
+  const std::vector<Tensor> all = tensors();
   double squares = 0;
-  gradients_.for_each([&](float* values, int64_t count, bool) {
-    squares += kernels::sum_of_squares(values, count);
-  });
+  for (const Tensor& tensor : all) {
+    squares += kernels::sum_of_squares(tensor.gradients, tensor.count);
+  }
   update.grad_norm = std::sqrt(squares);
   if (!std::isfinite(update.grad_norm)) {
     update.skipped = true;
@@ -188,31 +222,24 @@ void QueryTrainer::apply(QueryUpdate& update) {
   }
   ++num_updates_;
   const double scale = std::min(1.0, options_.max_grad_norm / (update.grad_norm + 1e-6));
-  std::vector<std::pair<float*, bool>> weights;
-  std::vector<float*> m, v;
-  embedder_.encoder().weights().for_each(
-      [&](float* values, int64_t, bool is_matrix) { weights.emplace_back(values, is_matrix); });
-  m_.for_each([&](float* values, int64_t, bool) { m.push_back(values); });
-  v_.for_each([&](float* values, int64_t, bool) { v.push_back(values); });
-  size_t i = 0;
-  gradients_.for_each([&](float* values, int64_t count, bool) {
-    const auto [tensor, is_matrix] = weights[i];
-    const double steps = static_cast<double>(num_updates_);
-    kernels::adamw({.weights = tensor,
-                    .gradients = values,
-                    .m = m[i],
-                    .v = v[i],
-                    .count = count,
-                    .gradient_scale = static_cast<float>(-scale),
-                    .learning_rate = static_cast<float>(options_.learning_rate),
-                    .beta1 = static_cast<float>(options_.adam_beta1),
-                    .beta2 = static_cast<float>(options_.adam_beta2),
-                    .eps = static_cast<float>(options_.adam_eps),
-                    .weight_decay = is_matrix ? static_cast<float>(options_.weight_decay) : 0.0f,
-                    .correction1 = static_cast<float>(1 - std::pow(options_.adam_beta1, steps)),
-                    .correction2 = static_cast<float>(1 - std::pow(options_.adam_beta2, steps))});
-    ++i;
-  });
+  const double steps = static_cast<double>(num_updates_);
+  for (const Tensor& tensor : all) {
+    kernels::adamw(
+        {.weights = tensor.values,
+         .gradients = tensor.gradients,
+         .m = tensor.m,
+         .v = tensor.v,
+         .count = tensor.count,
+         .gradient_scale = static_cast<float>(-scale),
+         .learning_rate = static_cast<float>(options_.learning_rate),
+         .beta1 = static_cast<float>(options_.adam_beta1),
+         .beta2 = static_cast<float>(options_.adam_beta2),
+         .eps = static_cast<float>(options_.adam_eps),
+         .weight_decay = tensor.is_matrix ? static_cast<float>(options_.weight_decay) : 0.0f,
+         .correction1 = static_cast<float>(1 - std::pow(options_.adam_beta1, steps)),
+         .correction2 = static_cast<float>(1 - std::pow(options_.adam_beta2, steps))});
+  }
+  if (adapter_ != nullptr) adapter_->merge();
 }
 
 }  // namespace gradus::retriever

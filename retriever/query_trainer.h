@@ -3,12 +3,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "common/status.h"
 #include "retriever/embedder.h"
+#include "retriever/query_adapter.h"
 
 namespace gradus::comm {
 class Communicator;
@@ -39,6 +41,9 @@ struct QueryTrainerOptions {
   double max_grad_norm = 1;
   double weight_decay = 0.01;  // of matrices
   double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_eps = 1e-8;
+  int64_t lora_rank = 0;  // > 0: a QueryAdapter is trained instead of all weights
+  double lora_scale = 1;
+  uint64_t lora_seed = 0;
 };
 
 struct QueryUpdate {
@@ -55,8 +60,8 @@ struct QueryUpdate {
 // retrieval trajectories, a ranked list in the place of a token, rho the ratio of joint list
 // probabilities. The documents' vectors stay as they are. Scores are made anew from the recorded
 // pool with the forward that drew them, so rho is exactly 1 at the first update (the paper's code
-// takes the old log-probability from another arithmetic). All weights of the encoder move. Not
-// thread-safe.
+// takes the old log-probability from another arithmetic). All weights of the encoder move, or
+// those of an adapter. Not thread-safe.
 class QueryTrainer {
  public:
   // `embedder` must outlive it.
@@ -74,14 +79,22 @@ class QueryTrainer {
   void set_learning_rate(double rate) { options_.learning_rate = rate; }
   int64_t num_updates() const { return num_updates_; }
 
-  // What a checkpoint needs beside the weights: every moment by name, in one fixed order, and the
-  // number of updates.
-  void for_each_moment(
+  // What a checkpoint needs beside the weights, by name, in one fixed order: moments, and of an
+  // adapter its factors.
+  void for_each_state(
       const std::function<void(const std::string& name, std::span<float> values)>& body);
-  void set_num_updates(int64_t count) { num_updates_ = count; }
+  // Call it when they were replaced by those of a checkpoint. With an adapter the encoder must have
+  // had the weights that the checkpoint's run began with when this was made; it then has the
+  // merged ones.
+  void state_was_set(int64_t num_updates);
 
  private:
   struct Partial;  // of a block
+  struct Tensor {
+    float *values, *gradients, *m, *v;
+    int64_t count;
+    bool is_matrix;
+  };
 
   Status add_blocks(std::span<const RetrievalStep> steps, int64_t first, int64_t end,
                     const float* vectors_ND, model::BertWeights& sum,
@@ -90,11 +103,13 @@ class QueryTrainer {
                    model::BertWeights& gradients, Partial& partial);
   Status add_step(const RetrievalStep& step, std::span<const float> query_D,
                   const float* vectors_ND, float* dquery_D, Partial& partial) const;
+  std::vector<Tensor> tensors();  // that are trained
   void apply(QueryUpdate& update);
 
   Embedder& embedder_;
   QueryTrainerOptions options_;
-  model::BertWeights gradients_, m_, v_;
+  std::unique_ptr<QueryAdapter> adapter_;
+  model::BertWeights gradients_, m_, v_;  // the moments are empty with an adapter
   int64_t num_updates_ = 0;
 };
 

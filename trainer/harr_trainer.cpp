@@ -17,7 +17,8 @@ namespace {
 
 constexpr char kStem[] = "optimizer";
 
-retriever::QueryTrainerOptions trainer_options(const HarrConfig& config) {
+retriever::QueryTrainerOptions trainer_options(const HarrSetup& setup) {
+  const HarrConfig& config = setup.harr;
   const OptimizerConfig& optimizer = config.optimizer;
   return {.learning_rate = optimizer.learning_rate,
           .clip_eps = config.clip_eps,
@@ -26,7 +27,10 @@ retriever::QueryTrainerOptions trainer_options(const HarrConfig& config) {
           .weight_decay = optimizer.weight_decay,
           .adam_beta1 = optimizer.adam_beta1,
           .adam_beta2 = optimizer.adam_beta2,
-          .adam_eps = optimizer.adam_eps};
+          .adam_eps = optimizer.adam_eps,
+          .lora_rank = setup.lora.rank,
+          .lora_scale = setup.lora.rank > 0 ? setup.lora.scale() : 1,
+          .lora_seed = static_cast<uint64_t>(setup.lora.seed.value_or(setup.run.seed))};
 }
 
 std::unique_ptr<AdvantageEstimator> make_advantages(HarrAdvantage advantage) {
@@ -78,7 +82,7 @@ HarrTrainer::HarrTrainer(HarrSetup setup, retriever::Embedder& embedder,
       records_(records),
       store_(store),
       display_(display),
-      trainer_(embedder, trainer_options(setup_.harr)),
+      trainer_(embedder, trainer_options(setup_)),
       advantages_(make_advantages(setup_.harr.advantage)),
       order_(static_cast<int64_t>(setup_.train_questions.size()), setup_.data_seed,
              setup_.shuffle) {}
@@ -96,11 +100,20 @@ Status HarrTrainer::resume(const std::string& checkpoint_folder) {
           "that the run was started with",
           checkpoint_folder);
     }
-    std::swap((*saved)->encoder().weights(), embedder_.encoder().weights());
     const Result<records::StateShards> state = records::StateShards::open(checkpoint_folder, kStem);
     if (!state.ok()) return state.status();
+    const bool has_adapter = setup_.lora.rank > 0;
+    if (state->has("lora/0") != has_adapter) {
+      return invalid_argument(
+          "{}: the checkpoint holds {}, this run trains {} (lora.rank); resume with the "
+          "configuration that the run was started with",
+          checkpoint_folder, has_adapter ? "all weights" : "an adapter",
+          has_adapter ? "an adapter" : "all weights");
+    }
+    // Under an adapter stand the weights that the run began with.
+    if (!has_adapter) std::swap((*saved)->encoder().weights(), embedder_.encoder().weights());
     Status status;
-    trainer_.for_each_moment([&](const std::string& name, std::span<float> values) {
+    trainer_.for_each_state([&](const std::string& name, std::span<float> values) {
       if (status.ok()) status = state->read(name, values);
     });
     GRADUS_RETURN_IF_ERROR(status);
@@ -112,7 +125,13 @@ Status HarrTrainer::resume(const std::string& checkpoint_folder) {
       if (!value.ok()) return value.status();
       *counter = *value;
     }
-    trainer_.set_num_updates(num_updates);
+    trainer_.state_was_set(num_updates);
+    if (has_adapter && embedder_.encoder().weights_hash() != (*saved)->encoder().weights_hash()) {
+      return data_loss(
+          "{}: its adapter on harr.encoder does not give its weights; was the run started from "
+          "another encoder?",
+          checkpoint_folder);
+    }
     const Result<uint64_t> data_position = state->read_u64("run/data_position");
     if (!data_position.ok()) return data_position.status();
     position_.data_position = *data_position;
@@ -383,6 +402,12 @@ Status HarrTrainer::write_row(Metrics& metrics) {
   return comm::agree(communicator_, status);
 }
 
+int64_t HarrTrainer::weights_bytes() {
+  int64_t count = 0;
+  embedder_.encoder().weights().for_each([&](float*, int64_t size, bool) { count += size; });
+  return count * static_cast<int64_t>(sizeof(float));
+}
+
 // All ranks hold the same, so rank 0 writes it.
 Status HarrTrainer::save() {
   const Phase phase(clock_, "timing_s/save_checkpoint");
@@ -390,16 +415,15 @@ Status HarrTrainer::save() {
     if (store_ == nullptr) return {};
     GRADUS_RETURN_IF_ERROR(records_.metrics->sync());
     records::StateSnapshot state;
-    trainer_.for_each_moment([&](const std::string& name, std::span<float> values) {
+    trainer_.for_each_state([&](const std::string& name, std::span<float> values) {
       state.add(name, std::span<const float>(values));
     });
     state.add("run/step", position_.step);
     state.add("run/num_updates", trainer_.num_updates());
     state.add("run/nonfinite_in_a_row", position_.nonfinite_in_a_row);
     state.add("run/data_position", position_.data_position);
-    // Weights are half as large as the two moments.
     Result<records::CheckpointDraft> draft =
-        store_->begin(position_.step, state.num_bytes() * 3 / 2);
+        store_->begin(position_.step, state.num_bytes() + weights_bytes());
     if (!draft.ok()) return draft.status();
     GRADUS_RETURN_IF_ERROR(embedder_.save(draft->folder()));
     GRADUS_RETURN_IF_ERROR(state.write(records::state_shard_path(draft->folder(), kStem, 0, 1)));

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "model/lora.h"
 #include "records/checkpoint_store.h"
 #include "retriever/retrieval_rollout.h"
 #include "trainer/advantage.h"
@@ -17,6 +18,7 @@ namespace gradus::trainer {
 // What a run of HARR consists of.
 struct HarrSetup {
   HarrConfig harr;
+  model::LoraConfig lora;  // rank 0: all weights are trained
   EvalConfig eval;
   RunSettings run;
   bool shuffle = true;
@@ -59,6 +61,7 @@ class HarrTrainer {
   Status evaluate(Metrics& metrics);
   Status write_evaluation(const std::vector<Evaluated>& all) const;
   Status write_row(Metrics& metrics);
+  int64_t weights_bytes();
   Status save();
 
   HarrSetup setup_;

@@ -46,6 +46,23 @@ TEST_F(Harr, RanksAndResumesChangeNeitherWeightsNorMetrics) {
   EXPECT_NE(state("other"), state("one"));
 }
 
+TEST_F(Harr, AdapterTrainsAndResumesOnAnyNumberOfRanks) {
+  const std::string lora = "--set lora.rank=4 --set lora.alpha=8 ";
+  train("train", "one", lora);
+  train("train", "two", lora, test::mpirun(2));
+  EXPECT_EQ(state("two"), state("one"));
+  fs::remove_all(path("runs/two/checkpoints/step_6"));
+  EXPECT_THAT(train("train", "two", lora + "--resume"), HasSubstr("after step 4"));
+  EXPECT_EQ(state("two"), state("one"));
+  EXPECT_EQ(metrics("two"), metrics("one"));
+  // Without it the checkpoint is another thing.
+  const test::RunOutcome whole = call(arguments("train", "two", "--resume"));
+  EXPECT_EQ(whole.exit_code, 2);
+  EXPECT_THAT(whole.messages,
+              HasSubstr("the checkpoint holds an adapter, this run trains all weights (lora.rank); "
+                        "resume with the configuration that the run was started with"));
+}
+
 TEST_F(Harr, EveryUpdateBeginsAtRatioOne) {
   train("train", "a", "--set harr.final_temperature=0.2 --set harr.questions_per_step=16");
   const std::vector<json> rows = metrics("a");
@@ -111,6 +128,9 @@ TEST_F(Harr, MistakesAreNamed) {
                                        "encoder that .*/index was built with \\(hash "
                                        "[0-9a-f]{16}, expected [0-9a-f]{16}\\); name its "
                                        "directory, or build the index again"));
+  EXPECT_THAT(message("--set lora.targets=[q_proj]"),
+              HasSubstr("lora.targets is set, but an encoder's adapter is on all matrices of its "
+                        "layers; leave it out"));
   EXPECT_THAT(message("--load-rollouts x"),
               HasSubstr("a retriever is trained on fresh searches alone; drop the option"));
   EXPECT_THAT(message("", test::mpirun(3)),

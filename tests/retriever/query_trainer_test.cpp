@@ -230,6 +230,99 @@ TEST(QueryTrainer, RanksMakeTheUpdateOfOneProcessToTheBit) {
   EXPECT_EQ(hashes.size(), 1u);
 }
 
+// Values that no two places share.
+void fill(std::span<float> values, float from) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = from + 0.01f * static_cast<float>((i * 37) % 101) - 0.5f;
+  }
+}
+
+// W + s B A and the derivatives s B^T dW and s dW A^T, in double by name and place.
+TEST(QueryAdapter, MergesAndDerivesByTheFormulas) {
+  const auto embedder = std::move(Embedder::load(kModel)).value();
+  const auto matrices = [](const model::BertWeights& weights) {
+    std::vector<std::vector<float>> all;
+    for (auto& [name, values] : by_name(weights)) {
+      if (name.find("encoder.layer") == 0 && name.ends_with("weight") &&
+          name.find("LayerNorm") == std::string::npos) {
+        all.push_back(std::move(values));
+      }
+    }
+    return all;
+  };
+  model::BertEncoder& encoder = embedder->encoder();
+  const std::vector<std::vector<float>> base = matrices(encoder.weights());
+  ASSERT_EQ(base.size(), 12u);
+  const uint64_t before = encoder.weights_hash();
+  constexpr size_t kRank = 3;
+  constexpr double kScale = 0.75;
+  QueryAdapter adapter(encoder, kRank, kScale, 7);
+  ASSERT_EQ(adapter.factors().size(), 24u);
+  adapter.merge();
+  EXPECT_EQ(encoder.weights_hash(), before) << "B is 0";
+  for (size_t i = 0; i < 24; ++i) fill(adapter.factors()[i].values, static_cast<float>(i) / 24);
+  model::BertWeights gradients = model::BertWeights::zeros(encoder.config());
+  gradients.for_each([](float* values, int64_t count, bool) {
+    fill({values, static_cast<size_t>(count)}, static_cast<float>(count % 7) / 7);
+  });
+  adapter.merge();
+  adapter.take_gradients(gradients);
+  const std::vector<std::vector<float>> merged = matrices(encoder.weights());
+  const std::vector<std::vector<float>> dw = matrices(gradients);
+  for (size_t p = 0; p < 12; ++p) {
+    const QueryAdapter::Factor &a = adapter.factors()[2 * p], &b = adapter.factors()[2 * p + 1];
+    const size_t k = a.values.size() / kRank, n = b.values.size() / kRank;
+    ASSERT_EQ(n * k, base[p].size());
+    for (size_t i = 0; i < n; ++i) {
+      for (size_t j = 0; j < k; ++j) {
+        double sum = 0;
+        for (size_t r = 0; r < kRank; ++r) {
+          sum += double{b.values[i * kRank + r]} * a.values[r * k + j];
+        }
+        EXPECT_NEAR(merged[p][i * k + j], base[p][i * k + j] + kScale * sum, 1e-5) << p;
+      }
+    }
+    for (size_t r = 0; r < kRank; ++r) {
+      for (size_t j = 0; j < k; ++j) {
+        double sum = 0;
+        for (size_t i = 0; i < n; ++i) sum += double{b.values[i * kRank + r]} * dw[p][i * k + j];
+        EXPECT_NEAR(a.gradients[r * k + j], kScale * sum, 1e-4) << p;
+      }
+      for (size_t i = 0; i < n; ++i) {
+        double sum = 0;
+        for (size_t j = 0; j < k; ++j) sum += double{dw[p][i * k + j]} * a.values[r * k + j];
+        EXPECT_NEAR(b.gradients[i * kRank + r], kScale * sum, 1e-4) << p;
+      }
+    }
+  }
+}
+
+TEST(QueryTrainer, AdapterLearnsAndLeavesTheRest) {
+  Bandit bandit;
+  const auto rest = [&] {
+    const model::BertWeights& weights = bandit.embedder_->encoder().weights();
+    std::vector<float> all = weights.words_VD;
+    const AlignedBuffer& bias = weights.layers[0].inner.bias;
+    all.insert(all.end(), bias.data(), bias.data() + weights.layers[0].inner.outputs);
+    return all;
+  };
+  const std::vector<float> before = rest();
+  QueryTrainer trainer(
+      *bandit.embedder_,
+      {.learning_rate = 5e-3, .weight_decay = 0, .lora_rank = 8, .lora_scale = 2, .lora_seed = 1});
+  double first = 0, last = 0;
+  for (uint64_t round = 0; round < 60; ++round) {
+    double reward = 0;
+    const std::vector<RetrievalStep> steps = bandit.sample(round, reward);
+    (round < 5 ? first : last) += round < 5 || round >= 55 ? reward / 5 : 0;
+    const QueryUpdate update = *trainer.update(steps, bandit.vectors_.data());
+    EXPECT_EQ(update.max_abs_log_ratio, 0) << "the merged weights draw and train";
+  }
+  EXPECT_LT(first, 0.5);
+  EXPECT_GT(last, 0.6);
+  EXPECT_EQ(rest(), before);
+}
+
 TEST(QueryTrainer, ZeroAdvantageMovesNothingButDecay) {
   Bandit bandit;
   QueryTrainerOptions options;
