@@ -7,6 +7,7 @@
 #include "cli/json_lines.h"
 #include "cli/run_setup.h"
 #include "records/terminal.h"
+#include "rollout/tool_box.h"
 
 namespace gradus::cli {
 namespace {
@@ -89,8 +90,10 @@ Status eval(const EvalArguments& arguments) {
   Result<std::vector<data::Prompt>> prompts = load_prompts(
       config.data, config.data.eval, *policy, *rewards, config.eval.max_rows.value_or(0), nullptr);
   if (!prompts.ok()) return prompts.status();
+  const auto tools = rollout::ToolBox::create(config.rollout, *policy->tokenizer);
+  if (!tools.ok()) return tools.status();
   rollout::Engine engine(*policy->transformer, policy->tokenizer.get(),
-                         trainer::engine_options(config.rollout));
+                         trainer::engine_options(config.rollout), tools->get());
   const trainer::EvaluationSettings settings = trainer::evaluation_settings(
       config.eval, config.rollout, policy->transformer->config(), config.run.seed);
   records::RunDisplay display({.is_quiet = ranks.rank() != 0});

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -10,6 +13,7 @@
 #include "cli/json_lines.h"
 #include "cli/partial_directory.h"
 #include "comm/communicator.h"
+#include "common/http_server.h"
 #include "records/signals.h"
 #include "records/terminal.h"
 #include "retriever/index_folder.h"
@@ -135,6 +139,21 @@ Result<Json> found_passages(const retriever::IndexFolder& folder, const retrieve
   return found;
 }
 
+// The encoder that the vectors of an index were made with.
+Result<std::unique_ptr<retriever::Embedder>> load_encoder_of(const std::string& dir,
+                                                             const retriever::IndexFolderInfo& info,
+                                                             const std::string& model) {
+  auto embedder = retriever::Embedder::load(model);
+  if (!embedder.ok()) return embedder;
+  if ((*embedder)->hash() != info.encoder_hash) {
+    return invalid_argument(
+        "{}: built by another encoder than {} (hash {:016x}, this one {:016x}); give --model its "
+        "directory, or build the index again",
+        dir, model, info.encoder_hash, (*embedder)->hash());
+  }
+  return embedder;
+}
+
 // Under mpirun each rank searches a part of the documents of a flat index, and rank 0 answers.
 Status search_on(comm::Communicator& ranks, const IndexSearchOptions& options) {
   const Result<std::vector<std::string>> queries = read_queries(options);
@@ -144,14 +163,8 @@ Status search_on(comm::Communicator& ranks, const IndexSearchOptions& options) {
   if (!folder.ok()) return folder.status();
   const std::string model =
       options.model_dir.empty() ? folder->info().model_dir : options.model_dir;
-  auto embedder = retriever::Embedder::load(model);
+  const auto embedder = load_encoder_of(options.dir, folder->info(), model);
   if (!embedder.ok()) return embedder.status();
-  if ((*embedder)->hash() != folder->info().encoder_hash) {
-    return invalid_argument(
-        "{}: built by another encoder than {} (hash {:016x}, this one {:016x}); give --model its "
-        "directory, or build the index again",
-        options.dir, model, folder->info().encoder_hash, (*embedder)->hash());
-  }
   const Result<std::vector<float>> vectors = (*embedder)->embed(*queries);
   if (!vectors.ok()) return vectors.status().with_prefix("queries");
   const Result<retriever::Hits> hits =
@@ -174,6 +187,127 @@ Status search(const IndexSearchOptions& options) {
   const auto ranks = comm::make_communicator();
   if (!ranks.ok()) return ranks.status();
   return search_on(**ranks, options);
+}
+
+struct ServeOptions {
+  std::string dir, model_dir, host = "127.0.0.1";
+  int64_t port = 8000, top = 3;
+};
+
+// A POST to /retrieve, as Search-R1's server takes it: {"queries": [...], "topk": k,
+// "return_scores": bool}; the last two may be missing.
+struct RetrieveRequest {
+  std::vector<std::string> queries;
+  int64_t top = 0;
+  bool return_scores = false;
+};
+
+Result<RetrieveRequest> parse_retrieve(const std::string& body, int64_t default_top) {
+  const Json json = Json::parse(body, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) {
+    return invalid_argument("the body is no JSON object; expected {{\"queries\": [\"...\"]}}");
+  }
+  RetrieveRequest request{.top = default_top};
+  const auto queries = json.find("queries");
+  const auto is_text = [](const Json& value) { return value.is_string(); };
+  if (queries == json.end() || !queries->is_array() || queries->empty() ||
+      !std::all_of(queries->begin(), queries->end(), is_text)) {
+    return invalid_argument("'queries' is {}; expected a list of texts",
+                            queries == json.end() ? "missing" : queries->dump().substr(0, 100));
+  }
+  request.queries = queries->get<std::vector<std::string>>();
+  if (const auto top = json.find("topk"); top != json.end() && !top->is_null()) {
+    if (!top->is_number_integer() || top->get<int64_t>() < 1 || top->get<int64_t>() > 1000) {
+      return invalid_argument("'topk' is {}; expected a whole number from 1 to 1000", top->dump());
+    }
+    request.top = top->get<int64_t>();
+  }
+  if (const auto scores = json.find("return_scores"); scores != json.end() && !scores->is_null()) {
+    if (!scores->is_boolean()) {
+      return invalid_argument("'return_scores' is {}; expected true or false", scores->dump());
+    }
+    request.return_scores = scores->get<bool>();
+  }
+  return request;
+}
+
+// What answers queries: the embedder takes one batch at a time, the index any number.
+class Retrieval {
+ public:
+  Retrieval(retriever::IndexFolder folder, std::unique_ptr<retriever::Embedder> embedder)
+      : folder_(std::move(folder)), embedder_(std::move(embedder)) {}
+
+  Result<Json> retrieve(const RetrieveRequest& request) {
+    const Result<std::vector<float>> vectors = [&] {
+      const std::lock_guard lock(mutex_);
+      return embedder_->embed(request.queries);
+    }();
+    if (!vectors.ok()) return vectors.status().with_prefix("queries");
+    const Result<retriever::Hits> hits = folder_.search(*vectors, request.top);
+    if (!hits.ok()) return hits.status();
+    Json result = Json::array();
+    for (size_t q = 0; q < request.queries.size(); ++q) {
+      Json list = Json::array();
+      const size_t first = q * static_cast<size_t>(hits->top);
+      for (size_t t = first; t < first + static_cast<size_t>(hits->top) && hits->ids[t] >= 0; ++t) {
+        const Result<retriever::Passage> passage = folder_.corpus().passage(hits->ids[t]);
+        if (!passage.ok()) return passage.status();
+        const Json document = {
+            {"id", passage->id},
+            {"contents", fmt::format("\"{}\"\n{}", passage->title, passage->text)}};
+        if (request.return_scores) {
+          list.push_back({{"document", document}, {"score", exact_number(hits->scores[t])}});
+        } else {
+          list.push_back(document);
+        }
+      }
+      result.push_back(std::move(list));
+    }
+    return Json{{"result", std::move(result)}};
+  }
+
+ private:
+  retriever::IndexFolder folder_;
+  std::unique_ptr<retriever::Embedder> embedder_;
+  std::mutex mutex_;
+};
+
+HttpServer::Reply error_reply(int status, const std::string& what) {
+  return {status, Json{{"error", what}}.dump(-1, ' ', false, Json::error_handler_t::replace)};
+}
+
+Status serve(const ServeOptions& options) {
+  Result<retriever::IndexFolder> folder = retriever::IndexFolder::open(options.dir);
+  if (!folder.ok()) return folder.status();
+  const std::string model =
+      options.model_dir.empty() ? folder->info().model_dir : options.model_dir;
+  auto embedder = load_encoder_of(options.dir, folder->info(), model);
+  if (!embedder.ok()) return embedder.status();
+  const auto server = HttpServer::listen(options.host, static_cast<int>(options.port));
+  if (!server.ok()) return server.status().with_prefix("gradus index serve");
+  const int64_t num_documents = folder->info().num_documents;
+  Retrieval retrieval(std::move(*folder), std::move(*embedder));
+  records::install_stop_signals();
+  fmt::print("serving {} passages of {} at http://{}:{}/retrieve\n", num_documents, options.dir,
+             options.host, (*server)->port());
+  std::fflush(stdout);
+  (*server)->serve(
+      [&](const HttpServer::Request& request) -> HttpServer::Reply {
+        if (request.path != "/retrieve") {
+          return error_reply(404, fmt::format("no such path; POST to /retrieve"));
+        }
+        if (request.method != "POST") return error_reply(405, "expected POST");
+        const Result<RetrieveRequest> wanted = parse_retrieve(request.body, options.top);
+        if (!wanted.ok()) return error_reply(400, wanted.status().message());
+        const Result<Json> found = retrieval.retrieve(*wanted);
+        if (!found.ok()) {
+          const bool is_theirs = found.status().code() == StatusCode::kInvalidArgument;
+          return error_reply(is_theirs ? 400 : 500, found.status().message());
+        }
+        return {200, found->dump(-1, ' ', false, Json::error_handler_t::replace)};
+      },
+      [] { return records::stop_requested(); });
+  return {};
 }
 
 struct EmbedOptions {
@@ -315,6 +449,24 @@ void add_search(CLI::App& index, Action& action) {
   command->callback([options, &action] { action = [options] { return search(*options); }; });
 }
 
+void add_serve(CLI::App& index, Action& action) {
+  CLI::App* command = index.add_subcommand(
+      "serve", "Answer queries over HTTP, as Search-R1's retrieval server does");
+  auto options = std::make_shared<ServeOptions>();
+  command->add_option("--index", options->dir, "Folder of gradus index build")->required();
+  command->add_option("--port", options->port, "Port; 0 takes a free one")
+      ->check(CLI::Range(int64_t{0}, int64_t{65535}))
+      ->capture_default_str();
+  command->add_option("--host", options->host, "IPv4 address to listen on; 0.0.0.0 for all")
+      ->capture_default_str();
+  command->add_option("--k", options->top, "Passages per query, where a request does not say")
+      ->check(CLI::Range(int64_t{1}, int64_t{1000}))
+      ->capture_default_str();
+  command->add_option("--model", options->model_dir,
+                      "Directory of the encoder, if it is not where it was");
+  command->callback([options, &action] { action = [options] { return serve(*options); }; });
+}
+
 void add_embed(CLI::App& index, Action& action) {
   CLI::App* command = index.add_subcommand("embed", "Vectors of texts");
   auto options = std::make_shared<EmbedOptions>();
@@ -335,6 +487,7 @@ void add_index_command(CLI::App& app, Action& action) {
   index->require_subcommand(1);
   add_build(*index, action);
   add_search(*index, action);
+  add_serve(*index, action);
   add_embed(*index, action);
   add_new_encoder(*index, action);
 }

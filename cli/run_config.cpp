@@ -145,6 +145,7 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
   rules.add(model::validate(config.model));
   rules.add(data::validate(config.data));
   rules.add(rewards::validate(config.reward));
+  rules.add(rollout::validate(config.rollout));
   check_rewards(config.reward, rules);
   switch (kind) {
     case RunKind::kTrain:

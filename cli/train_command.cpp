@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "data/row_source.h"
 #include "records/signals.h"
+#include "rollout/tool_box.h"
 #include "trainer/critic.h"
 
 namespace gradus::cli {
@@ -197,7 +198,7 @@ Status sample_for_trainers(const RunConfig& config, trainer::Policy& policy,
   GRADUS_RETURN_IF_ERROR(configure_logging({ranks.rank(), config.run.log_level, ""}));
   records::install_stop_signals();  // the trainers finish the step and then say so
   rollout::Engine engine(*policy.transformer, policy.tokenizer.get(),
-                         trainer::engine_options(config.rollout));
+                         trainer::engine_options(config.rollout), setup.tools);
   trainer::RolloutWorker worker(trainer::rollout_setup(config.trainer, config.rollout), engine,
                                 rewards, setup.train_prompts);
   const int64_t num_trainers = trainer::num_trainers(config.cluster, ranks.size());
@@ -262,6 +263,9 @@ Status train(const RunArguments& arguments) {
     setup.load_rollouts = replay.folder;
     setup.last_loaded_step = replay.last_step;
   }
+  const auto tools = rollout::ToolBox::create(config.rollout, *policy->tokenizer);
+  GRADUS_RETURN_IF_ERROR(comm::agree(ranks, tools.status()));
+  setup.tools = tools->get();
   int64_t num_dropped = 0;
   Result<std::vector<data::Prompt>> prompts =
       load_prompts(config.data, config.data.train, *policy, *rewards, 0, &num_dropped);

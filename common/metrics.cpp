@@ -97,7 +97,8 @@ constexpr MetricInfo kMetrics[] = {
     {"reward/skipped_fraction", "1", kMean,
      "responses left out of the update because a check failed (reward.on_error)"},
 
-    {"response_length/mean", "tokens", kMean, "response tokens, stop token included"},
+    {"response_length/mean", "tokens", kMean,
+     "sampled response tokens, stop token included, observations of tools not"},
     {"response_length/max", "tokens", kMax, "longest response"},
     {"response_length/min", "tokens", kMin, "shortest response"},
     {"response_length/correct", "tokens", kMean, "response tokens of correct responses"},
@@ -126,6 +127,19 @@ constexpr MetricInfo kMetrics[] = {
     {"rollout/prefix_cache_hit_fraction", "1", kMean,
      "prompt tokens served from another sample of the group"},
     {"rollout/policy_lag", "updates", kMax, "updates between sampling and training, at most"},
+
+    {"tools/calls_per_response", "calls", kMean, "calls of tools that a response made"},
+    {"tools/observation_tokens", "tokens", kMean, "tokens that tools wrote into a response"},
+    {"tools/limit_fraction", "1", kMean,
+     "responses that ended because they called when no call was left"},
+    {"tools/wait_s", "s", kSum,
+     "time in which a rank had nothing to decode, since all responses waited for tools"},
+    {"tools/<tool>/calls", "calls", kSum, "calls of the tool"},
+    {"tools/<tool>/invalid", "calls", kSum, "calls that the tool could not understand"},
+    {"tools/<tool>/errors", "calls", kSum, "calls that the tool failed at"},
+    {"tools/<tool>/timeouts", "calls", kSum, "calls that took longer than rollout.tool_seconds"},
+    {"tools/<tool>/cut", "calls", kSum,
+     "calls whose answer was longer than rollout.max_observation_tokens"},
 
     {"mismatch/max_abs_logprob", "nats", kMax,
      "largest difference of a token's log-prob between trainer and rollout at step start; not 0 "

@@ -25,6 +25,15 @@ int64_t num_pack_rows(const PackGroup& group) {
   return rows;
 }
 
+int64_t num_pack_targets(const PackGroup& group, size_t response) {
+  int64_t count = static_cast<int64_t>(group.responses[response].size());
+  if (group.observations.empty()) return count;
+  for (const Observation& observation : group.observations[response]) {
+    count -= observation.end - observation.begin;
+  }
+  return count;
+}
+
 Pack make_pack(std::span<const PackGroup> groups) {
   Pack pack;
   pack.group_begin.push_back(0);
@@ -34,15 +43,27 @@ Pack make_pack(std::span<const PackGroup> groups) {
     const int64_t prompt_run = static_cast<int64_t>(pack.runs.size());
     append_run(pack, group.prompt, 0, -1);
     const int64_t last_prompt_row = pack.num_rows() - 1;
-    for (const std::vector<int32_t>& response : group.responses) {
+    for (size_t r = 0; r < group.responses.size(); ++r) {
+      const std::vector<int32_t>& response = group.responses[r];
       GRADUS_CHECK(!response.empty(), "a response has no tokens");
-      pack.targets.push_back({last_prompt_row, response[0]});
-      if (response.size() == 1) continue;
       const int64_t first_row = pack.num_rows();
-      append_run(pack, std::span(response).first(response.size() - 1), prompt_length, prompt_run);
-      for (size_t i = 1; i < response.size(); ++i) {
-        pack.targets.push_back({first_row + static_cast<int64_t>(i) - 1, response[i]});
+      if (response.size() > 1) {
+        append_run(pack, std::span(response).first(response.size() - 1), prompt_length, prompt_run);
       }
+      int64_t begin = 0;  // of the predicted tokens up to the next observation
+      const auto predict_until = [&](int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          pack.targets.push_back(
+              {i == 0 ? last_prompt_row : first_row + i - 1, response[static_cast<size_t>(i)]});
+        }
+      };
+      if (!group.observations.empty()) {
+        for (const Observation& observation : group.observations[r]) {
+          predict_until(observation.begin);
+          begin = observation.end;
+        }
+      }
+      predict_until(static_cast<int64_t>(response.size()));
     }
     pack.group_begin.push_back(static_cast<int64_t>(pack.runs.size()));
   }

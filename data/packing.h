@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "data/types.h"
+
 namespace gradus::data {
 
 // Sequence packing without padding, a group's prompt once: the rows of a group are its prompt, then
@@ -15,8 +17,14 @@ namespace gradus::data {
 // are 8 from row 2, 9 from row 3, 4 from row 2.
 struct PackGroup {
   std::vector<int32_t> prompt;                  // [P], P >= 1
-  std::vector<std::vector<int32_t>> responses;  // each with at least one token; all are predicted
+  std::vector<std::vector<int32_t>> responses;  // each with at least one token
+  // By response, the tokens that are there and not predicted (what tools wrote), in order; as a
+  // whole empty: all are predicted.
+  std::vector<std::vector<Observation>> observations{};
 };
+
+// Tokens of a response that are predicted: its targets.
+int64_t num_pack_targets(const PackGroup& group, size_t response);
 
 // Consecutive rows of one sequence.
 struct PackRun {

@@ -13,8 +13,24 @@ const char* finish_reason_name(FinishReason reason) {
       return "cancelled";
     case FinishReason::kInterrupted:
       return "interrupted";
+    case FinishReason::kToolLimit:
+      return "tool_limit";
   }
   GRADUS_CHECK(false, "finish reason out of range");
+}
+
+const char* tool_status_name(ToolStatus status) {
+  switch (status) {
+    case ToolStatus::kOk:
+      return "ok";
+    case ToolStatus::kInvalid:
+      return "invalid";
+    case ToolStatus::kError:
+      return "error";
+    case ToolStatus::kTimeout:
+      return "timeout";
+  }
+  GRADUS_CHECK(false, "tool status out of range");
 }
 
 Status validate(const Trajectory& trajectory) {
@@ -24,13 +40,26 @@ Status validate(const Trajectory& trajectory) {
                             trajectory.id.prompt_id, trajectory.id.sample_index,
                             trajectory.prompt_length, length);
   }
-  const size_t response_length = static_cast<size_t>(length - trajectory.prompt_length);
-  if (trajectory.behavior_logprobs.size() != response_length ||
-      trajectory.sampling_logprobs.size() != response_length) {
-    return invalid_argument("trajectory {}/{}: {} and {} log-probs for {} response tokens",
+  int64_t num_observed = 0, observed_end = 0;
+  for (const Observation& observation : trajectory.observations) {
+    if (observation.begin < observed_end || observation.end <= observation.begin ||
+        observation.end > length - trajectory.prompt_length) {
+      return invalid_argument(
+          "trajectory {}/{}: an observation has tokens [{}, {}) of {} response tokens, after one "
+          "that ends at {}",
+          trajectory.id.prompt_id, trajectory.id.sample_index, observation.begin, observation.end,
+          length - trajectory.prompt_length, observed_end);
+    }
+    observed_end = observation.end;
+    num_observed += observation.end - observation.begin;
+  }
+  const size_t num_sampled = static_cast<size_t>(length - trajectory.prompt_length - num_observed);
+  if (trajectory.behavior_logprobs.size() != num_sampled ||
+      trajectory.sampling_logprobs.size() != num_sampled) {
+    return invalid_argument("trajectory {}/{}: {} and {} log-probs for {} sampled tokens",
                             trajectory.id.prompt_id, trajectory.id.sample_index,
                             trajectory.behavior_logprobs.size(),
-                            trajectory.sampling_logprobs.size(), response_length);
+                            trajectory.sampling_logprobs.size(), num_sampled);
   }
   int64_t covered = 0;
   for (const Segment& segment : trajectory.segments) {
@@ -41,10 +70,10 @@ Status validate(const Trajectory& trajectory) {
     }
     covered = segment.end;
   }
-  if (!trajectory.segments.empty() && covered != static_cast<int64_t>(response_length)) {
-    return invalid_argument("trajectory {}/{}: segments have {} of {} response tokens",
+  if (!trajectory.segments.empty() && covered != static_cast<int64_t>(num_sampled)) {
+    return invalid_argument("trajectory {}/{}: segments have {} of {} sampled tokens",
                             trajectory.id.prompt_id, trajectory.id.sample_index, covered,
-                            response_length);
+                            num_sampled);
   }
   return {};
 }
@@ -54,6 +83,15 @@ void append_token(Trajectory& trajectory, int32_t token_id, float behavior_logpr
   trajectory.token_ids.push_back(token_id);
   trajectory.behavior_logprobs.push_back(behavior_logprob);
   trajectory.sampling_logprobs.push_back(sampling_logprob);
+}
+
+void append_observation(Trajectory& trajectory, std::span<const int32_t> token_ids,
+                        Observation observation) {
+  GRADUS_CHECK(!token_ids.empty(), "an observation has tokens");
+  observation.begin = static_cast<int64_t>(trajectory.token_ids.size()) - trajectory.prompt_length;
+  observation.end = observation.begin + static_cast<int64_t>(token_ids.size());
+  trajectory.token_ids.insert(trajectory.token_ids.end(), token_ids.begin(), token_ids.end());
+  trajectory.observations.push_back(std::move(observation));
 }
 
 }  // namespace gradus::data

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -46,11 +47,28 @@ struct RequestId {
   bool operator==(const RequestId&) const = default;
 };
 
-// kInterrupted: at its token budget, to be gone on with.
-enum class FinishReason { kStop, kLength, kCancelled, kInterrupted };
+// kInterrupted: at its token budget, to be gone on with. kToolLimit: it called a tool when no call
+// was left.
+enum class FinishReason { kStop, kLength, kCancelled, kInterrupted, kToolLimit };
 const char* finish_reason_name(FinishReason reason);  // "stop", "length", "cancelled", ...
 
-// Response tokens [begin, end) that one version of the weights sampled.
+// How a call of a tool ended. kInvalid: the call itself is wrong, e.g. not an expression; kError:
+// the tool could not do it; kTimeout: not in time. The model reads why in each case.
+enum class ToolStatus { kOk, kInvalid, kError, kTimeout };
+const char* tool_status_name(ToolStatus status);  // "ok", "invalid", "error", "timeout"
+
+// Response tokens [begin, end) that a tool wrote and nobody sampled. They have no log-prob, no
+// advantage and no loss.
+struct Observation {
+  int64_t begin = 0, end = 0;  // end > begin
+  std::string tool;
+  ToolStatus status = ToolStatus::kOk;
+  bool is_cut = false;  // the tool said more than fits
+  bool operator==(const Observation&) const = default;
+};
+
+// Sampled tokens [begin, end), counted without observations, that one version of the weights
+// sampled.
 struct Segment {
   int64_t begin = 0, end = 0;
   uint64_t policy_version = 0;
@@ -58,14 +76,15 @@ struct Segment {
   bool operator==(const Segment&) const = default;
 };
 
-// A sampled response with its prompt. Example, P = 3, L = 5:
+// A sampled response with its prompt. S of its L - P response tokens were sampled, the others are
+// observations. Example, P = 3, L = 5, S = 2:
 //   token_ids {15, 20, 11, 42, 2}, prompt_length 3, behavior_logprobs {-0.7, -0.1}.
 struct Trajectory {
   RequestId id;
   std::vector<int32_t> token_ids;        // [L]
   int64_t prompt_length = 0;             // P
-  std::vector<float> behavior_logprobs;  // [L - P] log-softmax(logits / T) before the filters
-  std::vector<float> sampling_logprobs;  // [L - P] after the filters, renormalised
+  std::vector<float> behavior_logprobs;  // [S] log-softmax(logits / T) before the filters
+  std::vector<float> sampling_logprobs;  // [S] after the filters, renormalised
   FinishReason finish_reason = FinishReason::kLength;
   uint64_t policy_version = 0;  // weights that produced it, or its last tokens
   uint64_t weights_hash = 0;
@@ -73,6 +92,7 @@ struct Trajectory {
   // The whole response by the weights that sampled it, in order, if several took part (it was
   // interrupted by an update); else empty: policy_version sampled all.
   std::vector<Segment> segments;
+  std::vector<Observation> observations{};  // in order; without tools none
 };
 
 // One response to sample. All samples of a prompt carry equal token_ids and share its computation.
@@ -90,8 +110,12 @@ struct RolloutRequest {
 
 Status validate(const Trajectory& trajectory);
 
-// Appends a sampled token with its log-probs: the one way a trajectory grows.
+// Appends a sampled token with its log-probs. A trajectory grows by this and the next alone.
 void append_token(Trajectory& trajectory, int32_t token_id, float behavior_logprob,
                   float sampling_logprob);
+
+// Appends what a tool said; `observation`'s place is set. At least one token.
+void append_observation(Trajectory& trajectory, std::span<const int32_t> token_ids,
+                        Observation observation);
 
 }  // namespace gradus::data

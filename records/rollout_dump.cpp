@@ -69,6 +69,19 @@ void append_segments(std::string& line, const std::vector<data::Segment>& segmen
   if (!segments.empty()) line += "]";
 }
 
+// Nothing if no tool was called.
+void append_observations(std::string& line, const std::vector<data::Observation>& observations) {
+  const char* separator = ", \"observations\": [";
+  for (const data::Observation& observation : observations) {
+    line += fmt::format("{}[{}, {}, ", separator, observation.begin, observation.end);
+    internal::append_json_string(line, observation.tool);
+    line += fmt::format(", \"{}\", {}]", data::tool_status_name(observation.status),
+                        observation.is_cut);
+    separator = ", ";
+  }
+  if (!observations.empty()) line += "]";
+}
+
 double as_number(const Json& value) {
   if (value.is_number()) return value.get<double>();
   const auto text = value.get<std::string>();
@@ -88,12 +101,22 @@ std::vector<float> as_floats(const Json& values) {
 }
 
 data::FinishReason parse_finish_reason(const std::string& name) {
-  for (const auto reason : {data::FinishReason::kStop, data::FinishReason::kLength,
-                            data::FinishReason::kCancelled, data::FinishReason::kInterrupted}) {
+  for (const auto reason :
+       {data::FinishReason::kStop, data::FinishReason::kLength, data::FinishReason::kCancelled,
+        data::FinishReason::kInterrupted, data::FinishReason::kToolLimit}) {
     if (name == data::finish_reason_name(reason)) return reason;
   }
   throw std::invalid_argument("finish_reason is '" + name +
-                              "'; expected stop, length, cancelled or interrupted");
+                              "'; expected stop, length, cancelled, interrupted or tool_limit");
+}
+
+data::ToolStatus parse_tool_status(const std::string& name) {
+  for (const auto status : {data::ToolStatus::kOk, data::ToolStatus::kInvalid,
+                            data::ToolStatus::kError, data::ToolStatus::kTimeout}) {
+    if (name == data::tool_status_name(status)) return status;
+  }
+  throw std::invalid_argument("the status of an observation is '" + name +
+                              "'; expected ok, invalid, error or timeout");
 }
 
 // Throws what nlohmann or the functions above throw.
@@ -134,6 +157,14 @@ RolloutRecord record_of(const Json& row) {
                                      std::stoull(segment.at(3).get<std::string>(), nullptr, 16)});
     }
   }
+  if (row.contains("observations")) {
+    for (const Json& observation : row.at("observations")) {
+      trajectory.observations.push_back(
+          {observation.at(0).get<int64_t>(), observation.at(1).get<int64_t>(),
+           observation.at(2).get<std::string>(),
+           parse_tool_status(observation.at(3).get<std::string>()), observation.at(4).get<bool>()});
+    }
+  }
   return record;
 }
 
@@ -162,6 +193,7 @@ std::string rollout_line(const RolloutRecord& record) {
     append_floats(line, "sampling_logprobs", trajectory.sampling_logprobs);
   }
   append_segments(line, trajectory.segments);
+  append_observations(line, trajectory.observations);
   if (!record.values.empty()) append_floats(line, "values", record.values);
   return line + "}";
 }

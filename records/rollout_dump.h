@@ -34,7 +34,7 @@ struct RolloutRecord {
   double reward = std::numeric_limits<double>::quiet_NaN();
   std::vector<RewardPartRecord> parts;
   double advantage = std::numeric_limits<double>::quiet_NaN();
-  // [response tokens] of the critic before each token, or none: without a critic.
+  // [sampled tokens] of the critic before each token, or none: without a critic.
   std::vector<float> values{};
 };
 
@@ -42,7 +42,9 @@ struct RolloutRecord {
 // "answer", "reward", "advantage", "parts", "finish_reason", "policy_version", "weights_hash"
 // (hex), "prompt_ids", "ids", "logprobs", "sampling_logprobs" (absent when equal to logprobs),
 // "segments" (lists [begin, end, policy_version, weights_hash]; absent when one version sampled
-// all), "values" (absent without a critic)}, without the line's end. Log-probs read back to the
+// all), "observations" (lists [begin, end, tool, status, is_cut] of "ids"; absent without calls of
+// tools; "logprobs" are those of the other ids), "values" (absent without a critic)}, without the
+// line's end. Log-probs read back to the
 // same bits; bytes of the texts that are not UTF-8 become U+FFFD (the ids keep the truth).
 std::string rollout_line(const RolloutRecord& record);
 Result<RolloutRecord> parse_rollout_line(std::string_view line);

@@ -392,7 +392,8 @@ Status DeviceEngine::Scheduler::plan(size_t group_index) {
   const int64_t prompt = static_cast<int64_t>(group.tokens.size());
   while (group.num_started < group.num_requests && num_free_slots() > 0) {
     const size_t request = group.first_request + group.num_started;
-    Response response(requests_[request], s_.tokenizer, config_, policy_version_, weights_hash_);
+    Response response(requests_[request], s_.tokenizer, config_, policy_version_, weights_hash_,
+                      nullptr);
     GRADUS_RETURN_IF_ERROR(response.begin());
     const int64_t num_left = response.num_left();
     // The last token is never computed.
@@ -723,7 +724,8 @@ Status DeviceEngine::Scheduler::cancel_all() {
   for (Group& group : groups_) {
     for (; group.num_started < group.num_requests; ++group.num_started) {
       const size_t request = group.first_request + group.num_started;
-      Response response(requests_[request], nullptr, config_, policy_version_, weights_hash_);
+      Response response(requests_[request], nullptr, config_, policy_version_, weights_hash_,
+                        nullptr);
       response.cancel();
       ++num_finished_;
       sink_.finished(request, response.finish());
@@ -777,7 +779,7 @@ Status DeviceEngine::run(std::span<const data::RolloutRequest> requests, uint64_
   GRADUS_RETURN_IF_ERROR(
       validate_requests(requests, state.transformer->config(), state.cache.pool().num_pages(),
                         model::DeviceKvCache::bytes_per_page(state.transformer->config()),
-                        state.tokenizer != nullptr));
+                        state.tokenizer != nullptr, nullptr));
   state.cache.pool().clear();
   Scheduler scheduler(state, requests, policy_version, weights_hash, sink);
   const Status status = scheduler.run(cancel, progress);

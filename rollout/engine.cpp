@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <map>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "common/rng.h"
 #include "kernels/sampling.h"
 #include "rollout/internal/response.h"
+#include "rollout/tool_box.h"
 
 namespace gradus::rollout {
 namespace {
@@ -86,6 +88,11 @@ class Engine::Scheduler {
         policy_version_(policy_version),
         weights_hash_(weights_hash),
         sink_(sink) {}
+  ~Scheduler() {
+    if (engine_.tools_ != nullptr) engine_.tools_->forget();
+  }
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
 
   Status run(const std::atomic<bool>* cancel,
              const std::function<void(int64_t, int64_t)>& progress);
@@ -109,6 +116,12 @@ class Engine::Scheduler {
   Status sample(Sequence& sequence, const float* logits, kernels::SampledToken& token) const;
   // Adds the token; true if it ends the trajectory.
   Result<bool> append(Sequence& sequence, const kernels::SampledToken& token);
+  // Where a sequence goes after a token.
+  void settle(Sequence sequence, bool has_ended, std::vector<Sequence>& going_on);
+  // Takes the answers of tools that are there; waits a little for the first one if nothing else can
+  // be done.
+  Status take_observations(bool waits);
+  bool drop_pages_of_a_caller();
   void finish(Sequence& sequence);
   void cancel_all();
   void account_slots(size_t num_running, double seconds);
@@ -123,6 +136,10 @@ class Engine::Scheduler {
   size_t next_prefill_ = 0;        // groups before it are prefilled (or dropped again)
   std::vector<Sequence> running_;  // in the order in which they were started
   std::deque<Sequence> preempted_;
+  // By request: those whose tool has not answered. Like `answered_`, which wait for a place in the
+  // batch, they keep their pages until others need them.
+  std::map<size_t, Sequence> calling_;
+  std::deque<Sequence> answered_;
   int64_t num_finished_ = 0;
   EngineStats stats_;
   Clock::time_point start_ = Clock::now();
@@ -132,10 +149,11 @@ class Engine::Scheduler {
 };
 
 Engine::Engine(model::Transformer& transformer, const data::Tokenizer* tokenizer,
-               EngineOptions options)
+               EngineOptions options, ToolBox* tools)
     : transformer_(transformer),
       tokenizer_(tokenizer),
       options_(options),
+      tools_(tools),
       cache_(std::make_unique<model::KvCache>(
           transformer.config(), num_cache_pages(transformer.config(), options.kv_cache_bytes))),
       stats_(std::make_unique<EngineStats>()) {
@@ -153,7 +171,7 @@ Status Engine::run(std::span<const data::RolloutRequest> requests, uint64_t poli
   Scheduler scheduler(*this, requests, policy_version, weights_hash, sink);
   GRADUS_RETURN_IF_ERROR(validate_requests(requests, transformer_.config(), cache_->num_pages(),
                                            model::KvCache::bytes_per_page(transformer_.config()),
-                                           tokenizer_ != nullptr));
+                                           tokenizer_ != nullptr, tools_));
   const Status status = scheduler.run(cancel, progress);
   *stats_ = scheduler.stats_;
   return status;
@@ -202,6 +220,25 @@ bool Engine::Scheduler::drop_an_idle_prompt(const Group* keep) {
   return false;
 }
 
+// Frees the pages of a sequence that is not decoded, because its tool is at work or the batch is
+// full.
+bool Engine::Scheduler::drop_pages_of_a_caller() {
+  const auto drop = [this](Sequence& sequence) {
+    if (sequence.stream.pages.empty()) return false;
+    release(sequence.stream);
+    --groups_[sequence.group].num_running;
+    return true;
+  };
+  for (auto at = calling_.rbegin(); at != calling_.rend(); ++at) {
+    if (drop(at->second)) return true;
+  }
+  if (answered_.empty()) return false;
+  drop(answered_.back());
+  preempted_.push_back(std::move(answered_.back()));
+  answered_.pop_back();
+  return true;
+}
+
 void Engine::Scheduler::preempt_youngest() {
   GRADUS_CHECK(running_.size() > 1, "a single sequence fits, by validate_requests");
   Sequence sequence = std::move(running_.back());
@@ -217,7 +254,7 @@ void Engine::Scheduler::make_room_for_decoding() {
     for (;;) {
       Stream& stream = running_[i].stream;
       if (grow(stream, static_cast<int64_t>(stream.tokens.size()))) break;
-      if (drop_an_idle_prompt(nullptr)) continue;
+      if (drop_an_idle_prompt(nullptr) || drop_pages_of_a_caller()) continue;
       const bool is_itself = i + 1 == running_.size();
       preempt_youngest();
       if (is_itself) return;
@@ -247,10 +284,8 @@ Status Engine::Scheduler::start(size_t group_index, Sequence sequence) {
     GRADUS_RETURN_IF_ERROR(sample(sequence, group.first_logits.data(), token));
     Result<bool> ended = append(sequence, token);
     if (!ended.ok()) return ended.status();
-    if (*ended) {
-      finish(sequence);
-      return {};
-    }
+    settle(std::move(sequence), *ended, running_);
+    return {};
   }
   running_.push_back(std::move(sequence));
   return {};
@@ -262,10 +297,14 @@ Status Engine::Scheduler::start_sequences() {
     if (static_cast<int64_t>(running_.size()) >= engine_.options_.max_batch) return false;
     while (cache_.num_free_pages() < 2) {
       if (!running_.empty()) return false;
-      if (!drop_an_idle_prompt(&group)) break;
+      if (!drop_an_idle_prompt(&group) && !drop_pages_of_a_caller()) break;
     }
     return cache_.num_free_pages() >= 1 || group.prompt.tokens.size() % kernels::kPageTokens == 0;
   };
+  while (!answered_.empty() && static_cast<int64_t>(running_.size()) < engine_.options_.max_batch) {
+    running_.push_back(std::move(answered_.front()));
+    answered_.pop_front();
+  }
   while (!preempted_.empty()) {
     Group& group = groups_[preempted_.front().group];
     if (!group.is_ready() || !has_room(group)) break;
@@ -279,10 +318,11 @@ Status Engine::Scheduler::start_sequences() {
     Group& group = groups_[g];
     while (group.is_ready() && group.num_started < group.num_requests && has_room(group)) {
       const size_t request = group.first_request + group.num_started++;
-      Sequence sequence{.request = request,
-                        .group = g,
-                        .response = Response(requests_[request], engine_.tokenizer_,
-                                             model_.config(), policy_version_, weights_hash_)};
+      Sequence sequence{
+          .request = request,
+          .group = g,
+          .response = Response(requests_[request], engine_.tokenizer_, model_.config(),
+                               policy_version_, weights_hash_, engine_.tools_)};
       // What an interrupted response has is computed anew, by the present weights, as after a
       // preemption.
       GRADUS_RETURN_IF_ERROR(sequence.response.begin());
@@ -318,6 +358,44 @@ Result<bool> Engine::Scheduler::append(Sequence& sequence, const kernels::Sample
   return sequence.response.append(token.token, token.logprob, token.sampling_logprob);
 }
 
+void Engine::Scheduler::settle(Sequence sequence, bool has_ended, std::vector<Sequence>& going_on) {
+  if (has_ended) {
+    finish(sequence);
+  } else if (std::optional<ToolCall> call = sequence.response.take_call()) {
+    const size_t request = sequence.request;
+    calling_.emplace(request, std::move(sequence));
+    engine_.tools_->start(request, std::move(*call));
+  } else {
+    going_on.push_back(std::move(sequence));
+  }
+}
+
+Status Engine::Scheduler::take_observations(bool waits) {
+  const Clock::time_point start = Clock::now();
+  constexpr int64_t kPatienceMs = 50;  // cancel is looked at in between
+  for (ToolBox::Finished& answer : engine_.tools_->finished(waits ? kPatienceMs : 0)) {
+    auto node = calling_.extract(static_cast<size_t>(answer.ticket));
+    GRADUS_CHECK(!node.empty(), "an answer to a call");
+    Sequence& sequence = node.mapped();
+    Result<bool> ended = sequence.response.append_observation(answer.tool, answer.reply);
+    if (!ended.ok()) return ended.status();
+    const std::vector<int32_t>& token_ids = sequence.response.trajectory().token_ids;
+    sequence.stream.tokens.insert(
+        sequence.stream.tokens.end(),
+        token_ids.begin() + static_cast<int64_t>(sequence.stream.tokens.size()), token_ids.end());
+    if (*ended) {
+      if (sequence.stream.pages.empty()) ++groups_[sequence.group].num_running;
+      finish(sequence);
+    } else if (sequence.stream.pages.empty()) {
+      preempted_.push_back(std::move(sequence));
+    } else {
+      answered_.push_back(std::move(sequence));
+    }
+  }
+  if (waits) stats_.tool_wait_seconds += seconds_since(start);
+  return {};
+}
+
 void Engine::Scheduler::finish(Sequence& sequence) {
   const int64_t length = sequence.response.num_tokens();
   if (length > stats_.longest_tokens) {
@@ -341,6 +419,11 @@ void Engine::Scheduler::cancel_all() {
     ++groups_[sequence.group].num_running;
     rest.push_back(std::move(sequence));
   }
+  for (auto& [request, sequence] : calling_) {
+    if (sequence.stream.pages.empty()) ++groups_[sequence.group].num_running;
+    rest.push_back(std::move(sequence));
+  }
+  for (Sequence& sequence : answered_) rest.push_back(std::move(sequence));
   for (Sequence& sequence : rest) {
     sequence.response.cancel();
     finish(sequence);
@@ -349,7 +432,7 @@ void Engine::Scheduler::cancel_all() {
     for (; group.num_started < group.num_requests; ++group.num_started) {
       const size_t request = group.first_request + group.num_started;
       Response response(requests_[request], nullptr, model_.config(), policy_version_,
-                        weights_hash_);
+                        weights_hash_, nullptr);
       response.cancel();
       ++num_finished_;
       sink_.finished(request, response.finish());
@@ -380,6 +463,7 @@ Status Engine::Scheduler::pass() {
     while (!grow(prompt, prompt.num_cached + wanted)) {
       // A prompt of this very pass must keep its pages.
       if (filled_groups.empty() && drop_an_idle_prompt(&group)) continue;
+      if (num_rows == 0 && drop_pages_of_a_caller()) continue;
       GRADUS_CHECK(num_rows > 0, "a single prompt fits, by validate_requests");
       return false;
     }
@@ -401,6 +485,7 @@ Status Engine::Scheduler::pass() {
       places -= unstarted;
     }
   }
+  if (num_rows == 0 && !calling_.empty()) return take_observations(true);
   GRADUS_CHECK(num_rows > 0, "a pass without rows");
 
   std::vector<int32_t> token_ids, positions;
@@ -469,12 +554,10 @@ Status Engine::Scheduler::pass() {
     if (next < sampled.size() && sampled[next] == i) {
       Result<bool> ended = append(sequence, tokens[next++]);
       if (!ended.ok()) return ended.status();
-      if (*ended) {
-        finish(sequence);
-        continue;
-      }
+      settle(std::move(sequence), *ended, going_on);
+    } else {
+      going_on.push_back(std::move(sequence));
     }
-    going_on.push_back(std::move(sequence));
   }
   running_ = std::move(going_on);
   return {};
@@ -491,6 +574,7 @@ Status Engine::Scheduler::run(const std::atomic<bool>* cancel,
       break;
     }
     stats_.seconds = seconds_since(start_);
+    if (!calling_.empty()) GRADUS_RETURN_IF_ERROR(take_observations(false));
     GRADUS_RETURN_IF_ERROR(start_sequences());
     const size_t num_running = running_.size();
     if (num_finished_ < num_requests) GRADUS_RETURN_IF_ERROR(pass());

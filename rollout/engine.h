@@ -14,6 +14,8 @@
 
 namespace gradus::rollout {
 
+class ToolBox;
+
 // Resources of an engine; none of them changes a bit of any result.
 struct EngineOptions {
   int64_t max_batch = 64;              // sequences decoded together, >= 1
@@ -35,6 +37,7 @@ struct EngineStats {
   // Places of the batch (at most one a request) times seconds, and of these the empty ones at the
   // end, when no request is left to start.
   double slot_seconds = 0, tail_idle_seconds = 0;
+  double tool_wait_seconds = 0;  // in which nothing could be decoded
 };
 
 // Takes finished trajectories, in the order in which they finish. `request_index` counts the
@@ -55,8 +58,12 @@ class TrajectorySink {
 // Not thread-safe. The transformer and the tokenizer must outlive it.
 class Engine {
  public:
-  // `tokenizer` may be null if no request has stop texts; then Trajectory::text stays empty.
-  Engine(model::Transformer& transformer, const data::Tokenizer* tokenizer, EngineOptions options);
+  // `tokenizer` may be null if no request has stop texts and there are no tools; then
+  // Trajectory::text stays empty. `tools`, if not null, is what responses may call: one waits for
+  // its answer beside the batch, whose place goes to another, and keeps its pages while they last.
+  // What a response becomes depends neither on how long calls take nor on which ends first.
+  Engine(model::Transformer& transformer, const data::Tokenizer* tokenizer, EngineOptions options,
+         ToolBox* tools = nullptr);
   ~Engine();
 
   // Runs all requests. `policy_version` and the hash are written into the trajectories. `cancel`,
@@ -75,6 +82,7 @@ class Engine {
   model::Transformer& transformer_;
   const data::Tokenizer* tokenizer_;
   EngineOptions options_;
+  ToolBox* tools_;
   std::unique_ptr<model::KvCache> cache_;
   std::unique_ptr<EngineStats> stats_;
 };
@@ -83,7 +91,8 @@ class Engine {
 int64_t num_cache_pages(const model::ModelConfig& config, int64_t bytes);
 
 // Pages that one request takes at most: those of its tokens but the last sampled one, which is
-// never computed, and a copy of the page that its prompt ends in.
+// never computed, and a copy of the page that its prompt ends in. Tokens of observations count as
+// new ones.
 int64_t num_request_pages(const model::ModelConfig& config, int64_t prompt_tokens,
                           int64_t max_new_tokens);
 

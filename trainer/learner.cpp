@@ -341,7 +341,8 @@ std::optional<NonFinite> Learner::locate_in_group(std::span<const data::PackGrou
   if (!loss(group, 1, pass_.logprobs(), pass_.entropies(), dlogprobs, dentropies).ok()) return {};
   size_t target = 0;
   for (size_t r = 0; r < one.responses.size(); ++r) {
-    for (size_t t = 0; t < one.responses[r].size(); ++t, ++target) {
+    const int64_t num_targets = data::num_pack_targets(one, r);
+    for (int64_t t = 0; t < num_targets; ++t, ++target) {
       const bool is_known =
           std::isfinite(pass_.logprobs()[target]) && std::isfinite(pass_.entropies()[target]);
       if (is_known && std::isfinite(dlogprobs[target]) && std::isfinite(dentropies[target]))
@@ -356,7 +357,7 @@ std::optional<NonFinite> Learner::locate_in_group(std::span<const data::PackGrou
   const std::unique_ptr<model::Gradients> gradients = new_gradients();
   size_t begin = 0;
   for (size_t r = 0; r < one.responses.size(); ++r) {
-    const size_t end = begin + one.responses[r].size();
+    const size_t end = begin + static_cast<size_t>(data::num_pack_targets(one, r));
     std::vector<float> alone(dlogprobs.size()), alone_entropies(dlogprobs.size());
     std::copy(dlogprobs.begin() + static_cast<std::ptrdiff_t>(begin),
               dlogprobs.begin() + static_cast<std::ptrdiff_t>(end),

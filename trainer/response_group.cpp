@@ -61,6 +61,7 @@ data::PackGroup pack_of(const ResponseGroup& group, const AlgorithmConfig& confi
     const auto split = trajectory.token_ids.begin() + trajectory.prompt_length;
     if (pack.prompt.empty()) pack.prompt.assign(trajectory.token_ids.begin(), split);
     pack.responses.emplace_back(split, trajectory.token_ids.end());
+    pack.observations.push_back(trajectory.observations);
   }
   return pack;
 }

@@ -40,7 +40,8 @@ RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& re
       display_(display),
       learner_(*policy.transformer, setup_.trainer.optimizer, setup_.trainer.backward,
                communicator),
-      engine_(*policy.transformer, policy.tokenizer.get(), engine_options(setup_.rollout)),
+      engine_(*policy.transformer, policy.tokenizer.get(), engine_options(setup_.rollout),
+              setup_.tools),
       order_(static_cast<int64_t>(setup_.train_prompts.size()), setup_.data_seed, setup_.shuffle),
       worker_(rollout_setup(setup_.trainer, setup_.rollout), engine_, rewards,
               setup_.train_prompts),
@@ -312,6 +313,37 @@ Result<std::vector<RlTrainer::Group>> RlTrainer::sample_round(uint64_t first_pos
   return groups;
 }
 
+namespace {
+
+void add_tool_metrics(const data::Trajectory& trajectory,
+                      const std::vector<rollout::ToolConfig>& tools, Metrics& metrics) {
+  int64_t num_tokens = 0;
+  for (const rollout::ToolConfig& tool : tools) {
+    double calls = 0, invalid = 0, errors = 0, timeouts = 0, cut = 0;
+    for (const data::Observation& observation : trajectory.observations) {
+      if (observation.tool != tool.name) continue;
+      calls += 1;
+      invalid += observation.status == data::ToolStatus::kInvalid ? 1 : 0;
+      errors += observation.status == data::ToolStatus::kError ? 1 : 0;
+      timeouts += observation.status == data::ToolStatus::kTimeout ? 1 : 0;
+      cut += observation.is_cut ? 1 : 0;
+      num_tokens += observation.end - observation.begin;
+    }
+    const std::string prefix = "tools/" + tool.name + "/";
+    metrics.add(prefix + "calls", calls);
+    metrics.add(prefix + "invalid", invalid);
+    metrics.add(prefix + "errors", errors);
+    metrics.add(prefix + "timeouts", timeouts);
+    metrics.add(prefix + "cut", cut);
+  }
+  metrics.add("tools/calls_per_response", static_cast<double>(trajectory.observations.size()));
+  metrics.add("tools/observation_tokens", static_cast<double>(num_tokens));
+  metrics.add("tools/limit_fraction",
+              trajectory.finish_reason == data::FinishReason::kToolLimit ? 1 : 0);
+}
+
+}  // namespace
+
 void RlTrainer::add_rollout_metrics(const Group& group, Metrics& metrics) const {
   for (const records::RolloutRecord& record : group.records) {
     const data::Trajectory& trajectory = record.trajectory;
@@ -326,6 +358,7 @@ void RlTrainer::add_rollout_metrics(const Group& group, Metrics& metrics) const 
     metrics.add("prompt_length/mean", static_cast<double>(trajectory.prompt_length));
     metrics.add("prompt_length/max", static_cast<double>(trajectory.prompt_length));
     metrics.add("prompt_length/min", static_cast<double>(trajectory.prompt_length));
+    if (!setup_.rollout.tools.empty()) add_tool_metrics(trajectory, setup_.rollout.tools, metrics);
     const bool is_scored = !std::isnan(record.reward);
     metrics.add("reward/skipped_fraction", is_scored ? 0 : 1);
     if (is_scored) {

@@ -44,6 +44,8 @@ struct RlSetup {
   int64_t last_loaded_step = 0;
   // Folder to write rollouts to, without training on them; empty: train.
   std::string dump_rollouts;
+  // What responses may call; outlives the trainer. Null: nothing.
+  rollout::ToolBox* tools = nullptr;
   // Of the advantage gae (load_critic); empty: none.
   std::optional<Policy> critic;
 };

@@ -127,6 +127,9 @@ Result<std::vector<records::RolloutRecord>> RolloutWorker::work(
   GRADUS_RETURN_IF_ERROR(sample(requests, weights, trajectories, progress));
   add_seconds(metrics, "timing_s/gen", start);
   metrics.add("rollout/preemptions", static_cast<double>(engine_.stats().num_preemptions));
+  if (!setup_.rollout.tools.empty()) {
+    metrics.add("tools/wait_s", engine_.stats().tool_wait_seconds);
+  }
   const Clock::time_point scoring = Clock::now();
   const Result<std::vector<data::RewardBreakdown>> scores = pool_.finish();
   if (!scores.ok()) return scores.status();

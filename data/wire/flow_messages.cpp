@@ -49,6 +49,8 @@ wire::FinishReason to_message(FinishReason reason) {
       return wire::CANCELLED;
     case FinishReason::kInterrupted:
       return wire::INTERRUPTED;
+    case FinishReason::kToolLimit:
+      return wire::TOOL_LIMIT;
   }
   GRADUS_CHECK(false, "finish reason out of range");
 }
@@ -63,6 +65,8 @@ Result<FinishReason> from_message(wire::FinishReason reason) {
       return FinishReason::kCancelled;
     case wire::INTERRUPTED:
       return FinishReason::kInterrupted;
+    case wire::TOOL_LIMIT:
+      return FinishReason::kToolLimit;
     default:  // any integer can arrive
       return data_loss("a trajectory's finish reason is {}, which no version knows",
                        static_cast<int>(reason));
@@ -108,6 +112,14 @@ void to_message(const Trajectory& trajectory, wire::Trajectory& message) {
     added.set_policy_version(segment.policy_version);
     added.set_weights_hash(segment.weights_hash);
   }
+  for (const Observation& observation : trajectory.observations) {
+    wire::Observation& added = *message.add_observations();
+    added.set_begin(observation.begin);
+    added.set_end(observation.end);
+    added.set_tool(observation.tool);
+    added.set_status(static_cast<wire::ToolStatus>(observation.status));
+    added.set_is_cut(observation.is_cut);
+  }
 }
 
 Result<Trajectory> from_message(const wire::Trajectory& message) {
@@ -126,6 +138,15 @@ Result<Trajectory> from_message(const wire::Trajectory& message) {
   for (const wire::Segment& segment : message.segments()) {
     trajectory.segments.push_back(
         {segment.begin(), segment.end(), segment.policy_version(), segment.weights_hash()});
+  }
+  for (const wire::Observation& observation : message.observations()) {
+    if (!wire::ToolStatus_IsValid(observation.status())) {
+      return invalid_argument("a message has the tool status {}; it comes from another build",
+                              static_cast<int>(observation.status()));
+    }
+    trajectory.observations.push_back({observation.begin(), observation.end(), observation.tool(),
+                                       static_cast<ToolStatus>(observation.status()),
+                                       observation.is_cut()});
   }
   GRADUS_RETURN_IF_ERROR(validate(trajectory));
   return trajectory;

@@ -125,9 +125,17 @@ class RepetitionReward : public Reward {
   std::vector<uint64_t> items_of(const data::Trajectory& trajectory) const {
     std::vector<uint64_t> items;
     if (counts_tokens) {
-      for (size_t i = static_cast<size_t>(trajectory.prompt_length);
-           i < trajectory.token_ids.size(); ++i) {
-        items.push_back(static_cast<uint64_t>(trajectory.token_ids[i]));
+      // What a tool wrote twice is no repetition of the model's.
+      auto observation = trajectory.observations.begin();
+      const auto response =
+          std::span(trajectory.token_ids).subspan(static_cast<size_t>(trajectory.prompt_length));
+      for (size_t i = 0; i < response.size(); ++i) {
+        if (observation != trajectory.observations.end() &&
+            i == static_cast<size_t>(observation->begin)) {
+          i = static_cast<size_t>(observation++->end) - 1;
+          continue;
+        }
+        items.push_back(static_cast<uint64_t>(response[i]));
       }
     } else {
       for (const std::string_view word : fields_of(trajectory.text)) {

@@ -9,9 +9,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "common/http_pool.h"
 #include "common/rng.h"
 #include "common/strings.h"
-#include "rewards/judge/http_pool.h"
 #include "rewards/judge/verdict_cache.h"
 #include "rewards/judge/verdict_text.h"
 
@@ -252,7 +252,7 @@ Result<std::unique_ptr<HttpJudge>> HttpJudge::create(const HttpJudgeOptions& opt
     state->cache = std::move(*cache);
   }
   auto pool = HttpPool::create(options.concurrency);
-  GRADUS_RETURN_IF_ERROR(pool.status());
+  if (!pool.ok()) return pool.status().with_prefix("judge");
   state->pool = std::move(*pool);
   return std::unique_ptr<HttpJudge>(new HttpJudge(std::move(state)));
 }

@@ -39,7 +39,9 @@ std::string name_of(const data::RequestId& id) {
 
 Status validate_requests(std::span<const data::RolloutRequest> requests,
                          const model::ModelConfig& config, int64_t num_pages,
-                         int64_t bytes_per_page, bool has_tokenizer) {
+                         int64_t bytes_per_page, bool has_tokenizer, const ToolBox* tools) {
+  GRADUS_CHECK(has_tokenizer || tools == nullptr, "tools need a tokenizer");
+  const int64_t observation_tokens = tools == nullptr ? 0 : tools->max_tokens();
   for (size_t i = 0; i < requests.size(); ++i) {
     const data::RolloutRequest& request = requests[i];
     const int64_t length = static_cast<int64_t>(request.token_ids.size());
@@ -68,32 +70,42 @@ Status validate_requests(std::span<const data::RolloutRequest> requests,
     if (!request.sampling.stop_texts.empty() && !has_tokenizer) {
       return invalid_argument("{}: stop texts need a tokenizer", name_of(request.id));
     }
-    const int64_t needed = num_request_pages(config, length, request.sampling.max_new_tokens);
+    const int64_t most = request.sampling.max_new_tokens + observation_tokens;
+    const int64_t needed = num_request_pages(config, length, most);
     if (needed > num_pages) {
       return invalid_argument(
           "{}: up to {} tokens need {} pages of the key-value cache, which has {}; raise "
           "kv_cache_mib to at least {}",
-          name_of(request.id),
-          std::min(length + request.sampling.max_new_tokens, config.max_position_embeddings),
-          needed, num_pages, mib_for(needed, bytes_per_page));
+          name_of(request.id), std::min(length + most, config.max_position_embeddings), needed,
+          num_pages, mib_for(needed, bytes_per_page));
     }
   }
   return {};
 }
 
 Response::Response(const data::RolloutRequest& request, const data::Tokenizer* tokenizer,
-                   const model::ModelConfig& config, uint64_t policy_version, uint64_t weights_hash)
+                   const model::ModelConfig& config, uint64_t policy_version, uint64_t weights_hash,
+                   const ToolBox* tools)
     : request_(&request),
       tokenizer_(tokenizer),
       config_(&config),
       policy_version_(policy_version),
-      weights_hash_(weights_hash) {
+      weights_hash_(weights_hash),
+      tools_(tools) {
   trajectory_.id = request.id;
   trajectory_.token_ids = request.token_ids;
   trajectory_.prompt_length = static_cast<int64_t>(request.token_ids.size());
   trajectory_.policy_version = policy_version;
   trajectory_.weights_hash = weights_hash;
   if (tokenizer != nullptr) decoder_ = std::make_unique<data::StreamingDecoder>(*tokenizer);
+}
+
+Status Response::decode(int32_t token) {
+  if (decoder_ == nullptr || !tokenizer_->is_known(token)) return {};
+  Result<std::string> piece = decoder_->append(token);
+  if (!piece.ok()) return piece.status();
+  text_ += *piece;
+  return {};
 }
 
 Status Response::begin() {
@@ -103,17 +115,17 @@ Status Response::begin() {
   trajectory_.behavior_logprobs = begun.behavior_logprobs;
   trajectory_.sampling_logprobs = begun.sampling_logprobs;
   trajectory_.segments = begun.segments;
+  trajectory_.observations = begun.observations;
   num_begun_ = static_cast<int64_t>(begun.behavior_logprobs.size());
   if (trajectory_.segments.empty()) {
     trajectory_.segments.push_back({0, num_begun_, begun.policy_version, begun.weights_hash});
   }
-  for (int64_t i = begun.prompt_length; decoder_ != nullptr && i < begun.prompt_length + num_begun_;
-       ++i) {
-    const int32_t token = begun.token_ids[static_cast<size_t>(i)];
-    if (!tokenizer_->is_known(token)) continue;
-    Result<std::string> piece = decoder_->append(token);
-    if (!piece.ok()) return piece.status();
-    text_ += *piece;
+  const int64_t observed =
+      begun.observations.empty() ? 0 : begun.prompt_length + begun.observations.back().end;
+  const int64_t length = static_cast<int64_t>(begun.token_ids.size());
+  for (int64_t i = begun.prompt_length; i < length; ++i) {
+    GRADUS_RETURN_IF_ERROR(decode(begun.token_ids[static_cast<size_t>(i)]));
+    if (i < observed) calls_from_ = text_.size();
   }
   return {};
 }
@@ -128,6 +140,34 @@ int64_t Response::num_left() const {
   return left;
 }
 
+// Whether the text behind `from` completes a call; the first one, if one token ends several.
+void Response::find_call(size_t from) {
+  size_t first = std::string::npos;
+  for (size_t i = 0; i < tools_->entries().size(); ++i) {
+    const ToolBox::Entry& entry = tools_->entries()[i];
+    const size_t overlap = entry.close.size() - 1;
+    const size_t end =
+        text_.find(entry.close, std::max(calls_from_, from > overlap ? from - overlap : 0));
+    if (end >= first) continue;
+    first = end;
+    call_.emplace(ToolCall{i, {}});
+    const size_t begin = text_.rfind(entry.open, end);
+    if (begin == std::string::npos || begin < calls_from_) continue;
+    call_->text = text_.substr(begin + entry.open.size(), end - begin - entry.open.size());
+  }
+}
+
+// By a limit of length.
+bool Response::is_at_an_end() {
+  const int64_t length = static_cast<int64_t>(trajectory_.token_ids.size());
+  if (num_tokens() >= request_->sampling.max_new_tokens ||
+      length >= config_->max_position_embeddings) {
+    trajectory_.finish_reason = data::FinishReason::kLength;
+    return true;
+  }
+  return false;
+}
+
 Result<bool> Response::append(int32_t token, float logprob, float sampling_logprob) {
   const data::SamplingParams& sampling = request_->sampling;
   data::append_token(trajectory_, token, logprob, sampling_logprob);
@@ -136,13 +176,11 @@ Result<bool> Response::append(int32_t token, float logprob, float sampling_logpr
     trajectory_.finish_reason = data::FinishReason::kStop;
     return true;
   }
-  if (decoder_ != nullptr && tokenizer_->is_known(token)) {
-    Result<std::string> piece = decoder_->append(token);
-    if (!piece.ok()) return piece.status();
-    const size_t before = text_.size();
-    text_ += *piece;
+  const size_t before = text_.size();
+  GRADUS_RETURN_IF_ERROR(decode(token));
+  if (text_.size() > before) {
     for (const std::string& stop : sampling.stop_texts) {
-      const size_t from = before > stop.size() ? before - stop.size() : 0;
+      const size_t from = std::max(calls_from_, before > stop.size() ? before - stop.size() : 0);
       const size_t found = text_.find(stop, from);
       if (!stop.empty() && found != std::string::npos) {
         text_.resize(found);
@@ -151,10 +189,17 @@ Result<bool> Response::append(int32_t token, float logprob, float sampling_logpr
         return true;
       }
     }
+    if (tools_ != nullptr) find_call(before);
   }
-  const int64_t length = static_cast<int64_t>(trajectory_.token_ids.size());
-  if (num_tokens() >= sampling.max_new_tokens || length >= config_->max_position_embeddings) {
-    trajectory_.finish_reason = data::FinishReason::kLength;
+  if (is_at_an_end()) {
+    call_.reset();  // nobody would read the answer
+    return true;
+  }
+  if (call_) {
+    const size_t num_calls = trajectory_.observations.size();
+    if (num_calls < static_cast<size_t>(tools_->limits().max_calls)) return false;
+    call_.reset();
+    trajectory_.finish_reason = data::FinishReason::kToolLimit;
     return true;
   }
   if (num_left() <= 0) {
@@ -162,6 +207,26 @@ Result<bool> Response::append(int32_t token, float logprob, float sampling_logpr
     return true;
   }
   return false;
+}
+
+Result<bool> Response::append_observation(size_t tool, const ToolReply& reply) {
+  const int64_t num_calls = static_cast<int64_t>(trajectory_.observations.size()) + 1;
+  Result<ToolBox::Words> words =
+      tools_->words_of(reply.text, num_calls == tools_->limits().max_calls);
+  if (!words.ok()) return words.status().with_prefix(name_of(request_->id));
+  const size_t length = trajectory_.token_ids.size() + words->token_ids.size();
+  if (length >= static_cast<size_t>(config_->max_position_embeddings)) {
+    trajectory_.finish_reason = data::FinishReason::kLength;
+    return true;
+  }
+  data::append_observation(
+      trajectory_, words->token_ids,
+      {.tool = tools_->entries()[tool].name, .status = reply.status, .is_cut = words->is_cut});
+  for (const int32_t token : words->token_ids) GRADUS_RETURN_IF_ERROR(decode(token));
+  calls_from_ = text_.size();
+  if (num_left() > 0) return false;
+  trajectory_.finish_reason = data::FinishReason::kInterrupted;
+  return true;
 }
 
 // Notes down which tokens the present weights sampled, if others have sampled some.

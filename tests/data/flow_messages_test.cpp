@@ -32,6 +32,7 @@ TEST(FlowMessages, HaveAsManyFieldsAsTheirStructs) {
   expect_equal_counts<SamplingParams, wire::SamplingParams>();
   expect_equal_counts<RolloutRequest, wire::RolloutRequest>();
   expect_equal_counts<Segment, wire::Segment>();
+  expect_equal_counts<Observation, wire::Observation>();
   expect_equal_counts<Trajectory, wire::Trajectory>();
   expect_equal_counts<MetricPart, wire::MetricPart>();
   // The count can be wrong: a struct with one field more is seen.
@@ -43,7 +44,8 @@ TEST(FlowMessages, HaveAsManyFieldsAsTheirStructs) {
   EXPECT_EQ(num_fields<Grown>(), 5u);
 }
 
-// A message whose numbers fit together: one prompt token and two response tokens in two segments.
+// A message whose numbers fit together: one prompt token, two sampled tokens in two segments and
+// two observations.
 wire::Trajectory sound_trajectory() {
   wire::Trajectory message;
   int counter = 0;
@@ -53,6 +55,12 @@ wire::Trajectory sound_trajectory() {
   for (int i = 0; i < 2; ++i) {
     message.mutable_segments(i)->set_begin(i);
     message.mutable_segments(i)->set_end(i + 1);
+  }
+  // Two more tokens, which tools wrote.
+  for (int i = 0; i < 2; ++i) {
+    message.add_token_ids(78 + i);
+    message.mutable_observations(i)->set_begin(2 + i);
+    message.mutable_observations(i)->set_end(3 + i);
   }
   return message;
 }
@@ -81,12 +89,37 @@ TEST(FlowMessages, EveryFieldOfATrajectoryComesBack) {
   MessageDifferencer differencer;
   differencer.ReportDifferencesToString(&differences);
   EXPECT_TRUE(differencer.Compare(sent, back)) << differences;
-  for (const FinishReason reason : {FinishReason::kStop, FinishReason::kLength,
-                                    FinishReason::kCancelled, FinishReason::kInterrupted}) {
+  for (const FinishReason reason :
+       {FinishReason::kStop, FinishReason::kLength, FinishReason::kCancelled,
+        FinishReason::kInterrupted, FinishReason::kToolLimit}) {
     Trajectory one = *trajectory;
     one.finish_reason = reason;
     EXPECT_EQ(decode_trajectory(encode(one))->finish_reason, reason);
   }
+  for (const ToolStatus status :
+       {ToolStatus::kOk, ToolStatus::kInvalid, ToolStatus::kError, ToolStatus::kTimeout}) {
+    Trajectory one = *trajectory;
+    one.observations[1].status = status;
+    EXPECT_EQ(decode_trajectory(encode(one))->observations, one.observations);
+  }
+}
+
+TEST(FlowMessages, ObservationsThatDoNotFitAreAnError) {
+  const Trajectory sound = *from_message(sound_trajectory());
+  const auto message_of = [&](int64_t begin, int64_t end) {
+    Trajectory one = sound;
+    one.observations[1].begin = begin;
+    one.observations[1].end = end;
+    return validate(one).message();
+  };
+  EXPECT_EQ(message_of(3, 4), "");
+  EXPECT_THAT(message_of(2, 4), HasSubstr("an observation has tokens [2, 4) of 4 response tokens, "
+                                          "after one that ends at 3"));
+  EXPECT_THAT(message_of(3, 5), HasSubstr("an observation has tokens [3, 5) of 4 response tokens"));
+  EXPECT_THAT(message_of(3, 3), HasSubstr("an observation has tokens [3, 3)"));
+  Trajectory longer = sound;
+  longer.token_ids.push_back(1);
+  EXPECT_THAT(validate(longer).message(), HasSubstr("2 and 2 log-probs for 3 sampled tokens"));
 }
 
 TEST(FlowMessages, LogprobsKeepEveryBit) {
@@ -142,7 +175,7 @@ TEST(FlowMessages, WhatIsNoMessageIsAnError) {
   broken = sound_trajectory();
   broken.mutable_segments()->RemoveLast();
   EXPECT_THAT(from_message(broken).status().message(),
-              HasSubstr("segments have 1 of 2 response tokens"));
+              HasSubstr("segments have 1 of 2 sampled tokens"));
   wire::MetricParts metrics;
   metrics.add_parts()->set_name("no/such_metric");
   EXPECT_EQ(decode_metrics(metrics.SerializeAsString()).status().message(),

@@ -43,6 +43,29 @@ TEST(RolloutDump, WritesTheDocumentedLine) {
             "\"prompt_ids\": [15, 20, 11], \"ids\": [42, 2], \"logprobs\": [-0.7, -0.1]}");
 }
 
+TEST(RolloutDump, SaysWhichTokensToolsWrote) {
+  RolloutRecord record = example();
+  const std::vector<int32_t> said = {5, 6, 7};
+  data::append_observation(
+      record.trajectory, said,
+      {.tool = "search", .status = data::ToolStatus::kTimeout, .is_cut = true});
+  data::append_token(record.trajectory, 9, -0.5f, -0.5f);
+  record.trajectory.finish_reason = data::FinishReason::kToolLimit;
+  const std::string line = rollout_line(record);
+  EXPECT_THAT(line, ::testing::EndsWith("\"ids\": [42, 2, 5, 6, 7, 9], \"logprobs\": [-0.7, -0.1, "
+                                        "-0.5], \"observations\": [[2, 5, \"search\", "
+                                        "\"timeout\", true]]}"));
+  const Result<RolloutRecord> back = parse_rollout_line(line);
+  ASSERT_TRUE(back.ok()) << back.status().message();
+  EXPECT_EQ(rollout_line(*back), line);
+  EXPECT_EQ(back->trajectory.observations, record.trajectory.observations);
+  std::string wrong = line;
+  wrong.replace(wrong.find("timeout"), 7, "tired");
+  EXPECT_EQ(parse_rollout_line(wrong).status().message(),
+            "not a rollout: the status of an observation is 'tired'; expected ok, invalid, error "
+            "or timeout");
+}
+
 TEST(RolloutDump, ReadsBackEveryFieldAndEveryBit) {
   const TemporaryFolder temp;
   std::vector<RolloutRecord> records = {example(), example()};
@@ -116,8 +139,8 @@ TEST(RolloutDump, NamesTheBadLine) {
   write_file(path, reason);
   EXPECT_EQ(read_rollouts(path).status().message(),
             path +
-                ":1: not a rollout: finish_reason is 'tired'; expected stop, length, cancelled or "
-                "interrupted");
+                ":1: not a rollout: finish_reason is 'tired'; expected stop, length, cancelled, "
+                "interrupted or tool_limit");
 }
 
 TEST(RolloutDump, RefusesATrajectoryThatContradictsItself) {

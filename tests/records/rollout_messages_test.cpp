@@ -27,6 +27,12 @@ wire::RolloutRecord full_message() {
     trajectory.mutable_segments(i)->set_begin(i);
     trajectory.mutable_segments(i)->set_end(i + 1);
   }
+  // Two more tokens, which tools wrote.
+  for (int i = 0; i < 2; ++i) {
+    trajectory.add_token_ids(78 + i);
+    trajectory.mutable_observations(i)->set_begin(2 + i);
+    trajectory.mutable_observations(i)->set_end(3 + i);
+  }
   return message;
 }
 
@@ -70,7 +76,7 @@ TEST(RolloutMessages, WhatIsNoMessageIsAnError) {
   *message.add_records() = full_message();
   message.mutable_records(0)->mutable_trajectory()->set_prompt_length(9);
   EXPECT_THAT(decode_rollouts(message.SerializeAsString()).status().message(),
-              ::testing::HasSubstr("prompt_length 9 is not in [1, 3]"));
+              ::testing::HasSubstr("prompt_length 9 is not in [1, 5]"));
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "rewards/judge/http_pool.h"
+#include "common/http_pool.h"
 
 #include <curl/curl.h>
 #include <dlfcn.h>
@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <cstdlib>
 
-namespace gradus::rewards::judge {
+namespace gradus {
 
-// Loaded when a judge is first asked for, so that gradus starts, and travels, without the two dozen
+// Loaded when the first pool is made, so that gradus starts, and travels, without the two dozen
 // libraries that libcurl brings.
 struct CurlLibrary {
   decltype(&::curl_global_init) global_init = nullptr;
@@ -115,7 +115,7 @@ Result<std::unique_ptr<HttpPool>> HttpPool::create(int max_active) {
   const CurlLibrary& curl = curl_library();
   if (!curl.is_loaded) {
     return unavailable(
-        "judge: libcurl.so.4 (7.68 or newer) is not there, which requests need; install libcurl4");
+        "libcurl.so.4 (7.68 or newer) is not there, which requests need; install libcurl4");
   }
   return std::unique_ptr<HttpPool>(new HttpPool(curl, max_active));
 }
@@ -250,4 +250,4 @@ void HttpPool::cancel_all() {
   queue_.clear();
 }
 
-}  // namespace gradus::rewards::judge
+}  // namespace gradus

@@ -14,7 +14,7 @@
 
 #include "common/status.h"
 
-namespace gradus::rewards::judge {
+namespace gradus {
 
 struct HttpRequest {
   std::string url;
@@ -74,4 +74,4 @@ class HttpPool {
   std::thread thread_;
 };
 
-}  // namespace gradus::rewards::judge
+}  // namespace gradus
