@@ -64,11 +64,18 @@ class FederatedRun {
   Status go() {
     const FederatedConfig& plan = config_.federated;
     while (simulation_.round() < plan.num_rounds && !is_stopped_) {
+      if (simulation_.is_budget_spent()) {
+        display_.print(
+            fmt::format("stopped after {} rounds: another one would exceed "
+                        "federated.privacy.max_epsilon ({})",
+                        simulation_.round(), plan.privacy.max_epsilon));
+        break;
+      }
       Metrics metrics;
       GRADUS_RETURN_IF_ERROR(simulation_.run_round(metrics));
       const int64_t step = simulation_.round();
       ranks_.watch().set_step(step);
-      const bool is_last = step == plan.num_rounds;
+      const bool is_last = step == plan.num_rounds || simulation_.is_budget_spent();
       if (step % plan.eval_every == 0 || is_last) evaluate(metrics);
       const Status written =
           ranks_.rank() == 0 ? run_.metrics->write(step, metrics.values()) : Status();

@@ -39,6 +39,7 @@ constexpr MetricInfo kMetrics[] = {
     {"federated/late", "clients", kSum, "clients that the round did not wait for"},
     {"federated/skipped_rounds", "rounds", kSum, "rounds with too few updates for a step"},
     {"federated/clock_s", "s", kLast, "simulated time since the start"},
+    {"federated/epsilon", "1", kLast, "privacy spent at federated.privacy.delta"},
     {"federated/client_lr", "1", kLast, "learning rate of the clients"},
     {"federated/flood_weight", "1", kLast, "weight of samples that FLood flags, W(t)"},
     {"federated/update_norm", "1", kLast, "mean norm of the clients' updates"},

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "federated/federated_config.h"
 
+#include <algorithm>
+#include <array>
+
 #include "common/config/rules.h"
 #include "federated/aggregator.h"
 
@@ -81,6 +84,121 @@ void LocalTrainingConfig::visit(FieldVisitor& v) {
   v.field("weight_decay", weight_decay, "Added to the gradient, times the weights.", at_least(0));
 }
 
+void UpdateCompression::visit(FieldVisitor& v) {
+  v.field("kind", kind,
+          "int8: 64 values share a power of two as scale; top_k: the largest values and their "
+          "places.",
+          one_of({"none", "int8", "top_k"}));
+  v.field("fraction", fraction, "top_k: of values that are sent.", in_left_open(0, 1));
+  v.field("has_error_feedback", has_error_feedback,
+          "A client adds what it could not send to its next update.");
+}
+
+void UpdatePrivacy::visit(FieldVisitor& v) {
+  v.field("noise_multiplier", noise_multiplier,
+          "Deviation of the sum's noise, in units of what one client can move it by; 0: no noise "
+          "and no clipping. `gradus inspect privacy` finds it for an epsilon.",
+          at_least(0));
+  v.field("clip_norm", clip_norm, "Updates are scaled down to this norm.", greater_than(0));
+  v.field("sample_cap", sample_cap, "Rows beyond which a client weighs no more.", at_least(1));
+  v.field("delta", delta, "At which epsilon is told.", in_open(0, 1));
+  v.field("accountant", accountant, "prv is tighter and slower.", one_of({"rdp", "prv"}));
+  v.field("max_epsilon", max_epsilon,
+          "The run ends before the round that would exceed it; 0: it goes on.", at_least(0));
+}
+
+void SecureAggregationConfig::visit(FieldVisitor& v) {
+  v.field("is_on", is_on,
+          "The server gets the sum of a round's updates, to the bit of a plain run's, and none of "
+          "them.");
+  v.field("num_neighbours", num_neighbours,
+          "Clients with which each shares masks, an even number; 0: all, at most 64.", at_least(0));
+}
+
+namespace {
+
+// Whether the sum of the strategy's updates has weights that one client cannot move.
+bool takes_private_weights(const std::string& strategy) {
+  constexpr std::array kNames = {"fedavg",     "fedprox", "fedavgm", "diloco",
+                                 "fedadagrad", "fedadam", "fedyogi"};
+  return std::find(kNames.begin(), kNames.end(), strategy) != kNames.end();
+}
+
+bool reads_norms(const std::string& strategy) {
+  constexpr std::array kNames = {"norm_clipping", "qfedavg", "fedexp"};
+  return std::find(kNames.begin(), kNames.end(), strategy) != kNames.end();
+}
+
+void add_privacy_rules(const FederatedConfig& config, ConfigRules& rules) {
+  rules.require(takes_private_weights(config.strategy.name),
+                "federated.privacy.noise_multiplier is set, but federated.strategy.name {} has "
+                "weights of its own, which no bound covers; take fedavg, fedprox, fedavgm, diloco, "
+                "fedadagrad, fedadam or fedyogi",
+                config.strategy.name);
+  rules.require(config.clients.sampler == SamplerKind::kPoisson,
+                "federated.privacy.noise_multiplier wants federated.clients.sampler poisson, which "
+                "its accountants assume");
+  rules.require(config.mode == FederatedMode::kSync,
+                "federated.privacy.noise_multiplier wants federated.mode sync; no accountant here "
+                "follows an asynchronous run");
+  const Result<double> epsilon = epsilon_after(config, config.num_rounds);
+  if (!epsilon.ok()) rules.add(epsilon.status().with_prefix("federated.privacy"));
+  const Result<double> first = epsilon_after(config, 1);
+  rules.require(
+      config.privacy.max_epsilon == 0 || !first.ok() || *first <= config.privacy.max_epsilon,
+      "federated.privacy.max_epsilon is {}, but one round with "
+      "federated.privacy.noise_multiplier {} costs {:.4g}; set more noise",
+      config.privacy.max_epsilon, config.privacy.noise_multiplier, first.ok() ? *first : 0.0);
+}
+
+void add_secure_rules(const FederatedConfig& config, bool needs_all, ConfigRules& rules) {
+  constexpr int64_t kMaxSecureClients = 1000;  // whose sums of 52 bits fit 63
+  rules.require(!needs_all && !reads_norms(config.strategy.name),
+                "federated.secure_aggregation.is_on hides single updates, which "
+                "federated.strategy.name {} needs; switch one of them off",
+                config.strategy.name);
+  rules.require(!config.compression.is_on(),
+                "federated.compression.kind cannot be had with federated.secure_aggregation.is_on: "
+                "masked numbers do not get shorter; switch one of them off");
+  rules.require(
+      config.clients.max_norm == 0,
+      "federated.clients.max_norm cannot be checked under "
+      "federated.secure_aggregation.is_on, where norms are unseen; switch one of them off");
+  rules.require(
+      config.mode == FederatedMode::kSync,
+      "federated.secure_aggregation.is_on wants federated.mode sync: the clients of a sum "
+      "must be there together");
+  rules.require(
+      config.clients.per_round >= 3 && config.clients.per_round <= kMaxSecureClients,
+      "federated.secure_aggregation.is_on wants federated.clients.per_round from 3 to {}, "
+      "not {}",
+      kMaxSecureClients, config.clients.per_round);
+  const int64_t k = config.secure_aggregation.num_neighbours;
+  rules.require(
+      k % 2 == 0 && k <= 254 && k < config.clients.per_round,
+      "federated.secure_aggregation.num_neighbours is {}; it must be even, at most 254 and "
+      "less than federated.clients.per_round ({})",
+      k, config.clients.per_round);
+}
+
+}  // namespace
+
+Result<double> epsilon_after(const FederatedConfig& config, int64_t num_rounds) {
+  const privacy::SampledGaussian run = {
+      .sampling_rate = static_cast<double>(config.clients.per_round) /
+                       static_cast<double>(config.clients.num_clients),
+      .noise_multiplier = config.privacy.noise_multiplier,
+      .num_rounds = num_rounds};
+  if (config.privacy.accountant == privacy::Accountant::kRdp) {
+    const Result<privacy::RdpCost> cost = privacy::rdp_cost({&run, 1}, config.privacy.delta);
+    if (!cost.ok()) return cost.status();
+    return cost->epsilon;
+  }
+  const Result<privacy::PrvCost> cost = privacy::prv_cost({&run, 1}, config.privacy.delta);
+  if (!cost.ok()) return cost.status();
+  return cost->upper;
+}
+
 void FederatedConfig::visit(FieldVisitor& v) {
   v.field("num_rounds", num_rounds, "Steps of the server.", at_least(1));
   v.field("mode", mode,
@@ -94,6 +212,10 @@ void FederatedConfig::visit(FieldVisitor& v) {
   v.field("clients", clients, "Who takes part, and what goes wrong.");
   v.field("local", local, "Training of a client.");
   v.field("task", task, "What is learned.");
+  v.field("compression", compression, "Updates in fewer bytes.", shorthand_for("kind"));
+  v.field("privacy", privacy, "Differential privacy of clients (docs/privacy.md).");
+  v.field("secure_aggregation", secure_aggregation, "Sums that hide their terms (docs/privacy.md).",
+          shorthand_for("is_on"));
 }
 
 Status validate(const FederatedConfig& config) {
@@ -124,6 +246,16 @@ Status validate(const FederatedConfig& config) {
                 "federated.clients.sampler must be uniform in async mode");
   rules.require(!is_async || clients.deadline_s == 0,
                 "federated.clients.deadline_s must be 0 in async mode, where nobody is waited for");
+  if (config.privacy.is_on()) {
+    add_privacy_rules(config, rules);
+  } else {
+    rules.require(config.privacy.max_epsilon == 0,
+                  "federated.privacy.max_epsilon is set, but federated.privacy.noise_multiplier is "
+                  "0: without noise no epsilon is finite");
+  }
+  if (config.secure_aggregation.is_on) {
+    add_secure_rules(config, strategy.ok() && (*strategy)->needs_all_updates(), rules);
+  }
   const FederatedTaskConfig& task = config.task;
   const bool has_own = task.data.kind == DataKind::kSynthetic;
   rules.require(

@@ -8,6 +8,8 @@
 #include "common/config/field_visitor.h"
 #include "common/status.h"
 #include "federated/aggregator_config.h"
+#include "federated/compression.h"
+#include "privacy/accounting.h"
 
 // The section `federated` of a run: `gradus federate`. docs/federated.md explains it.
 namespace gradus::federated {
@@ -87,6 +89,42 @@ struct LocalTrainingConfig {
   void visit(FieldVisitor& v);
 };
 
+enum class CompressionKind { kNone, kInt8, kTopK };
+
+// `federated.compression`: what clients do to updates before they send them.
+struct UpdateCompression {
+  CompressionKind kind = CompressionKind::kNone;
+  double fraction = 0.01;
+  bool has_error_feedback = true;
+
+  bool is_on() const { return kind != CompressionKind::kNone; }
+  CompressionConfig config() const {
+    return {kind == CompressionKind::kInt8 ? Compression::kInt8 : Compression::kTopK, fraction};
+  }
+  void visit(FieldVisitor& v);
+};
+
+// `federated.privacy`: DP-FedAvg (docs/privacy.md).
+struct UpdatePrivacy {
+  double noise_multiplier = 0;
+  double clip_norm = 1;
+  int64_t sample_cap = 100;
+  double delta = 1e-5;
+  privacy::Accountant accountant = privacy::Accountant::kRdp;
+  double max_epsilon = 0;
+
+  bool is_on() const { return noise_multiplier > 0; }
+  void visit(FieldVisitor& v);
+};
+
+// `federated.secure_aggregation` (docs/privacy.md).
+struct SecureAggregationConfig {
+  bool is_on = false;
+  int64_t num_neighbours = 0;
+
+  void visit(FieldVisitor& v);
+};
+
 enum class FederatedMode { kSync, kAsync };
 
 struct FederatedConfig {
@@ -98,9 +136,15 @@ struct FederatedConfig {
   ClientsConfig clients;
   LocalTrainingConfig local;
   FederatedTaskConfig task;
+  UpdateCompression compression;
+  UpdatePrivacy privacy;
+  SecureAggregationConfig secure_aggregation;
 
   void visit(FieldVisitor& v);
 };
+
+// Epsilon of `num_rounds` rounds by the configured accountant (PRV: its upper bound).
+Result<double> epsilon_after(const FederatedConfig& config, int64_t num_rounds);
 
 // InvalidArgument with every broken rule between fields, one a line, keys in full.
 Status validate(const FederatedConfig& config);

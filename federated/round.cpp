@@ -7,6 +7,7 @@
 
 #include "common/parallel.h"
 #include "federated/internal/fixed_point.h"
+#include "federated/internal/secure_sum.h"
 
 namespace gradus::federated {
 namespace {
@@ -167,6 +168,39 @@ std::vector<const float*> gathered_values(const RoundResult& result,
   return values;
 }
 
+// The same sum by secure aggregation. The updates of all ranks come together on rank 0, which plays
+// all its clients.
+Status secure_sum(const SecureSum& plan, int64_t round, const RoundResult& result,
+                  std::span<const ModelDelta> deltas, bool is_uniform, int64_t offset,
+                  comm::Communicator* ranks, std::span<double> out) {
+  std::vector<std::string> storage;
+  const std::vector<const float*> values = gathered_values(result, deltas, ranks, storage);
+  const bool is_alone = ranks == nullptr || ranks->size() == 1;
+  std::vector<int64_t> sums(out.size(), 0);
+  Status status;
+  if (is_alone || ranks->rank() == 0) {
+    std::vector<internal::SecureTerm> terms;
+    for (size_t k = 0; k < values.size(); ++k) {
+      terms.push_back({result.reports_K[k].client_id,
+                       is_uniform ? 1 / static_cast<double>(values.size()) : result.weights_K[k],
+                       {values[k] + offset, out.size()}});
+    }
+    status = internal::add_securely(plan, round, terms, sums);
+  }
+  if (!is_alone) {
+    GRADUS_RETURN_IF_ERROR(comm::agree(*ranks, status));
+    std::string bytes;
+    if (ranks->rank() == 0) {
+      bytes.assign(reinterpret_cast<const char*>(sums.data()), sums.size() * sizeof(int64_t));
+    }
+    const std::vector<std::string> all = ranks->all_gather(bytes);
+    std::memcpy(sums.data(), all[0].data(), all[0].size());
+  }
+  GRADUS_RETURN_IF_ERROR(status);
+  internal::from_fixed_point(sums, internal::kSecureExponent, out);
+  return {};
+}
+
 }  // namespace
 
 void measure(ModelDelta& delta) {
@@ -227,9 +261,15 @@ Status Round::add(ModelDelta delta, bool is_measured) {
     return invalid_argument("client {}: its update has values that are not finite",
                             report.client_id);
   }
-  if (max_norm_ > 0 && report.squared_norm > max_norm_ * max_norm_) {
+  const double max_norm = options_.max_norm;
+  if (options_.secure_sum && report.max_abs >= internal::kSecureMaxValue) {
+    return invalid_argument(
+        "client {}: its update has a value of {:.4g}; secure aggregation carries values below {}",
+        report.client_id, report.max_abs, internal::kSecureMaxValue);
+  }
+  if (max_norm > 0 && report.squared_norm > max_norm * max_norm) {
     return invalid_argument("client {}: its update has norm {:.4g}; the limit is {:.4g}",
-                            report.client_id, std::sqrt(report.squared_norm), max_norm_);
+                            report.client_id, std::sqrt(report.squared_norm), max_norm);
   }
   deltas_.push_back(std::move(delta));
   return {};
@@ -254,18 +294,27 @@ Result<RoundResult> Round::finish(comm::Communicator* ranks) {
     }
   }
   const AggregatorConfig& config = aggregator_.config();
-  const int64_t needed = std::max<int64_t>(aggregator_.min_updates(), 1);
+  const int64_t needed = options_.private_sum ? 0 : std::max<int64_t>(aggregator_.min_updates(), 1);
   if (static_cast<int64_t>(reports.size()) < needed) {
     return unavailable("{} updates; strategy {} needs at least {}", reports.size(), config.name,
                        needed);
   }
   for (ClientReport& report : reports) report.staleness = version_ - report.base_version;
-  Result<std::vector<double>> shares = aggregator_.shares(reports);
-  if (!shares.ok()) return shares.status();
-  result.shares_K = *shares;
-  Result<std::vector<double>> weights = aggregator_.weights(reports, std::move(*shares));
-  if (!weights.ok()) return weights.status();
-  result.weights_K = std::move(*weights);
+  if (options_.private_sum) {
+    std::vector<int64_t> samples;
+    for (const ClientReport& report : reports) samples.push_back(report.num_samples);
+    Result<privacy::PrivateWeights> weights = privacy::private_weights(
+        samples, options_.private_sum->sample_cap, options_.private_sum->expected_weight);
+    if (!weights.ok()) return weights.status();
+    result.shares_K = result.weights_K = std::move(weights->weights_K);
+  } else {
+    Result<std::vector<double>> shares = aggregator_.shares(reports);
+    if (!shares.ok()) return shares.status();
+    result.shares_K = *shares;
+    Result<std::vector<double>> weights = aggregator_.weights(reports, std::move(*shares));
+    if (!weights.ok()) return weights.status();
+    result.weights_K = std::move(*weights);
+  }
 
   const int64_t p = aggregator_.context().num_parameters;
   const int64_t vectors = aggregator_.num_vectors();
@@ -276,12 +325,19 @@ Result<RoundResult> Round::finish(comm::Communicator* ranks) {
     aggregator_.combine({reports, gathered_values(result, deltas_, ranks, storage), p},
                         result.weights_K, first);
   } else {
-    weighted_sum(result, deltas_, false, 0, ranks, first);
+    for (int64_t v = 0; v < vectors && !reports.empty(); ++v) {
+      const std::span<double> out =
+          std::span(result.delta_P).subspan(static_cast<size_t>(v * p), static_cast<size_t>(p));
+      if (options_.secure_sum) {
+        GRADUS_RETURN_IF_ERROR(
+            secure_sum(*options_.secure_sum, version_, result, deltas_, v > 0, v * p, ranks, out));
+      } else {
+        weighted_sum(result, deltas_, v > 0, v * p, ranks, out);
+      }
+    }
   }
-  for (int64_t v = 1; v < vectors; ++v) {
-    weighted_sum(
-        result, deltas_, true, v * p, ranks,
-        std::span(result.delta_P).subspan(static_cast<size_t>(v * p), static_cast<size_t>(p)));
+  if (options_.private_sum) {
+    options_.private_sum->noise.add(options_.private_sum->stddev, version_, 0, first);
   }
   aggregator_.step(reports, result.weights_K, result.delta_P);
   result.delta_P.resize(static_cast<size_t>(p));

@@ -8,6 +8,7 @@
 
 #include "comm/communicator.h"
 #include "federated/aggregator.h"
+#include "privacy/gaussian.h"
 
 namespace gradus::federated {
 
@@ -18,6 +19,30 @@ struct RoundResult {
   std::vector<double> delta_P;  // the server's step: x += delta
 };
 
+// What makes a round's sum private (docs/privacy.md): weights min(n_k / sample_cap, 1) /
+// expected_weight in place of the strategy's, and noise of `stddev` on the sum, before the server's
+// step. Updates are clipped by who adds them. A round of no updates is one of noise alone.
+struct PrivateSum {
+  int64_t sample_cap = 1;
+  double expected_weight = 1;
+  double stddev = 0;
+  privacy::GaussianNoise noise;
+};
+
+// Who takes part in a round's secure aggregation, with those that leave after their shares of the
+// masks were sent. The sum has the bits of a plain one.
+struct SecureSum {
+  std::vector<int64_t> client_ids;  // increasing
+  int64_t num_neighbours = 0;       // 0: all, at most 64
+  uint64_t seed = 0;                // of the clients' identities, in a simulation
+};
+
+struct RoundOptions {
+  double max_norm = 0;  // 0: updates of any size
+  std::optional<PrivateSum> private_sum{};
+  std::optional<SecureSum> secure_sum{};
+};
+
 // One round's updates on their way to one step of the server. Sums are made in fixed point, so the
 // result has the same bits for any order of updates, number of threads and ranks. Not thread-safe.
 //
@@ -26,13 +51,14 @@ struct RoundResult {
 //   Result<RoundResult> result = round.finish(communicator);
 class Round {
  public:
-  // `version` of the global model that the step is for. `max_norm` 0: updates of any size.
-  Round(Aggregator& aggregator, int64_t version, double max_norm = 0)
-      : aggregator_(aggregator), version_(version), max_norm_(max_norm) {}
+  // `version` of the global model that the step is for.
+  Round(Aggregator& aggregator, int64_t version, RoundOptions options = {})
+      : aggregator_(aggregator), version_(version), options_(std::move(options)) {}
 
   // Takes an update whose values stay where they are until finish(). measure() is called here
   // unless `is_measured`. InvalidArgument, and the update is left out: wrong length, unknown
-  // client, values that are not finite, norm beyond the limit, no samples, another base version
+  // client, values that are not finite, norm beyond the limit, a value of 16 or more under secure
+  // aggregation, no samples, another base version
   // (older ones pass if the strategy weighs them down), or a client that is in already.
   Status add(ModelDelta delta, bool is_measured = false);
 
@@ -44,7 +70,7 @@ class Round {
  private:
   Aggregator& aggregator_;
   int64_t version_;
-  double max_norm_;
+  RoundOptions options_;
   std::vector<ModelDelta> deltas_;
 };
 

@@ -10,6 +10,8 @@
 #include "common/log.h"
 #include "common/parallel.h"
 #include "common/rng.h"
+#include "federated/compression.h"
+#include "privacy/gaussian.h"
 #include "records/state_file.h"
 
 namespace gradus::federated {
@@ -70,6 +72,10 @@ void add_result_metrics(const RoundResult& result, Metrics& metrics) {
     staleness += static_cast<double>(report.staleness);
     if (report.score) scores.push_back(*report.score);
   }
+  double step = 0;
+  for (const double d : result.delta_P) step += d * d;
+  metrics.set("federated/step_norm", std::sqrt(step));
+  if (result.weights_K.empty()) return;  // of noise alone
   const auto count = static_cast<double>(result.weights_K.size());
   const auto [low, high] = std::minmax_element(result.weights_K.begin(), result.weights_K.end());
   metrics.set("federated/weights/min", *low);
@@ -78,9 +84,6 @@ void add_result_metrics(const RoundResult& result, Metrics& metrics) {
   metrics.set("federated/train_loss", loss / count);
   metrics.set("federated/update_norm", norm / count);
   metrics.set("federated/staleness", staleness / count);
-  double step = 0;
-  for (const double d : result.delta_P) step += d * d;
-  metrics.set("federated/step_norm", std::sqrt(step));
   if (scores.empty()) return;
   std::sort(scores.begin(), scores.end());
   metrics.set("federated/score/min", scores.front());
@@ -94,6 +97,7 @@ void add_result_metrics(const RoundResult& result, Metrics& metrics) {
 
 struct Simulation::Outcome {
   std::vector<Flight> flights;  // whose updates arrive
+  std::vector<int64_t> chosen;  // sync: all that were asked
   int64_t num_dropped = 0, num_late = 0;
 };
 
@@ -121,7 +125,7 @@ Result<std::unique_ptr<Simulation>> Simulation::make(const FederatedConfig& conf
                                         .tensors = task.tensors()});
   if (!aggregator.ok()) return aggregator.status();
   made->aggregator_ = std::move(*aggregator);
-  const int64_t state_size = task.state_size(made->aggregator_->client_terms(0));
+  const int64_t state_size = made->state_size();
   // Rank 0 makes the file, then the others map it.
   Status status;
   for (const bool is_first : {true, false}) {
@@ -140,6 +144,14 @@ Result<std::unique_ptr<Simulation>> Simulation::make(const FederatedConfig& conf
     for (int64_t k = 0; k < task.num_clients(); ++k) {
       made->cumulated_samples_.push_back(sum += static_cast<double>(task.num_samples(k)));
     }
+  }
+  if (config.privacy.is_on()) {
+    const auto cap = static_cast<double>(config.privacy.sample_cap);
+    for (int64_t k = 0; k < task.num_clients(); ++k) {
+      made->expected_weight_ += std::min(static_cast<double>(task.num_samples(k)) / cap, 1.0);
+    }
+    made->expected_weight_ *= static_cast<double>(config.clients.per_round) /
+                              static_cast<double>(config.clients.num_clients);
   }
   made->start_interval();
   return made;
@@ -215,6 +227,7 @@ Simulation::Outcome Simulation::pick_sync() {
     outcome.flights.push_back({client, round_, round_, clock_s_ + seconds});
   }
   clock_s_ += slowest;
+  outcome.chosen = std::move(chosen);
   return outcome;
 }
 
@@ -299,6 +312,57 @@ void Simulation::attack(const Flight& flight, std::span<float> update) const {
   }
 }
 
+int64_t Simulation::state_size() const {
+  const bool keeps = config_.compression.is_on() && config_.compression.has_error_feedback;
+  return task_state_size() + (keeps ? p_ * aggregator_->num_vectors() : 0);
+}
+
+void Simulation::pass_on(std::span<float> update, std::span<float> remainder) const {
+  if (config_.compression.is_on()) {
+    const auto size = static_cast<int64_t>(update.size());
+    Result<std::vector<uint8_t>> bytes = std::vector<uint8_t>();
+    if (remainder.empty()) {
+      bytes = compress(config_.compression.config(), update);
+    } else {
+      ErrorFeedback feedback(size);
+      std::copy(remainder.begin(), remainder.end(), feedback.remainder().begin());
+      bytes = feedback.compress(config_.compression.config(), update);
+      if (bytes.ok()) std::ranges::copy(feedback.remainder(), remainder.begin());
+    }
+    // Values that are not finite go on as they are: the round refuses them by name.
+    if (!bytes.ok()) return;
+    const Result<std::vector<float>> values = decompress(*bytes, size);
+    GRADUS_CHECK(values.ok(), values.status().message());
+    std::copy(values->begin(), values->end(), update.begin());
+  }
+  // Refused by the round too, if it cannot be clipped.
+  if (config_.privacy.is_on()) (void)privacy::clip_update(update, config_.privacy.clip_norm);
+}
+
+RoundOptions Simulation::round_options(const Outcome& outcome) const {
+  RoundOptions options{.max_norm = config_.clients.max_norm};
+  if (config_.privacy.is_on()) {
+    const double max_weight = 1 / expected_weight_;
+    options.private_sum = {.sample_cap = config_.privacy.sample_cap,
+                           .expected_weight = expected_weight_,
+                           .stddev = privacy::noise_stddev(config_.privacy.noise_multiplier,
+                                                           config_.privacy.clip_norm, max_weight),
+                           .noise = privacy::GaussianNoise::from_seed(seed_)};
+  }
+  if (config_.secure_aggregation.is_on) {
+    options.secure_sum = {.client_ids = outcome.chosen,
+                          .num_neighbours = config_.secure_aggregation.num_neighbours,
+                          .seed = seed_};
+  }
+  return options;
+}
+
+bool Simulation::is_budget_spent() const {
+  if (!config_.privacy.is_on() || config_.privacy.max_epsilon == 0) return false;
+  const Result<double> next = epsilon_after(config_, round_ + 1);
+  return !next.ok() || *next > config_.privacy.max_epsilon;
+}
+
 Status Simulation::train(const std::vector<Flight>& mine, const ClientTerms& terms, Round& round,
                          int64_t& num_refused) {
   const int64_t length = p_ * aggregator_->num_vectors();
@@ -324,6 +388,9 @@ Status Simulation::train(const std::vector<Flight>& mine, const ClientTerms& ter
       std::span<const float> from = model();
       if (flight.version != round_) from = older_models_.at(flight.version);
       const std::span<float> update(updates_.data() + i * stride, static_cast<size_t>(length));
+      const std::span<float> state = states_.row(flight.client_id);
+      const std::span<float> task_state =
+          state.empty() ? state : state.first(static_cast<size_t>(task_state_size()));
       deltas[at].report =
           worker->train({.client_id = flight.client_id,
                          .seed = hash64({seed_, kTrain, static_cast<uint64_t>(flight.job),
@@ -333,9 +400,10 @@ Status Simulation::train(const std::vector<Flight>& mine, const ClientTerms& ter
                          .terms = &terms,
                          .lr = config_.local.lr * std::pow(config_.local.lr_decay,
                                                            static_cast<double>(flight.version))},
-                        update, states_.row(flight.client_id));
+                        update, task_state);
       deltas[at].report.base_version = flight.version;
       attack(flight, update);
+      pass_on(update, state.subspan(task_state.size()));
       deltas[at].values = update;
       measure(deltas[at]);
     }
@@ -357,13 +425,13 @@ Status Simulation::run_round(Metrics& metrics) {
   const Outcome outcome = is_async ? pick_async() : pick_sync();
   const ClientTerms terms = aggregator_->client_terms(round_);
   const std::vector<Flight> mine = share_of_rank(outcome.flights);
-  if (terms.needs_state()) {
+  if (state_size() > 0) {
     std::vector<int64_t> all, own;
     for (const Flight& flight : outcome.flights) all.push_back(flight.client_id);
     for (const Flight& flight : mine) own.push_back(flight.client_id);
     GRADUS_RETURN_IF_ERROR(comm::agree(ranks_, states_.before_change(all, own)));
   }
-  Round round(*aggregator_, round_, config_.clients.max_norm);
+  Round round(*aggregator_, round_, round_options(outcome));
   int64_t refused = 0;
   GRADUS_RETURN_IF_ERROR(train(mine, terms, round, refused));
   const Result<RoundResult> result = round.finish(&ranks_);
@@ -394,6 +462,11 @@ Status Simulation::run_round(Metrics& metrics) {
     std::set<int64_t> wanted;
     for (const Flight& flight : under_way_) wanted.insert(flight.version);
     std::erase_if(older_models_, [&](const auto& entry) { return !wanted.contains(entry.first); });
+  }
+  if (config_.privacy.is_on()) {
+    const Result<double> epsilon = epsilon_after(config_, round_);
+    if (!epsilon.ok()) return epsilon.status();
+    metrics.set("federated/epsilon", *epsilon);
   }
   metrics.set("training/global_step", static_cast<double>(round_));
   metrics.set("federated/updates",
@@ -492,7 +565,7 @@ Status Simulation::load(const std::string& path, const std::string& state_path) 
     GRADUS_RETURN_IF_ERROR(reader->read(fmt::format("models/{}", version), std::span(values)));
   }
   // The states of the clients go back to those of this round.
-  const int64_t state_size = task_.state_size(aggregator_->client_terms(0));
+  const int64_t state_size = this->state_size();
   GRADUS_RETURN_IF_ERROR(
       comm::agree(ranks_, ranks_.rank() == 0 && !state_path.empty()
                               ? internal::ClientStates::roll_back(state_path, state_size, round_)

@@ -52,6 +52,9 @@ class Simulation {
   std::span<const float> model() const { return {model_.data(), static_cast<size_t>(p_)}; }
   bool evaluate(Evaluation& evaluation) const { return task_.evaluate(model(), evaluation); }
 
+  // Whether another round would cost more privacy than federated.privacy.max_epsilon.
+  bool is_budget_spent() const;
+
   // Model, strategy, clock and clients under way as one file; rank 0 writes, all ranks read.
   // DataLoss or InvalidArgument if it is another run's. After a checkpoint is committed, and after
   // load(), every rank calls start_interval().
@@ -72,6 +75,12 @@ class Simulation {
   Status train(const std::vector<Flight>& mine, const ClientTerms& terms, Round& round,
                int64_t& num_refused);
   void attack(const Flight& flight, std::span<float> update) const;
+  // What the update is after compression and clipping; `remainder` is the client's.
+  void pass_on(std::span<float> update, std::span<float> remainder) const;
+  RoundOptions round_options(const Outcome& outcome) const;
+  int64_t task_state_size() const { return task_.state_size(aggregator_->client_terms(0)); }
+  // Floats that a client keeps: the task's, then the remainder of its compression.
+  int64_t state_size() const;
 
   FederatedConfig config_;
   uint64_t seed_;
@@ -79,6 +88,7 @@ class Simulation {
   comm::Communicator& ranks_;
   int64_t p_;
   std::unique_ptr<Aggregator> aggregator_;
+  double expected_weight_ = 0;  // privacy: of a round
   internal::ClientStates states_;
   AlignedBuffer model_;
   int64_t round_ = 0;

@@ -118,6 +118,23 @@ TEST_F(KilledFederation, GoesOnToTheSameBits) {
   EXPECT_EQ(metrics("killed"), metrics("whole"));
 }
 
+TEST_F(Federate, EndsWhereItsPrivacyIsSpent) {
+  const std::string noise =
+      "--set federated.strategy=fedavg --set federated.clients.sampler=poisson --set "
+      "federated.privacy.noise_multiplier=2 --set federated.privacy.max_epsilon=6 "
+      "--set federated.secure_aggregation=true 2>&1";
+  const test::Outcome outcome = test::run_gradus(arguments("private", noise));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.output;
+  const auto rows = metrics("private");
+  ASSERT_LT(rows.size(), 60u);
+  ASSERT_GT(rows.size(), 1u);
+  EXPECT_LE(rows.back()["federated/epsilon"].get<double>(), 6);
+  EXPECT_THAT(outcome.output,
+              HasSubstr("stopped after " + std::to_string(rows.size()) +
+                        " rounds: another one would exceed federated.privacy.max_epsilon (6)"));
+  EXPECT_TRUE(rows.back().contains("federated/accuracy")) << "the last round is evaluated";
+}
+
 TEST_F(Federate, SaysBeforeARunWhatItWouldDoAndWhatIsWrong) {
   const test::Outcome plan = test::run_gradus(arguments("plan", "--dry-run 2>&1"));
   ASSERT_EQ(plan.exit_code, 0) << plan.output;

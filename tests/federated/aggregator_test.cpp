@@ -894,7 +894,7 @@ TEST(OodScore, IsTheFreeEnergyAndItsKin) {
 
 TEST(Round, RefusesUpdatesByName) {
   const auto aggregator = make(strategy_preset("fedavg"), {.num_parameters = 2, .num_clients = 3});
-  Round round(*aggregator, 0, 5.0);
+  Round round(*aggregator, 0, {.max_norm = 5.0});
   const std::vector<float> values = {3, 4}, longer = {3, 4, 5}, big = {30, 40};
   const auto message = [&](ClientReport report, std::span<const float> v) {
     return round.add({std::move(report), v}).message();

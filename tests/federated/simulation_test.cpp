@@ -437,10 +437,31 @@ TEST(MlpTask, LearnsTheTaskOverTheClients) {
 
 // ---- The engine.
 
+// Names a way of sending updates; anything else is a strategy.
+FederatedConfig named_config(const std::string& name) {
+  if (name == "int8" || name == "top_k") {
+    FederatedConfig config = small_config("scaffold");
+    config.compression.kind = name == "int8" ? CompressionKind::kInt8 : CompressionKind::kTopK;
+    config.compression.fraction = 0.1;
+    return config;
+  }
+  if (name == "private" || name == "secure") {
+    FederatedConfig config = small_config();
+    if (name == "private") {
+      config.clients.sampler = SamplerKind::kPoisson;
+      config.privacy.noise_multiplier = 0.5;
+    }
+    config.secure_aggregation.is_on = name == "secure";
+    return config;
+  }
+  return small_config(name);
+}
+
 TEST(Simulation, HasOneResultForAnyNumberOfThreadsAndRanks) {
   const test::TemporaryFolder folder;
-  for (const char* name : {"fedavg", "scaffold", "flood", "multi_krum", "fedbuff"}) {
-    FederatedConfig config = small_config(name);
+  for (const char* name : {"fedavg", "scaffold", "flood", "multi_krum", "fedbuff", "int8", "top_k",
+                           "private", "secure"}) {
+    FederatedConfig config = named_config(name);
     if (name == std::string("fedbuff")) {
       config.mode = FederatedMode::kAsync;
       config.concurrency = 4;
@@ -464,8 +485,9 @@ TEST(Simulation, HasOneResultForAnyNumberOfThreadsAndRanks) {
 
 TEST(Simulation, GoesOnFromACheckpointAsIfNothingHadHappened) {
   const test::TemporaryFolder folder;
-  for (const char* name : {"fedadam", "scaffold", "feddyn", "moon", "fedbuff"}) {
-    FederatedConfig config = small_config(name);
+  for (const char* name :
+       {"fedadam", "scaffold", "feddyn", "moon", "fedbuff", "int8", "top_k", "private"}) {
+    FederatedConfig config = named_config(name);
     if (name == std::string("fedbuff")) {
       config.mode = FederatedMode::kAsync;
       config.concurrency = 5;
@@ -493,6 +515,115 @@ TEST(Simulation, GoesOnFromACheckpointAsIfNothingHadHappened) {
           << name;
     });
   }
+}
+
+TEST(Simulation, SumsSecurelyToTheBitsOfThePlainRun) {
+  for (const char* name : {"fedavg", "scaffold", "fednova", "flood", "fedadam"}) {
+    FederatedConfig config = small_config(name);
+    // Without momentum SCAFFOLD's controls stay below the 16 that the protocol carries.
+    config.local.momentum = 0;
+    config.strategy.flood.mode = FloodMode::kNormalized;
+    config.clients.per_round = 12;
+    for (const double dropout : {0.0, 0.1}) {  // masks of who is gone have to be opened
+      config.secure_aggregation = {};
+      config.clients.dropout = dropout;
+      const std::vector<float> plain = model_after(config, 6);
+      config.secure_aggregation.is_on = true;
+      if (dropout == 0) config.secure_aggregation.num_neighbours = 4;
+      ASSERT_TRUE(validate(config).ok()) << validate(config).message();
+      EXPECT_EQ(model_after(config, 6), plain) << name << ", dropout " << dropout;
+    }
+  }
+}
+
+TEST(Simulation, KeepsTheModelWhenTooManyLeaveASecureSum) {
+  FederatedConfig config = small_config();
+  config.secure_aggregation.is_on = true;
+  config.clients.dropout = 0.9;
+  EXPECT_EQ(model_after(config, 3), model_after(config, 0));
+}
+
+TEST(Simulation, SendsLaterWhatCompressionLeavesOut) {
+  // One client, lr so small that the updates are as of one model: with feedback the model moves by
+  // nearly the sum of the updates, without it a tenth of the places alone.
+  FederatedConfig config = small_config();
+  config.clients.num_clients = config.clients.per_round = 1;
+  config.local.lr = 1e-4;
+  config.num_rounds = 30;
+  const auto distance = [&](const FederatedConfig& other) {
+    const std::vector<float> a = model_after(config, 30), b = model_after(other, 30);
+    const std::vector<float> start = model_after(config, 0);
+    double apart = 0, moved = 0;
+    for (size_t j = 0; j < a.size(); ++j) {
+      apart += std::pow(static_cast<double>(a[j]) - static_cast<double>(b[j]), 2);
+      moved += std::pow(static_cast<double>(a[j]) - static_cast<double>(start[j]), 2);
+    }
+    return std::sqrt(apart / moved);
+  };
+  FederatedConfig sparse = config;
+  sparse.compression = {.kind = CompressionKind::kTopK, .fraction = 0.1};
+  const double with = distance(sparse);
+  sparse.compression.has_error_feedback = false;
+  const double without = distance(sparse);
+  EXPECT_GT(with, 0);
+  EXPECT_LT(with, 0.5 * without);
+  FederatedConfig bytes = config;
+  bytes.compression.kind = CompressionKind::kInt8;
+  const double small = distance(bytes);
+  EXPECT_GT(small, 0);
+  EXPECT_LT(small, 0.01);
+}
+
+TEST(Simulation, ClipsAndAddsTheNoiseOfUnequalWeights) {
+  // Updates of zeros: what the model has after a round is the noise, of z C p_max.
+  FederatedConfig config;
+  config.task.kind = TaskKind::kNone;
+  config.task.num_parameters = 100000;
+  config.clients = {.num_clients = 40, .per_round = 8, .sampler = SamplerKind::kPoisson};
+  config.privacy = {.noise_multiplier = 2, .clip_norm = 3, .sample_cap = 4};
+  ASSERT_TRUE(validate(config).ok()) << validate(config).message();
+  double square = 0;
+  for (const float x : model_after(config, 1)) {
+    square += static_cast<double>(x) * static_cast<double>(x) / 100000;
+  }
+  // Each client has one row of a cap of 4: a round weighs 8 / 4 on average, p_max is 1 / 2.
+  EXPECT_NEAR(std::sqrt(square), 2 * 3 * 0.5, 4 * 3 / std::sqrt(2 * 100000.0));
+
+  // Nearly no noise: the step is no longer than weights times the clipping norm allow.
+  FederatedConfig clipped = small_config();
+  clipped.clients.sampler = SamplerKind::kPoisson;
+  clipped.clients.per_round = 12;
+  clipped.privacy = {.noise_multiplier = 1e-6, .clip_norm = 0.01, .sample_cap = 1};
+  const std::vector<float> before = model_after(clipped, 0), after = model_after(clipped, 1);
+  double moved = 0;
+  for (size_t j = 0; j < before.size(); ++j) {
+    moved += std::pow(static_cast<double>(after[j]) - static_cast<double>(before[j]), 2);
+  }
+  EXPECT_GT(std::sqrt(moved), 0.001);
+  EXPECT_LT(std::sqrt(moved), 0.01001);
+}
+
+TEST(Simulation, TellsEpsilonAndStopsAtItsBudget) {
+  FederatedConfig config = small_config();
+  config.num_rounds = 2250;
+  config.clients = {.num_clients = 25, .per_round = 1, .sampler = SamplerKind::kPoisson};
+  config.privacy.noise_multiplier = 1.5;
+  EXPECT_NEAR(*epsilon_after(config, 2250), 7.32911117143, 1e-6);  // Opacus' test
+  config.privacy.accountant = privacy::Accountant::kPrv;
+  EXPECT_NEAR(*epsilon_after(config, 2249), 6.777395712, 0.02);  // Opacus
+  config.privacy.accountant = privacy::Accountant::kRdp;
+  config.privacy.max_epsilon = *epsilon_after(config, 4) + 1e-9;
+  const std::unique_ptr<LocalTask> task = task_of(config);
+  testing::run_ranks(1, [&](comm::Communicator& ranks) {
+    const auto simulation = Simulation::make(config, 5, *task, ranks, "");
+    int64_t rounds = 0;
+    for (; !(*simulation)->is_budget_spent(); ++rounds) {
+      Metrics metrics;
+      ASSERT_TRUE((*simulation)->run_round(metrics).ok());
+      EXPECT_EQ(metrics.values().at("federated/epsilon"), *epsilon_after(config, rounds + 1));
+    }
+    EXPECT_EQ(rounds, 4);
+  });
 }
 
 TEST(Simulation, CountsWhoDoesNotArrive) {
@@ -623,6 +754,46 @@ TEST(FederatedConfig, NamesTheKeysThatDoNotFit) {
               HasSubstr("has clients of its own; set federated.task.partition.kind to natural"));
   EXPECT_THAT(problem([](auto& c) { c.task.partition.kind = PartitionKind::kNatural; }),
               HasSubstr("natural wants data with clients of its own"));
+  const auto secure = [&](const std::function<void(FederatedConfig&)>& change) {
+    return problem([&](auto& c) {
+      c.secure_aggregation.is_on = true;
+      change(c);
+    });
+  };
+  EXPECT_EQ(secure([](auto&) {}), "");
+  EXPECT_EQ(secure([](auto& c) { c.strategy = strategy_preset("krum"); }),
+            "federated.secure_aggregation.is_on hides single updates, which "
+            "federated.strategy.name krum needs; switch one of them off");
+  EXPECT_THAT(secure([](auto& c) { c.strategy = strategy_preset("qfedavg"); }),
+              HasSubstr("which federated.strategy.name qfedavg needs"));
+  EXPECT_THAT(secure([](auto& c) { c.compression.kind = CompressionKind::kInt8; }),
+              HasSubstr("federated.compression.kind cannot be had with "
+                        "federated.secure_aggregation.is_on"));
+  EXPECT_THAT(secure([](auto& c) { c.clients.max_norm = 1; }),
+              HasSubstr("federated.clients.max_norm cannot be checked under "
+                        "federated.secure_aggregation.is_on"));
+  EXPECT_THAT(secure([](auto& c) { c.clients.per_round = 2; }),
+              HasSubstr("federated.clients.per_round from 3 to 1000, not 2"));
+  EXPECT_THAT(secure([](auto& c) { c.secure_aggregation.num_neighbours = 3; }),
+              HasSubstr("federated.secure_aggregation.num_neighbours is 3; it must be even"));
+  const auto with_noise = [&](const std::function<void(FederatedConfig&)>& change) {
+    return problem([&](auto& c) {
+      c.privacy.noise_multiplier = 2;
+      c.clients.sampler = SamplerKind::kPoisson;
+      change(c);
+    });
+  };
+  EXPECT_EQ(with_noise([](auto&) {}), "");
+  EXPECT_THAT(with_noise([](auto& c) { c.strategy = strategy_preset("median"); }),
+              HasSubstr("federated.privacy.noise_multiplier is set, but federated.strategy.name "
+                        "median has weights of its own"));
+  EXPECT_THAT(with_noise([](auto& c) { c.clients.sampler = SamplerKind::kUniform; }),
+              HasSubstr("wants federated.clients.sampler poisson"));
+  EXPECT_THAT(with_noise([](auto& c) { c.privacy.max_epsilon = 0.1; }),
+              HasSubstr("federated.privacy.max_epsilon is 0.1, but one round with "
+                        "federated.privacy.noise_multiplier 2 costs "));
+  EXPECT_THAT(problem([](auto& c) { c.privacy.max_epsilon = 1; }),
+              HasSubstr("without noise no epsilon is finite"));
   EXPECT_THAT(problem([](auto& c) { c.task.data.kind = DataKind::kCsv; }),
               HasSubstr("federated.task.data.path is not set"));
 }
