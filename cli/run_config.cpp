@@ -94,6 +94,14 @@ void check_training(const RunConfig& config, int64_t world_size, ConfigRules& ru
   rules.add(trainer::validate(config.cluster, world_size, config.trainer.dynamic_sampling));
   rules.add(trainer::validate(
       config.trainer, std::max<int64_t>(1, trainer::num_trainers(config.cluster, world_size))));
+  if (config.trainer.federated) {
+    rules.require(config.cluster.mode == trainer::ClusterMode::kColocated,
+                  "cluster.mode is not colocated with trainer.federated, where every rank samples "
+                  "for its own clients; set it to colocated");
+    rules.require(config.reward.rubric.empty(),
+                  "reward.rubric is set with trainer.federated; the state of its criteria would "
+                  "lie between clients: use reward.parts");
+  }
   rules.require(!config.reward.parts.empty() || !config.reward.rubric.empty(),
                 "reward.parts is empty; name at least one reward, e.g. {{name: exact}}");
   const trainer::AlgorithmConfig& algorithm = config.trainer.algorithm;
@@ -211,6 +219,10 @@ Result<LoadedConfig<RunConfig>> read_run_config(const std::string& path,
                         defaults.trainer);
   defaults.federated.strategy = federated::strategy_preset(loaded->value.federated.strategy.name,
                                                            loaded->value.federated.strategy.base);
+  if (const auto& federated = loaded->value.trainer.federated) {
+    defaults.trainer.federated.emplace().strategy =
+        federated::strategy_preset(federated->strategy.name, federated->strategy.base);
+  }
   loaded = load_config<RunConfig>(path, overrides, std::move(defaults));
   if (!loaded.ok()) return loaded;
   trainer::resolve(loaded->value.trainer, loaded->value.rollout.max_new_tokens);

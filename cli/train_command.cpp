@@ -12,6 +12,7 @@
 #include "records/signals.h"
 #include "rollout/tool_box.h"
 #include "trainer/critic.h"
+#include "trainer/federated_rl_trainer.h"
 
 namespace gradus::cli {
 
@@ -28,7 +29,7 @@ Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
                                               int64_t longest_prompt, int64_t num_ranks) {
   const bool is_colocated = config.cluster.mode == trainer::ClusterMode::kColocated;
   PlannedWork work = {
-      .num_ranks = trainer::num_trainers(config.cluster, num_ranks),
+      .num_ranks = config.trainer.federated ? 1 : trainer::num_trainers(config.cluster, num_ranks),
       .longest_prompt = longest_prompt,
       .groups_per_update = config.trainer.prompts_per_step / config.trainer.mini_batches,
       .rows_per_group =
@@ -45,8 +46,23 @@ Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
     work.critic = std::move(*critic);
     work.critic_optimizer = config.trainer.critic->optimizer;
   }
-  return plan_memory(model, work, config.trainer.optimizer, config.trainer.backward,
-                     is_colocated || work.has_evaluation ? &config.rollout : nullptr);
+  std::vector<MemoryPart> parts =
+      plan_memory(model, work, config.trainer.optimizer, config.trainer.backward,
+                  is_colocated || work.has_evaluation ? &config.rollout : nullptr);
+  if (const auto& federated = config.trainer.federated) {
+    const int64_t clients =
+        federated->per_round > 0 ? federated->per_round : federated->num_clients;
+    int64_t trained = model::num_parameters(model);
+    if (adapter.rank > 0) {
+      Result<model::LoraLayout> layout = model::lora_layout(model, adapter);
+      if (!layout.ok()) return layout.status();
+      trained = layout->size;
+    }
+    const int64_t vector = trained * int64_t{sizeof(float)};
+    parts.push_back({"updates of clients", (clients + num_ranks - 1) / num_ranks * vector});
+    parts.push_back({"global weights and the server's step", 3 * vector});
+  }
+  return parts;
 }
 
 std::vector<MemoryPart> plan_sampling(const RunConfig& config, const model::ModelConfig& model,
@@ -223,6 +239,29 @@ std::unique_ptr<trainer::RolloutClient> rollout_client(const trainer::ClusterCon
       comm::WeightChannelOptions{config.weight_bucket_mib << 20, config.send_only_changed});
 }
 
+// trainer.federated.
+Status train_clients(trainer::RlSetup setup, trainer::Policy& policy,
+                     const rewards::RewardSum& rewards, const trainer::Algorithm& algorithm,
+                     comm::Communicator& ranks, OpenedRun& run, records::RunDisplay& display,
+                     const std::string& folder) {
+  const trainer::FederatedRlConfig config = *setup.trainer.federated;
+  Result<std::unique_ptr<trainer::FederatedRlTrainer>> trainer = trainer::FederatedRlTrainer::make(
+      std::move(setup), policy, rewards, algorithm, ranks, run.records(), display);
+  if (!trainer.ok()) return trainer.status();
+  display.print(fmt::format(
+      "{}: {} clients, {} a round, {} local steps", config.strategy.name, config.num_clients,
+      config.per_round > 0 ? config.per_round : config.num_clients, config.local_steps));
+  if (!run.resume_from.empty()) {
+    GRADUS_RETURN_IF_ERROR((*trainer)->resume(run.resume_from));
+    display.print(fmt::format("resumed from {} after round {}", run.resume_from,
+                              (*trainer)->position().step));
+  }
+  GRADUS_RETURN_IF_ERROR((*trainer)->run());
+  print_evaluations((*trainer)->evaluations(), display);
+  display.print(fmt::format("{0}{1}; gradus report {1} makes a page of it", kEndMessage, folder));
+  return {};
+}
+
 Status train(const RunArguments& arguments) {
   Result<std::unique_ptr<comm::Communicator>> communicator = start_ranks();
   if (!communicator.ok()) return communicator.status();
@@ -235,6 +274,13 @@ Status train(const RunArguments& arguments) {
   const int64_t num_trainers = trainer::num_trainers(config.cluster, ranks.size());
   const auto watchdog = watch_ranks(ranks, config.cluster, num_trainers);
   if (!watchdog.ok()) return watchdog.status();
+  if (config.trainer.federated &&
+      !(arguments.dump_rollouts.empty() && arguments.load_rollouts.empty())) {
+    return invalid_argument(
+        "{} with trainer.federated: a round's clients sample and train in turns; leave one of the "
+        "two out",
+        arguments.dump_rollouts.empty() ? "--load-rollouts" : "--dump-rollouts");
+  }
   if (arguments.dry_run) return ranks.rank() == 0 ? dry_run(*loaded, ranks.size()) : Status();
 
   Result<rewards::RewardSum> rewards = make_rewards(config);
@@ -310,6 +356,10 @@ Status train(const RunArguments& arguments) {
       "rank",
       config.run.name, static_cast<double>(model::num_parameters(model)) / 1e6,
       setup.train_prompts.size(), num_dropped, ranks_text(ranks), mebibytes(planned)));
+  if (config.trainer.federated) {
+    return train_clients(std::move(setup), *policy, *rewards, *algorithm, *trainers, *run, display,
+                         run_folder_of(config));
+  }
   const std::unique_ptr<trainer::RolloutClient> client =
       rollout_client(config.cluster, policy->transformer->layout(), ranks, *trainers);
   trainer::RlTrainer trainer(std::move(setup), *policy, *rewards, *algorithm, *trainers,

@@ -54,6 +54,14 @@ constexpr MetricInfo kMetrics[] = {
     {"federated/score/median", "1", kLast, "median of the clients' mean scores"},
     {"federated/score/p75", "1", kLast, "upper quartile of the clients' mean scores"},
     {"federated/score/max", "1", kLast, "largest mean score of a client"},
+    {"federated/without_signal", "clients", kSum,
+     "clients whose groups all had equal rewards: nothing to send"},
+    {"federated/flagged_fraction", "1", kMean, "groups with signal that FLood flags"},
+    {"federated/group_weight_ess", "1", kMean,
+     "(sum w)^2 / (n sum w^2) of the weights of a step's n groups with signal"},
+    {"federated/client/<k>/weight", "1", kLast, "weight of the update of client k"},
+    {"federated/client/<k>/score", "1", kLast, "mean score of the groups of client k"},
+    {"federated/client/<k>/reward", "1", kLast, "mean reward of client k over the round"},
     {"federated/client_rounds_per_s", "clients/s", kLast,
      "clients trained and aggregated per second of real time"},
 
@@ -249,6 +257,7 @@ constexpr MetricInfo kMetrics[] = {
      "whole step, from the end of the step before; the phases below are those of rank 0 and add up "
      "to it"},
     {"timing_s/gen", "s", kMax, "sampling of responses"},
+    {"timing_s/clients", "s", kMax, "a federated round's clients of this rank, all they do"},
     {"timing_s/reward", "s", kMax, "scoring of responses"},
     {"timing_s/exchange", "s", kMax,
      "trajectories between ranks, with the wait for the slowest rank"},

@@ -156,6 +156,14 @@ void set_advantages(const Algorithm& algorithm, const TrainerConfig& config,
   }
 }
 
+void scale_advantages(ResponseGroup& group, double factor) {
+  if (factor == 1) return;
+  for (std::vector<double>& tokens : group.advantages) {
+    for (double& advantage : tokens) advantage *= factor;
+  }
+  for (records::RolloutRecord& record : group.records) record.advantage *= factor;
+}
+
 MiniBatch mini_batch_of(std::span<const ResponseGroup> groups, const AlgorithmConfig& config,
                         uint64_t seed) {
   MiniBatch batch;

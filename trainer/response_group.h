@@ -62,6 +62,10 @@ std::string place_of(const PackedGroups& packed, int64_t pack, int64_t response)
 void set_advantages(const Algorithm& algorithm, const TrainerConfig& config,
                     std::span<ResponseGroup> groups);
 
+// Multiplies the advantages of a group's tokens and responses. A factor above 0 of the whole group
+// keeps what it is compared with, and commutes with clipping: min(w a, w b) = w min(a, b).
+void scale_advantages(ResponseGroup& group, double factor);
+
 // The responses that take part. `seed` and the ids of a response are the key of its random choices.
 MiniBatch mini_batch_of(std::span<const ResponseGroup> groups, const AlgorithmConfig& config,
                         uint64_t seed);

@@ -53,6 +53,7 @@ RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& re
              policy.transformer->config(), setup_.train_prompts, order_, worker_, communicator,
              client),
       num_planned_updates_(num_policy_updates(setup_.trainer)) {
+  position_ = setup_.start;
   position_.kl_coef = algorithm_.config.kl.coef;
   if (rewards.rubric()) curriculum_.emplace(*rewards.rubric(), setup_.trainer.num_steps);
   if (algorithm_.config.kl.coef != 0) {
@@ -99,6 +100,11 @@ Status RlTrainer::run() {
   return run_steps(
       last_step, setup_.run.checkpoint_every, position_, communicator_, display_,
       [this] { return step(); }, [this] { return save(); }, records_.saver, clock_);
+}
+
+Status RlTrainer::run_through() {
+  while (position_.step < setup_.trainer.num_steps) GRADUS_RETURN_IF_ERROR(step());
+  return {};
 }
 
 Status RlTrainer::step() {
@@ -563,6 +569,11 @@ Status RlTrainer::prepare(std::span<Group> groups, Metrics& metrics) {
   }
   const Phase phase(clock_, "timing_s/adv");
   set_advantages(algorithm_, setup_.trainer, groups);
+  if (setup_.weigh_groups) {
+    std::vector<double> weights(groups.size(), 1.0);
+    setup_.weigh_groups(groups, weights);
+    for (size_t g = 0; g < groups.size(); ++g) scale_advantages(groups[g], weights[g]);
+  }
   if (critic_ != nullptr) add_value_metrics(groups, metrics);
   for (const Group& group : groups) {
     for (const records::RolloutRecord& record : group.records) {
@@ -851,6 +862,7 @@ Status RlTrainer::write_step(Metrics& metrics, std::span<const Group> groups) {
   }
   add_times(metrics, num_tokens);
   last_metrics_ = metrics.values();
+  if (setup_.on_step) setup_.on_step(metrics);
   const Phase phase(clock_, "timing_s/write_metrics");
   if (records_.metrics != nullptr && status.ok()) {
     status = records_.metrics->write(position_.step, metrics.values());

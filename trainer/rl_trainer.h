@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -48,6 +49,12 @@ struct RlSetup {
   rollout::ToolBox* tools = nullptr;
   // Of the advantage gae (load_critic); empty: none.
   std::optional<Policy> critic;
+  // Where the run begins; for a client of a federated run, which begins anew in each round.
+  RunPosition start{};
+  // Sets the factors of the groups' advantages (all 1), after these are set; empty: leaves them.
+  std::function<void(std::span<const ResponseGroup>, std::span<double> weights_G)> weigh_groups;
+  // Takes note of the metrics of each step.
+  std::function<void(const Metrics&)> on_step;
 };
 
 // What the steps of a process took and did, summed; of several the first is left out,
@@ -77,6 +84,9 @@ class RlTrainer {
   // Trains to the last step, or until records::stop_requested(): then the step is finished and a
   // checkpoint written. Errors of any rank are returned on all.
   Status run();
+
+  // Makes all steps whatever signals come, without evaluation and checkpoints.
+  Status run_through();
 
   const RunPosition& position() const { return position_; }
   // Of the steps of this process that sampled; rank 0's times.

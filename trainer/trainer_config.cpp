@@ -102,6 +102,9 @@ void TrainerConfig::visit(FieldVisitor& v) {
           at_least(0));
   v.field("allow_mismatch", allow_mismatch,
           "Whether a step goes on when the trainer's log-probs differ from the rollout's.");
+  v.field("federated", federated,
+          "Clients with prompts of their own train, and a server averages: a step of the run is "
+          "then a round (docs/federated.md).");
 }
 
 void SftConfig::visit(FieldVisitor& v) {
@@ -150,7 +153,8 @@ void resolve(TrainerConfig& config, int64_t max_new_tokens) {
 
 int64_t num_policy_updates(const TrainerConfig& config) {
   const int64_t frozen = config.critic ? config.critic->frozen_policy_steps : 0;
-  return (config.num_steps - frozen) * config.mini_batches;
+  const int64_t local_steps = config.federated ? config.federated->local_steps : 1;
+  return (config.num_steps - frozen) * config.mini_batches * local_steps;
 }
 
 Status validate(const OptimizerConfig& config, int64_t num_updates, const std::string& section,
@@ -224,13 +228,20 @@ void check_critic(const TrainerConfig& config, ConfigRules& rules) {
 
 Status validate(const TrainerConfig& config, int64_t world_size) {
   ConfigRules rules;
-  const int64_t num_updates = config.num_steps * config.mini_batches;
+  const bool counts_all = num_policy_updates(config) == config.num_steps * config.mini_batches;
   rules.add(validate(config.optimizer, num_policy_updates(config), "trainer",
-                     num_policy_updates(config) == num_updates
+                     config.federated ? "trainer.num_steps times trainer.federated.local_steps "
+                                        "times trainer.mini_batches"
+                     : counts_all
                          ? kCountedUpdates
                          : "trainer.num_steps less trainer.critic.frozen_policy_steps, times "
                            "trainer.mini_batches"));
   check_critic(config, rules);
+  // A client trains on one rank: its ranks are 1, however many there are.
+  if (config.federated) {
+    rules.add(validate(*config.federated, config));
+    world_size = 1;
+  }
   rules.add(validate(config.backward, world_size, "trainer"));
   rules.require(config.prompts_per_step % world_size == 0,
                 "trainer.prompts_per_step ({}) must be a multiple of the number of ranks ({})",

@@ -9,6 +9,7 @@
 #include "common/log.h"
 #include "common/status.h"
 #include "trainer/algorithm_config.h"
+#include "trainer/federated_rl_config.h"
 
 // How weights are updated: the `trainer` (reinforcement learning), `sft`, `eval` and `run` sections
 // of a run's YAML.
@@ -81,6 +82,7 @@ struct TrainerConfig {
   int64_t overlong_buffer_tokens = 0;  // 0: off
   double overlong_penalty = 1.0;
   bool allow_mismatch = false;
+  std::optional<FederatedRlConfig> federated;
 
   void visit(FieldVisitor& v);
 };
