@@ -14,6 +14,7 @@
 #include <cctype>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstring>
 #include <list>
 #include <optional>
@@ -25,6 +26,7 @@ namespace {
 constexpr size_t kLongestHead = 64 << 10;
 constexpr size_t kLongestBody = 64 << 20;
 constexpr int kPollMs = 100;
+constexpr int kFullMs = 10;
 constexpr int kPatienceMs = 30000;  // for the rest of a request, and for taking a reply
 
 const char* reason_of(int status) {
@@ -110,8 +112,9 @@ std::optional<Head> parse_head(std::string_view text) {
 
 class Connection {
  public:
-  Connection(int socket, const HttpServer::Handler& handler, const std::atomic<bool>& is_stopping)
-      : socket_(socket), handler_(handler), is_stopping_(is_stopping) {}
+  // `gives_way`: others wait for a connection, or the server stops; this one ends between requests.
+  Connection(int socket, const HttpServer::Handler& handler, const std::atomic<bool>& gives_way)
+      : socket_(socket), handler_(handler), gives_way_(gives_way) {}
   ~Connection() { close(socket_); }
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
@@ -127,9 +130,10 @@ class Connection {
     size_t end = std::string::npos;
     while ((end = buffer_.find("\r\n\r\n")) == std::string::npos) {
       if (buffer_.size() > kLongestHead) return refuse(431, "the head is too long");
-      // Between requests a stop ends the connection; within one it waits for the rest.
+      // Between requests the connection may give way; within one it waits for the rest.
       if (!receive(buffer_.empty())) return false;
     }
+    if (end > kLongestHead) return refuse(431, "the head is too long");
     std::optional<Head> head = parse_head(std::string_view(buffer_).substr(0, end));
     buffer_.erase(0, end + 4);
     if (!head) return refuse(400, "not a request of HTTP/1.1");
@@ -150,7 +154,8 @@ class Connection {
     } catch (const std::exception& error) {
       reply = {500, R"({"error": "internal error"})"};
     }
-    return answer(reply, head->stays_open && !is_stopping_) && head->stays_open && !is_stopping_;
+    const bool stays_open = head->stays_open && !gives_way_;
+    return answer(reply, stays_open) && stays_open;
   }
 
   bool refuse(int status, const char* why) {
@@ -168,10 +173,11 @@ class Connection {
 
   bool receive(bool is_idle) {
     for (int waited = 0; waited < kPatienceMs || is_idle; waited += kPollMs) {
-      if (is_idle && is_stopping_) return false;
       pollfd wait = {socket_, POLLIN, 0};
       const int ready = poll(&wait, 1, kPollMs);
       if (ready < 0 && errno != EINTR) return false;
+      // After the look: what the client has sent by now is answered.
+      if (ready <= 0 && is_idle && gives_way_) return false;
       if (ready <= 0) continue;
       char data[16384];
       const ssize_t size = recv(socket_, data, sizeof data, 0);
@@ -194,7 +200,7 @@ class Connection {
 
   int socket_;
   const HttpServer::Handler& handler_;
-  const std::atomic<bool>& is_stopping_;
+  const std::atomic<bool>& gives_way_;
   std::string buffer_;
 };
 
@@ -235,7 +241,7 @@ void HttpServer::serve(const Handler& handler, const std::function<bool()>& stop
     std::atomic<bool> is_done = false;
   };
   std::list<Thread> threads;
-  std::atomic<bool> is_stopping = false;
+  std::atomic<bool> give_way = false;
   while (!stop()) {
     for (auto at = threads.begin(); at != threads.end();) {
       if (!at->is_done) {
@@ -247,7 +253,10 @@ void HttpServer::serve(const Handler& handler, const std::function<bool()>& stop
     }
     const bool is_full = threads.size() >= static_cast<size_t>(max_connections);
     pollfd wait = {listener_, POLLIN, 0};
-    if (poll(&wait, is_full ? 0 : 1, kPollMs) <= 0) continue;
+    const bool someone_waits = poll(&wait, 1, is_full ? 0 : kPollMs) > 0;
+    give_way = is_full && someone_waits;
+    if (is_full) std::this_thread::sleep_for(std::chrono::milliseconds(kFullMs));
+    if (is_full || !someone_waits) continue;
     const int socket = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
     if (socket < 0) continue;
     const timeval patience = {kPatienceMs / 1000, 0};
@@ -255,12 +264,12 @@ void HttpServer::serve(const Handler& handler, const std::function<bool()>& stop
     const int on = 1;
     setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     Thread& one = threads.emplace_back();
-    one.thread = std::thread([&one, socket, &handler, &is_stopping] {
-      Connection(socket, handler, is_stopping).serve();
+    one.thread = std::thread([&one, socket, &handler, &give_way] {
+      Connection(socket, handler, give_way).serve();
       one.is_done = true;
     });
   }
-  is_stopping = true;
+  give_way = true;
   for (Thread& one : threads) one.thread.join();
 }
 

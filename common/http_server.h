@@ -35,7 +35,8 @@ class HttpServer {
   int port() const { return port_; }
 
   // Answers until `stop` (looked at ten times a second) says so; requests that are being answered
-  // then are answered. At most `max_connections` at once; further ones wait.
+  // then are answered. At most `max_connections` at once: where more wait, connections give way
+  // between their requests.
   void serve(const Handler& handler, const std::function<bool()>& stop, int max_connections = 256);
 
  private:
