@@ -68,8 +68,9 @@ void ClientsConfig::visit(FieldVisitor& v) {
           at_least(0));
   v.field("max_norm", max_norm, "Updates of a larger norm are refused; 0: none is.", at_least(0));
   v.field("attack", attack,
-          "What bad clients send: NaN, their update times -attack_scale, noise of that deviation.",
-          one_of({"none", "nan", "sign_flip", "gaussian"}));
+          "What bad clients send: NaN, their update times -attack_scale, noise of that deviation, "
+          "their update twice.",
+          one_of({"none", "nan", "sign_flip", "gaussian", "replay"}));
   v.field("attack_fraction", attack_fraction, "Clients that are bad for good.", in_closed(0, 1));
   v.field("attack_scale", attack_scale, "Of the attack.", greater_than(0));
 }

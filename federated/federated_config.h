@@ -60,7 +60,7 @@ struct FederatedTaskConfig {
 };
 
 enum class SamplerKind { kUniform, kWeighted, kPoisson, kCyclic };
-enum class AttackKind { kNone, kNan, kSignFlip, kGaussian };
+enum class AttackKind { kNone, kNan, kSignFlip, kGaussian, kReplay };
 
 struct ClientsConfig {
   int64_t num_clients = 50;

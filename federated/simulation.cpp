@@ -298,6 +298,7 @@ void Simulation::attack(const Flight& flight, std::span<float> update) const {
   for (float& value : update) {
     switch (clients.attack) {
       case AttackKind::kNone:
+      case AttackKind::kReplay:  // train() sends it twice
         break;
       case AttackKind::kNan:
         value = std::nanf("");
@@ -410,11 +411,18 @@ Status Simulation::train(const std::vector<Flight>& mine, const ClientTerms& ter
     std::lock_guard lock(workers_mutex_);
     idle_workers_.push_back(std::move(worker));
   });
-  for (ModelDelta& delta : deltas) {
-    const Status added = round.add(std::move(delta), true);
-    if (added.ok()) continue;
-    ++num_refused;
-    log_debug("federated", added.message());
+  guard_.start_round(round_);
+  const bool is_replayed = config_.clients.attack == AttackKind::kReplay;
+  for (const ModelDelta& delta : deltas) {
+    const int64_t client = delta.report.client_id;
+    const bool is_twice = is_replayed && has_trait(client, kBad, config_.clients.attack_fraction);
+    for (int time = 0; time < (is_twice ? 2 : 1); ++time) {
+      Status added = guard_.admit(round_, client, hash64({seed_, kTrain, 0}));
+      if (added.ok()) added = round.add(delta, true);
+      if (added.ok()) continue;
+      ++num_refused;
+      log_debug("federated", added.message());
+    }
   }
   return {};
 }
@@ -436,9 +444,8 @@ Status Simulation::run_round(Metrics& metrics) {
   GRADUS_RETURN_IF_ERROR(train(mine, terms, round, refused));
   const Result<RoundResult> result = round.finish(&ranks_);
   if (ranks_.size() > 1) {
-    refused = 0;
-    const int64_t accepted = result.ok() ? static_cast<int64_t>(result->reports_K.size()) : 0;
-    if (result.ok()) refused = static_cast<int64_t>(outcome.flights.size()) - accepted;
+    const auto mine_refused = static_cast<double>(refused);
+    refused = static_cast<int64_t>(comm::all_reduce_sum(ranks_, std::span(&mine_refused, 1))[0]);
   }
   const bool has_quorum = result.ok();
   if (!has_quorum && result.status().code() != StatusCode::kUnavailable) return result.status();

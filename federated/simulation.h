@@ -16,6 +16,7 @@
 #include "federated/federated_config.h"
 #include "federated/internal/client_states.h"
 #include "federated/local_task.h"
+#include "federated/replay_guard.h"
 #include "federated/round.h"
 
 // Federated learning simulated: virtual clients on the threads of all ranks.
@@ -91,6 +92,7 @@ class Simulation {
   double expected_weight_ = 0;  // privacy: of a round
   internal::ClientStates states_;
   AlignedBuffer model_;
+  ReplayGuard guard_{1};
   int64_t round_ = 0;
   double clock_s_ = 0;
   int64_t num_jobs_ = 0;

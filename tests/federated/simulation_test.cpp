@@ -659,6 +659,27 @@ TEST(Simulation, CountsWhoDoesNotArrive) {
   });
 }
 
+TEST(Simulation, CountsAnUpdateOnceThatIsSentTwice) {
+  FederatedConfig config = small_config();
+  const std::vector<float> honest = model_after(config, 3);
+  config.clients.attack = AttackKind::kReplay;
+  config.clients.attack_fraction = 1;
+  const std::unique_ptr<LocalTask> task = task_of(config);
+  for (const int size : {1, 3}) {
+    testing::run_ranks(size, [&](comm::Communicator& ranks) {
+      const auto simulation = Simulation::make(config, 5, *task, ranks, "");
+      for (int i = 0; i < 3; ++i) {
+        Metrics metrics;
+        GRADUS_CHECK((*simulation)->run_round(metrics).ok(), "the round goes on");
+        EXPECT_EQ(metrics.value("federated/updates"), 7);
+        EXPECT_EQ(metrics.value("federated/refused"), 7) << size << " ranks";
+      }
+      const std::span<const float> model = (*simulation)->model();
+      EXPECT_EQ(std::vector<float>(model.begin(), model.end()), honest);
+    });
+  }
+}
+
 TEST(Simulation, KeepsTheModelWhenTooFewUpdatesArrive) {
   FederatedConfig config = small_config("krum");
   config.clients.per_round = 5;
