@@ -269,6 +269,7 @@ Status FederatedRlTrainer::train_client(int64_t client, const federated::FloodTe
   optimizer.lr_schedule = LrSchedule::kConstant;
   optimizer.warmup_steps = 0;
   setup.rollout = setup_.rollout;
+  setup.tools = setup_.tools;
   setup.run = setup_.run;
   setup.run.dump_rollouts = false;
   setup.cluster = setup_.cluster;
@@ -473,7 +474,7 @@ Status FederatedRlTrainer::evaluate_now(Metrics& metrics) {
     prompts = prompts.first(std::min(prompts.size(), static_cast<size_t>(*setup_.eval.max_rows)));
   }
   rollout::Engine engine(*policy_.transformer, policy_.tokenizer.get(),
-                         engine_options(setup_.rollout));
+                         engine_options(setup_.rollout), setup_.tools);
   Result<Evaluation> evaluation = evaluate(engine, rewards_, prompts, settings, communicator_);
   if (!evaluation.ok()) return evaluation.status();
   add_evaluation_metrics(*evaluation, settings.num_samples, metrics);
