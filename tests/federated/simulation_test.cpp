@@ -440,7 +440,7 @@ TEST(MlpTask, LearnsTheTaskOverTheClients) {
 // Names a way of sending updates; anything else is a strategy.
 FederatedConfig named_config(const std::string& name) {
   if (name == "int8" || name == "top_k") {
-    FederatedConfig config = small_config("scaffold");
+    FederatedConfig config = small_config(name == "int8" ? "fedavg" : "scaffold");
     config.compression.kind = name == "int8" ? CompressionKind::kInt8 : CompressionKind::kTopK;
     config.compression.fraction = 0.1;
     return config;
