@@ -64,6 +64,7 @@ struct Observation {
   std::string tool;
   ToolStatus status = ToolStatus::kOk;
   bool is_cut = false;  // the tool said more than fits
+  std::string text{};   // its tokens, decoded
   bool operator==(const Observation&) const = default;
 };
 
@@ -88,7 +89,9 @@ struct Trajectory {
   FinishReason finish_reason = FinishReason::kLength;
   uint64_t policy_version = 0;  // weights that produced it, or its last tokens
   uint64_t weights_hash = 0;
-  std::string text;  // decoded response, without the stop id
+  // What the policy wrote, decoded, without the stop id. What tools wrote is not in it: it must
+  // earn nothing.
+  std::string text;
   // The whole response by the weights that sampled it, in order, if several took part (it was
   // interrupted by an update); else empty: policy_version sampled all.
   std::vector<Segment> segments;

@@ -75,8 +75,10 @@ void append_observations(std::string& line, const std::vector<data::Observation>
   for (const data::Observation& observation : observations) {
     line += fmt::format("{}[{}, {}, ", separator, observation.begin, observation.end);
     internal::append_json_string(line, observation.tool);
-    line += fmt::format(", \"{}\", {}]", data::tool_status_name(observation.status),
+    line += fmt::format(", \"{}\", {}, ", data::tool_status_name(observation.status),
                         observation.is_cut);
+    internal::append_json_string(line, observation.text);
+    line += "]";
     separator = ", ";
   }
   if (!observations.empty()) line += "]";
@@ -162,7 +164,8 @@ RolloutRecord record_of(const Json& row) {
       trajectory.observations.push_back(
           {observation.at(0).get<int64_t>(), observation.at(1).get<int64_t>(),
            observation.at(2).get<std::string>(),
-           parse_tool_status(observation.at(3).get<std::string>()), observation.at(4).get<bool>()});
+           parse_tool_status(observation.at(3).get<std::string>()), observation.at(4).get<bool>(),
+           observation.at(5).get<std::string>()});
     }
   }
   return record;

@@ -119,6 +119,7 @@ void to_message(const Trajectory& trajectory, wire::Trajectory& message) {
     added.set_tool(observation.tool);
     added.set_status(static_cast<wire::ToolStatus>(observation.status));
     added.set_is_cut(observation.is_cut);
+    added.set_text(observation.text);
   }
 }
 
@@ -146,7 +147,7 @@ Result<Trajectory> from_message(const wire::Trajectory& message) {
     }
     trajectory.observations.push_back({observation.begin(), observation.end(), observation.tool(),
                                        static_cast<ToolStatus>(observation.status()),
-                                       observation.is_cut()});
+                                       observation.is_cut(), observation.text()});
   }
   GRADUS_RETURN_IF_ERROR(validate(trajectory));
   return trajectory;

@@ -263,10 +263,15 @@ void append_rollout(std::string& out, const PickedRollout& picked) {
   if (!record.answer.empty()) {
     out += fmt::format("<span class=\"chip answer\">answer {}</span>", shortened(record.answer));
   }
+  std::string response = trajectory.text;
+  for (const data::Observation& observation : trajectory.observations) {
+    response += fmt::format("\n\n[{} answered, {}]{}", observation.tool,
+                            data::tool_status_name(observation.status), observation.text);
+  }
   out += fmt::format(
       "</div><div class=\"texts\"><div><h4>Prompt</h4><pre dir=\"auto\">{}</pre></div>"
       "<div><h4>Response</h4><pre dir=\"auto\">{}</pre></div></div></article>\n",
-      shortened(record.prompt), shortened(trajectory.text));
+      shortened(record.prompt), shortened(response));
 }
 
 void append_rollouts(std::string& out, const ReportData& data) {

@@ -120,12 +120,16 @@ Status Response::begin() {
   if (trajectory_.segments.empty()) {
     trajectory_.segments.push_back({0, num_begun_, begun.policy_version, begun.weights_hash});
   }
-  const int64_t observed =
-      begun.observations.empty() ? 0 : begun.prompt_length + begun.observations.back().end;
-  const int64_t length = static_cast<int64_t>(begun.token_ids.size());
-  for (int64_t i = begun.prompt_length; i < length; ++i) {
-    GRADUS_RETURN_IF_ERROR(decode(begun.token_ids[static_cast<size_t>(i)]));
-    if (i < observed) calls_from_ = text_.size();
+  const int64_t length = static_cast<int64_t>(begun.token_ids.size()) - begun.prompt_length;
+  auto observation = begun.observations.begin();
+  for (int64_t i = 0; i < length; ++i) {
+    const bool is_left = observation != begun.observations.end();
+    if (is_left && i == observation->begin) calls_from_ = text_.size();
+    GRADUS_RETURN_IF_ERROR(decode(begun.token_ids[static_cast<size_t>(begun.prompt_length + i)]));
+    if (is_left && i + 1 == observation->end) {
+      text_.resize(calls_from_);
+      ++observation;
+    }
   }
   return {};
 }
@@ -222,8 +226,11 @@ Result<bool> Response::append_observation(size_t tool, const ToolReply& reply) {
   data::append_observation(
       trajectory_, words->token_ids,
       {.tool = tools_->entries()[tool].name, .status = reply.status, .is_cut = words->is_cut});
+  const size_t before = text_.size();
   for (const int32_t token : words->token_ids) GRADUS_RETURN_IF_ERROR(decode(token));
-  calls_from_ = text_.size();
+  trajectory_.observations.back().text = text_.substr(before);
+  text_.resize(before);
+  calls_from_ = before;
   if (num_left() > 0) return false;
   trajectory_.finish_reason = data::FinishReason::kInterrupted;
   return true;

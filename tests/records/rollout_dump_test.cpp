@@ -48,13 +48,13 @@ TEST(RolloutDump, SaysWhichTokensToolsWrote) {
   const std::vector<int32_t> said = {5, 6, 7};
   data::append_observation(
       record.trajectory, said,
-      {.tool = "search", .status = data::ToolStatus::kTimeout, .is_cut = true});
+      {.tool = "search", .status = data::ToolStatus::kTimeout, .is_cut = true, .text = "said"});
   data::append_token(record.trajectory, 9, -0.5f, -0.5f);
   record.trajectory.finish_reason = data::FinishReason::kToolLimit;
   const std::string line = rollout_line(record);
   EXPECT_THAT(line, ::testing::EndsWith("\"ids\": [42, 2, 5, 6, 7, 9], \"logprobs\": [-0.7, -0.1, "
                                         "-0.5], \"observations\": [[2, 5, \"search\", "
-                                        "\"timeout\", true]]}"));
+                                        "\"timeout\", true, \"said\"]]}"));
   const Result<RolloutRecord> back = parse_rollout_line(line);
   ASSERT_TRUE(back.ok()) << back.status().message();
   EXPECT_EQ(rollout_line(*back), line);

@@ -288,6 +288,7 @@ TEST_F(ToolBoxTest, ACallTooManyEndsTheResponse) {
           trajectory.token_ids.begin() + trajectory.prompt_length + observation.begin;
       const std::string said = *tokenizer_->decode(
           std::vector<int32_t>(begin, begin + observation.end - observation.begin));
+      EXPECT_EQ(observation.text, said);
       if (observation.status != ToolStatus::kInvalid) {
         EXPECT_THAT(said, ::testing::StartsWith("\n\n<i>echo "));
         continue;
@@ -295,7 +296,11 @@ TEST_F(ToolBoxTest, ACallTooManyEndsTheResponse) {
       ++num_invalid;
       EXPECT_THAT(said, ::testing::StartsWith("\n\n<i>echo: no"));
     }
-    const bool says_last = trajectory.text.find("No call is left") != std::string::npos;
+    // Rewards read the text: what the tool said is not in it.
+    EXPECT_THAT(trajectory.text, ::testing::Not(::testing::HasSubstr("<i>")));
+    const auto& observations = trajectory.observations;
+    const bool says_last = !observations.empty() &&
+                           observations.back().text.find("No call is left") != std::string::npos;
     EXPECT_EQ(says_last, trajectory.observations.size() == 3);
     if (trajectory.finish_reason != FinishReason::kToolLimit) continue;
     ++num_limited;
