@@ -42,10 +42,10 @@ struct RolloutRecord {
 // "answer", "reward", "advantage", "parts", "finish_reason", "policy_version", "weights_hash"
 // (hex), "prompt_ids", "ids", "logprobs", "sampling_logprobs" (absent when equal to logprobs),
 // "segments" (lists [begin, end, policy_version, weights_hash]; absent when one version sampled
-// all), "observations" (lists [begin, end, tool, status, is_cut, text] of "ids"; absent without calls
-// of tools; "response" is without them, "logprobs" are those of the other ids), "values" (absent without a critic)}, without the
-// line's end. Log-probs read back to the
-// same bits; bytes of the texts that are not UTF-8 become U+FFFD (the ids keep the truth).
+// all), "observations" (lists [begin, end, tool, status, is_cut, text] of "ids"; absent without
+// calls of tools; "response" is without them, "logprobs" are those of the other ids), "values"
+// (absent without a critic)}, without the line's end. Log-probs read back to the same bits; bytes
+// of the texts that are not UTF-8 become U+FFFD (the ids keep the truth).
 std::string rollout_line(const RolloutRecord& record);
 Result<RolloutRecord> parse_rollout_line(std::string_view line);
 
