@@ -46,9 +46,12 @@ Status validate(const FederatedRlConfig& config, const TrainerConfig& trainer) {
         "trainer.federated: {} clients a round, but strategy {} needs at least {} updates",
         per_round, config.strategy.name, (*strategy)->min_updates());
     const federated::ClientTerms terms = (*strategy)->client_terms(0);
+    const bool counts_labels =
+        config.strategy.name == "feddisco" || config.strategy.base == "feddisco";
     const char* lacks = terms.needs_state() ? "clients that keep a vector from round to round"
                         : terms.prox_mu > 0 ? "a term in the clients' gradient"
                         : terms.report_loss ? "the clients' loss before training"
+                        : counts_labels     ? "counts of the clients' labels"
                                             : nullptr;
     rules.require(lacks == nullptr,
                   "trainer.federated.strategy.name: {} needs {}, which clients of reinforcement "

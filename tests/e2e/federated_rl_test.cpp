@@ -97,6 +97,8 @@ TEST_F(FederatedRl, SaysWhatDoesNotGoTogether) {
               HasSubstr("fedprox needs a term in the clients' gradient"));
   EXPECT_THAT(message("--set trainer.federated.strategy.name=qfedavg"),
               HasSubstr("qfedavg needs the clients' loss before training"));
+  EXPECT_THAT(message("--set trainer.federated.strategy.name=feddisco"),
+              HasSubstr("feddisco needs counts of the clients' labels"));
   EXPECT_THAT(message("--set trainer.federated.num_clients=4000000"),
               HasSubstr("trainer.federated.num_clients is 4000000, but data.train has "));
   EXPECT_THAT(
