@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
-#include <dlfcn.h>
 
-#include <cstdio>
-
+#include "kernels/device_product_params.h"
 #include "kernels/internal/cuda_host.cuh"
 #include "kernels/internal/lm_head_math.cuh"
 
@@ -99,50 +97,19 @@ CudaCode random_bf16(void* p, int64_t count, float scale, uint64_t seed, void* s
   return CudaCode::kOk;
 }
 
-// What is needed of cuBLAS' C interface, declared here: its headers are not a part of the build.
-struct Cublas {
-  void* handle = nullptr;
-  int (*create)(void**) = nullptr;
-  int (*set_stream)(void*, void*) = nullptr;
-  int (*gemm)(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int,
-              int, const void*, void*, int, int, int, int) = nullptr;
-};
-constexpr int kTransposed = 1, kPlain = 0, kBf16 = 14, kComputeF32 = 68, kDefaultAlgorithm = -1;
-
-CudaCode load_cublas(Cublas& cublas, CudaErrorText* error) {
-  if (cublas.handle != nullptr) return CudaCode::kOk;
-  void* library = nullptr;
-  for (const char* name : {"libcublas.so.13", "/usr/local/cuda/lib64/libcublas.so.13"}) {
-    if (library == nullptr) library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-  }
-  if (library == nullptr) {
-    std::snprintf(error->text, sizeof(error->text), "libcublas.so.13 is not on this machine: %s",
-                  dlerror());
-    return CudaCode::kUnavailable;
-  }
-  cublas.create = reinterpret_cast<decltype(cublas.create)>(dlsym(library, "cublasCreate_v2"));
-  cublas.set_stream =
-      reinterpret_cast<decltype(cublas.set_stream)>(dlsym(library, "cublasSetStream_v2"));
-  cublas.gemm = reinterpret_cast<decltype(cublas.gemm)>(dlsym(library, "cublasGemmEx"));
-  if (cublas.create != nullptr && cublas.gemm != nullptr && cublas.create(&cublas.handle) == 0) {
-    return CudaCode::kOk;
-  }
-  std::snprintf(error->text, sizeof(error->text), "libcublas.so.13 gives no handle");
-  return CudaCode::kUnavailable;
-}
-
 CudaCode cublas_logits(const void* w, const void* h, void* logits, int64_t b, int64_t v, int64_t d,
                        void* stream, CudaErrorText* error) {
-  static Cublas cublas;
-  GRADUS_CUDA_RETURN(load_cublas(cublas, error));
-  const float one = 1, zero = 0;
-  const int m = static_cast<int>(v), n = static_cast<int>(b), k = static_cast<int>(d);
-  cublas.set_stream(cublas.handle, stream);
-  const int status = cublas.gemm(cublas.handle, kTransposed, kPlain, m, n, k, &one, w, kBf16, k, h,
-                                 kBf16, k, &zero, logits, kBf16, m, kComputeF32, kDefaultAlgorithm);
-  if (status == 0) return CudaCode::kOk;
-  std::snprintf(error->text, sizeof(error->text), "cublasGemmEx ended with %d", status);
-  return CudaCode::kUnavailable;
+  DeviceProductParams p;
+  p.a = h;
+  p.b = w;
+  p.c = logits;
+  p.m = b;
+  p.n = v;
+  p.k = d;
+  p.b_transposed = true;
+  p.c_bf16 = true;
+  p.stream = stream;
+  return device_product(p, error);
 }
 
 CudaCode read(const void* p, size_t bytes, float* sum, void* stream, CudaErrorText* error) {

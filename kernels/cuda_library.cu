@@ -232,6 +232,7 @@ gradus_cuda_table() {
       lm_head_functions(),
       {linear_forward, embed_forward, rms_norm_forward, rotate_forward, attention_forward,
        copy_pages, copy_rows, start_slots, advance_slots},
+      {device_product},
       check_functions()};
   return &table;
 }

@@ -29,6 +29,9 @@ int num_processors();
 LmHeadFunctions lm_head_functions();
 CheckFunctions check_functions();
 
+// See kernels/device_product.h.
+CudaCode device_product(const DeviceProductParams& p, CudaErrorText* error);
+
 // The forward's operators, for the table.
 CudaCode linear_forward(const LinearParams& p, CudaErrorText* error);
 CudaCode embed_forward(const DeviceEmbedParams& p, CudaErrorText* error);

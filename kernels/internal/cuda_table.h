@@ -8,6 +8,7 @@ namespace gradus::kernels {
 
 struct LmHeadSampleParams;
 struct LmHeadScoreParams;
+struct DeviceProductParams;
 struct LinearParams;
 struct DeviceEmbedParams;
 struct DeviceRmsNormParams;
@@ -63,6 +64,11 @@ struct ForwardFunctions {
                             CudaErrorText*);
 };
 
+// kernels/device_product.h
+struct ProductFunctions {
+  CudaCode (*run)(const DeviceProductParams&, CudaErrorText*);
+};
+
 // Streams, and work that was recorded once to be launched often.
 struct StreamFunctions {
   CudaCode (*create)(void** stream, CudaErrorText*);
@@ -105,7 +111,7 @@ struct CheckFunctions {
   CudaCode (*read)(const void* p, size_t bytes, float* sum, void* stream, CudaErrorText*);
 };
 
-inline constexpr uint32_t kCudaTableVersion = 2;
+inline constexpr uint32_t kCudaTableVersion = 3;
 struct CudaTable {
   uint32_t version;  // kCudaTableVersion of the library's build
   uint32_t bytes;    // sizeof(CudaTable)
@@ -113,6 +119,7 @@ struct CudaTable {
   StreamFunctions stream;
   LmHeadFunctions lm_head;
   ForwardFunctions forward;
+  ProductFunctions product;
   CheckFunctions check;
 };
 

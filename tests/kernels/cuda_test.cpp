@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "kernels/device_forward.h"
+#include "kernels/device_product.h"
 #include "kernels/internal/cuda_table.h"
 #include "kernels/lm_head.h"
 
@@ -193,6 +194,49 @@ TEST(DeviceForward, AFailedLaunchNamesOperationAndShapes) {
   const Status status = device_linear(Cuda::over_table(table), {.t = 3, .n = 16, .k = 64});
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_EQ(status.message(), "device_linear of 3 rows, 16 x 64: the launch failed");
+}
+
+TEST(DeviceProduct, NamesTheParameterThatIsOutsideItsRange) {
+  const cuda::CudaTable table = {};
+  const Cuda cuda = Cuda::over_table(table);
+  alignas(16) static char memory[64];
+  const DeviceProductParams sound{.a = memory, .b = memory, .c = memory, .m = 8, .n = 16, .k = 24};
+  DeviceProductParams p = sound;
+  p.k = 0;
+  EXPECT_EQ(device_product(cuda, p).message(), "device_product: k must be in [1, 2^31), got 0");
+  p = sound;
+  p.b = memory + 2;
+  EXPECT_THAT(device_product(cuda, p).message(),
+              StartsWith("device_product: b must be 16-byte aligned memory, got 0x"));
+  p = sound;
+  p.a_transposed = true;
+  p.a_stride = 20;
+  EXPECT_EQ(device_product(cuda, p).message(),
+            "device_product: a_stride must be a multiple of 8 and at least the row's width 8, got "
+            "20");
+  p = sound;
+  p.n = 17;
+  EXPECT_EQ(device_product(cuda, p).message(),
+            "device_product: b_stride must be a multiple of 8 and at least the row's width 17, got "
+            "17");
+  p = sound;
+  p.c_bf16 = p.accumulate = true;
+  EXPECT_EQ(device_product(cuda, p).message(),
+            "device_product: accumulate needs c in fp32, not in bf16");
+}
+
+TEST(DeviceProduct, AFailedLaunchNamesOperationAndShapes) {
+  cuda::CudaTable table = {};
+  table.product.run = [](const DeviceProductParams&, cuda::CudaErrorText* error) {
+    std::snprintf(error->text, sizeof(error->text), "cuBLAS of CUDA 13 is not on this machine");
+    return cuda::CudaCode::kUnavailable;
+  };
+  alignas(16) static char memory[64];
+  const Status status = device_product(
+      Cuda::over_table(table), {.a = memory, .b = memory, .c = memory, .m = 8, .n = 16, .k = 24});
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(status.message(),
+            "device_product of 8 x 16 x 24: cuBLAS of CUDA 13 is not on this machine");
 }
 
 }  // namespace

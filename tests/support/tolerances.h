@@ -103,6 +103,13 @@ inline constexpr double kEmbedding = 1e-5;
 // erf of kernels/activation.h, a fit in fp32; the tanh form of GELU is off by 4e-4.
 inline constexpr double kErf = 3e-7;
 
+// Products of bf16 on the GPU with sums in fp32, relative to the norm: measured by the tensor
+// cores' own additions, which keep a bit less than fp32 does. An operand transposed is off by
+// about 1.
+inline constexpr double kDeviceProduct = 1e-5;
+// One rounding to bf16, at most 2^-9 of each element.
+inline constexpr double kRoundedToBf16 = 0.00196;
+
 // The policy over a whole corpus, scores and softmax in fp32, against double: cosines are off by
 // eps sqrt(D) and divided by a temperature of at least 0.05; slopes come with another 1 / a.
 inline constexpr double kCorpusPolicy = 2e-5;
