@@ -240,6 +240,7 @@ struct PrefillArgs {
   const __nv_bfloat16* pages;
   const int32_t* tables;
   const AttentionTile* tiles;
+  float* lse;  // or null
   int64_t table_stride, page_size;
   int num_heads, num_kv_heads;
   float scale_log2;
@@ -345,6 +346,10 @@ __global__ __launch_bounds__(kPrefillThreads) void prefill_kernel(
   for (int h = 0; h < 2; ++h) {
     if (!is_there[h]) continue;
     const float sum = before[(kWidth / 2 + 2 + h) * kPrefillThreads + threadIdx.x];
+    if (args.lse != nullptr && c == 0) {
+      args.lse[static_cast<int64_t>(tile.row_begin + first + 8 * h) * args.num_heads + head] =
+          before[(kWidth / 2 + h) * kPrefillThreads + threadIdx.x] + log2f(sum);
+    }
     __nv_bfloat16* out =
         args.out +
         (static_cast<int64_t>(tile.row_begin + first + 8 * h) * args.num_heads + head) * kWidth;
@@ -381,6 +386,7 @@ CudaCode launch(const DeviceAttentionParams& p, CudaErrorText* error) {
                               static_cast<const __nv_bfloat16*>(p.kv.pages),
                               p.kv.tables,
                               p.tiles,
+                              p.lse_TH,
                               p.kv.table_stride,
                               p.kv.page_size(),
                               static_cast<int>(p.num_heads),

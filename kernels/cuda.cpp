@@ -237,6 +237,22 @@ Status copy_to_device(const Cuda& cuda, void* to, const void* from, size_t bytes
   return synchronize(cuda);
 }
 
+Status copy_to_host(const Cuda& cuda, void* to, const void* from, size_t bytes) {
+  GRADUS_RETURN_IF_ERROR(
+      cuda_call("cuda: copy to the host", cuda.table().device.copy, to, from, bytes, nullptr));
+  return synchronize(cuda);
+}
+
+Status device_copy(const Cuda& cuda, void* to, const void* from, int64_t bytes, Stream stream) {
+  return cuda_call("cuda: copy on the device", cuda.table().device.copy, to, from,
+                   static_cast<size_t>(bytes), stream);
+}
+
+Status device_zero(const Cuda& cuda, void* p, int64_t bytes, Stream stream) {
+  return cuda_call("cuda: zeros", cuda.table().device.fill, p, 0, static_cast<size_t>(bytes),
+                   stream);
+}
+
 Status synchronize(const Cuda& cuda) { return cuda_call("cuda", cuda.table().device.synchronize); }
 
 }  // namespace gradus::kernels

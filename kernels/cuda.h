@@ -169,8 +169,13 @@ class PinnedBuffer {
   size_t bytes_;
 };
 
-// Copies to plain device memory, done when it returns.
+// Copies to or from plain device memory, done when they return.
 Status copy_to_device(const Cuda& cuda, void* to, const void* from, size_t bytes);
+Status copy_to_host(const Cuda& cuda, void* to, const void* from, size_t bytes);
+
+// Copies between device memory, or fills with zeros, on a stream, without waiting.
+Status device_copy(const Cuda& cuda, void* to, const void* from, int64_t bytes, Stream stream);
+Status device_zero(const Cuda& cuda, void* p, int64_t bytes, Stream stream);
 
 // Waits for all work; Unavailable carries the error of a kernel that failed.
 Status synchronize(const Cuda& cuda);

@@ -233,6 +233,8 @@ gradus_cuda_table() {
       {linear_forward, embed_forward, rms_norm_forward, rotate_forward, attention_forward,
        copy_pages, copy_rows, start_slots, advance_slots},
       {device_product},
+      {rms_norm_backward, column_sums, swiglu_backward, rotate_rows, rotate_backward,
+       embed_backward, round_rows, attention_backward},
       check_functions()};
   return &table;
 }

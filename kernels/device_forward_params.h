@@ -19,7 +19,7 @@ inline constexpr int64_t kDeviceMaxHeadsPerGroup = 16;
 // What becomes of a product.
 enum class LinearOutput : int32_t {
   kStore = 0,  // y = product, bf16
-  kAdd = 1,    // y += product, fp32
+  kAdd = 1,    // y = addend + product, fp32
   kSwiglu =
       2,  // y = silu(gate) * up, bf16 [T, N / 2]; w's rows: 8 of gate, 8 of up, 8 of gate, ...
 };
@@ -35,6 +35,8 @@ struct LinearParams {
   void* y = nullptr;              // rows y_stride elements apart, 16-byte aligned
   int64_t y_stride = 0;           // even
   LinearOutput output = LinearOutput::kStore;
+  const float* addend_TN = nullptr;  // of kAdd, rows y_stride apart; null: y
+  void* kept_TN = nullptr;  // of kSwiglu, for the backward: the product too, bf16, rows N apart
   // For tests: the tile, 64 `force_groups` rows by `force_features` columns; 0 = chosen by the
   // shape.
   int32_t force_groups = 0, force_features = 0;
@@ -127,6 +129,8 @@ struct DeviceAttentionParams {
   // Or tiles of many rows, whose qkv device_rotate has been through.
   const AttentionTile* tiles = nullptr;
   int64_t num_tiles = 0;
+  // With tiles, for the backward: log2 of the sum of 2^(score scale log2 e); or null.
+  float* lse_TH = nullptr;
   Stream stream = nullptr;
 };
 

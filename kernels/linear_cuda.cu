@@ -24,6 +24,8 @@ constexpr int kReadPastEnd = 64 * 128;
 struct LinearArgs {
   const float* bias;
   void* y;
+  const float* addend;
+  __nv_bfloat16* kept;  // or null
   int64_t y_stride;
   int t, n, k;
   int x_rows;  // of a tile that are copied
@@ -58,9 +60,15 @@ __device__ void store_tile(const float (&acc)[kFeatures / 2], const LinearArgs& 
           const float* up = gate + 4;
           auto* y = static_cast<__nv_bfloat16*>(args.y) + (row + 8 * half) * args.y_stride +
                     (first_feature + 8 * j) / 2 + 2 * c;
-          *reinterpret_cast<__nv_bfloat162*>(y) = __floats2bfloat162_rn(
-              swiglu(__fadd_rn(gate[0], bias_gate.x), __fadd_rn(up[0], bias_up.x)),
-              swiglu(__fadd_rn(gate[1], bias_gate.y), __fadd_rn(up[1], bias_up.y)));
+          const float gates[2] = {__fadd_rn(gate[0], bias_gate.x), __fadd_rn(gate[1], bias_gate.y)};
+          const float ups[2] = {__fadd_rn(up[0], bias_up.x), __fadd_rn(up[1], bias_up.y)};
+          *reinterpret_cast<__nv_bfloat162*>(y) =
+              __floats2bfloat162_rn(swiglu(gates[0], ups[0]), swiglu(gates[1], ups[1]));
+          if (args.kept != nullptr) {
+            __nv_bfloat16* kept = args.kept + static_cast<int64_t>(row + 8 * half) * args.n + n;
+            *reinterpret_cast<__nv_bfloat162*>(kept) = __floats2bfloat162_rn(gates[0], gates[1]);
+            *reinterpret_cast<__nv_bfloat162*>(kept + 8) = __floats2bfloat162_rn(ups[0], ups[1]);
+          }
         }
       }
     }
@@ -82,9 +90,9 @@ __device__ void store_tile(const float (&acc)[kFeatures / 2], const LinearArgs& 
         *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(args.y) + place) =
             __floats2bfloat162_rn(a, b);
       } else {
-        auto* y = reinterpret_cast<float2*>(static_cast<float*>(args.y) + place);
-        const float2 old = *y;
-        *y = {__fadd_rn(old.x, a), __fadd_rn(old.y, b)};
+        const float2 old = *reinterpret_cast<const float2*>(args.addend + place);
+        *reinterpret_cast<float2*>(static_cast<float*>(args.y) + place) = {__fadd_rn(old.x, a),
+                                                                           __fadd_rn(old.y, b)};
       }
     }
   }
@@ -205,6 +213,8 @@ CudaCode launch_stages(const LinearParams& p, CudaErrorText* error) {
   LinearArgs args = {};
   args.bias = p.bias_N;
   args.y = p.y;
+  args.addend = p.addend_TN == nullptr ? static_cast<const float*>(p.y) : p.addend_TN;
+  args.kept = static_cast<__nv_bfloat16*>(p.kept_TN);
   args.y_stride = p.y_stride;
   args.t = static_cast<int>(p.t);
   args.n = static_cast<int>(p.n);

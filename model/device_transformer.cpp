@@ -48,16 +48,6 @@ struct Activations {
   }
 };
 
-// A weight of the checkpoint and where its rows go: row r of it is row `first + r` of the matrix
-// there, or, interleaved, in blocks of 8 of every 16.
-struct Part {
-  std::string hf_name;
-  int64_t rows, columns;  // columns 0: a vector
-  int64_t offset;         // bytes, of the matrix
-  int64_t first = 0;
-  bool interleaved = false;
-};
-
 }  // namespace
 
 int64_t DeviceKvCache::bytes_per_page(const ModelConfig& config) {
@@ -157,21 +147,17 @@ Result<std::unique_ptr<DeviceTransformer>> DeviceTransformer::allocate(const ker
   return transformer;
 }
 
-Result<std::unique_ptr<DeviceTransformer>> DeviceTransformer::create(
-    const kernels::Cuda& cuda, const ModelConfig& config, const WeightSource& read_weight) {
-  Result<std::unique_ptr<DeviceTransformer>> allocated = allocate(cuda, config);
-  if (!allocated.ok()) return allocated.status();
-  DeviceTransformer& transformer = **allocated;
-  const int64_t width = config.hidden_size, inner = config.intermediate_size;
-  const int64_t q = q_columns(config), kv = kv_columns(config), head = config.head_dim;
-  std::vector<Part> parts = {
-      {"model.embed_tokens.weight", config.vocab_size, width, transformer.embedding_},
-      {"model.norm.weight", width, 0, transformer.final_norm_}};
-  if (!config.tie_embeddings) {
-    parts.push_back({"lm_head.weight", config.vocab_size, width, transformer.head_});
+std::vector<DevicePart> DeviceTransformer::parts() const {
+  const int64_t width = config_.hidden_size, inner = config_.intermediate_size;
+  const int64_t q = q_columns(config_), kv = kv_columns(config_), head = config_.head_dim;
+  std::vector<DevicePart> parts = {
+      {"model.embed_tokens.weight", config_.vocab_size, width, embedding_},
+      {"model.norm.weight", width, 0, final_norm_}};
+  if (!config_.tie_embeddings) {
+    parts.push_back({"lm_head.weight", config_.vocab_size, width, head_});
   }
-  for (int64_t i = 0; i < config.num_layers; ++i) {
-    const Layer& layer = transformer.layers_[static_cast<size_t>(i)];
+  for (int64_t i = 0; i < config_.num_layers; ++i) {
+    const Layer& layer = layers_[static_cast<size_t>(i)];
     const std::string prefix = fmt::format("model.layers.{}.", i);
     const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
     const auto add = [&](const std::string& name, int64_t rows, int64_t columns, int64_t offset,
@@ -197,6 +183,15 @@ Result<std::unique_ptr<DeviceTransformer>> DeviceTransformer::create(
     add(mlp + "down_proj.weight", width, inner, layer.down);
     add(mlp + "down_proj.bias", width, 0, layer.down_bias);
   }
+  return parts;
+}
+
+Result<std::unique_ptr<DeviceTransformer>> DeviceTransformer::create(
+    const kernels::Cuda& cuda, const ModelConfig& config, const WeightSource& read_weight) {
+  Result<std::unique_ptr<DeviceTransformer>> allocated = allocate(cuda, config);
+  if (!allocated.ok()) return allocated.status();
+  DeviceTransformer& transformer = **allocated;
+  const std::vector<DevicePart> parts = transformer.parts();
   // Parts of one matrix, or of one vector, follow one another.
   std::vector<float> values, vector;
   std::vector<uint16_t> matrix;
@@ -209,7 +204,7 @@ Result<std::unique_ptr<DeviceTransformer>> DeviceTransformer::create(
     (is_matrix ? matrix.resize(static_cast<size_t>(rows * columns))
                : vector.resize(static_cast<size_t>(rows)));
     for (size_t i = first; i < end; ++i) {
-      const Part& part = parts[i];
+      const DevicePart& part = parts[i];
       values.resize(static_cast<size_t>(part.rows * columns));
       GRADUS_RETURN_IF_ERROR(
           read_weight({part.hf_name, is_matrix ? std::vector<int64_t>{part.rows, part.columns}
@@ -217,7 +212,7 @@ Result<std::unique_ptr<DeviceTransformer>> DeviceTransformer::create(
                       values.data()));
       parallel_for(part.rows, 64, [&](int64_t begin, int64_t stop) {
         for (int64_t row = begin; row < stop; ++row) {
-          const int64_t to = part.first + (part.interleaved ? row / 8 * 16 + row % 8 : row);
+          const int64_t to = part.row_of(row);
           for (int64_t column = 0; column < columns; ++column) {
             const float value = values[static_cast<size_t>(row * columns + column)];
             const size_t place = static_cast<size_t>(to * columns + column);
@@ -307,6 +302,127 @@ Status DeviceTransformer::reserve(int64_t max_rows, int64_t num_positions) {
   return {};
 }
 
+kernels::HeadRotation DeviceTransformer::rotation(int64_t layer) const {
+  const Layer& places = layers_[static_cast<size_t>(layer)];
+  const float* cosines = rotary_->as<float>();
+  return {at<float>(places.q_norm), at<float>(places.k_norm),
+          static_cast<float>(config_.rms_norm_eps), cosines,
+          cosines + num_positions_ * config_.head_dim / 2};
+}
+
+float DeviceTransformer::attention_scale() const {
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim)));
+}
+
+Status DeviceTransformer::embed(const DevicePass& pass, float* x_TD, kernels::Stream stream) {
+  return kernels::device_embed(cuda_, {.embedding_VD = at<uint8_t>(embedding_),
+                                       .tokens_T = pass.token_ids,
+                                       .t = pass.num_rows,
+                                       .d = config_.hidden_size,
+                                       .x_TD = x_TD,
+                                       .stream = stream});
+}
+
+Status DeviceTransformer::layer_forward(int64_t index, const DevicePass& pass, kernels::DeviceKv kv,
+                                        const DeviceLayerRows& rows, kernels::Stream stream) {
+  const Layer& layer = layers_[static_cast<size_t>(index)];
+  const int64_t width = config_.hidden_size, inner = config_.intermediate_size;
+  const int64_t qkv = qkv_columns(config_);
+  kv.tables = pass.tables;
+  kv.table_stride = pass.table_stride;
+  const auto norm = [&](const float* x, int64_t weight) {
+    return kernels::device_rms_norm(cuda_, {.x_TD = x,
+                                            .weight_D = at<float>(weight),
+                                            .r = pass.num_rows,
+                                            .d = width,
+                                            .eps = static_cast<float>(config_.rms_norm_eps),
+                                            .y_RD = rows.normed_TD,
+                                            .stream = stream});
+  };
+  kernels::LinearParams linear = {.x_TK = rows.normed_TD,
+                                  .w_NK = at<uint8_t>(layer.qkv),
+                                  .bias_N = at<float>(layer.qkv_bias),
+                                  .t = pass.num_rows,
+                                  .n = qkv,
+                                  .k = width,
+                                  .y = rows.raw_qkv == nullptr ? rows.qkv : rows.raw_qkv,
+                                  .y_stride = qkv,
+                                  .stream = stream};
+  GRADUS_RETURN_IF_ERROR(norm(rows.input_TD, layer.attention_norm));
+  GRADUS_RETURN_IF_ERROR(kernels::device_linear(cuda_, linear));
+  if (rows.raw_qkv != nullptr) {
+    GRADUS_RETURN_IF_ERROR(
+        kernels::device_copy(cuda_, rows.qkv, rows.raw_qkv, pass.num_rows * qkv * kBf16, stream));
+  }
+  const auto rotate = [&](int64_t first, int64_t count) -> Status {
+    if (count == 0) return {};
+    return kernels::device_rotate(cuda_,
+                                  {.qkv_T = static_cast<uint8_t*>(rows.qkv) + first * qkv * kBf16,
+                                   .t = count,
+                                   .num_heads = config_.num_heads,
+                                   .rotation = rotation(index),
+                                   .positions_T = pass.positions + first,
+                                   .table_rows_T = pass.table_rows + first,
+                                   .kv = kv,
+                                   .stream = stream});
+  };
+  if (pass.tiles != nullptr) {
+    GRADUS_RETURN_IF_ERROR(rotate(0, pass.num_first_rows));
+    const int64_t page_bytes = kv.page_size() * kBf16;
+    GRADUS_RETURN_IF_ERROR(kernels::device_copy_pages(cuda_, kv.pages, pass.copies, pass.num_copies,
+                                                      page_bytes, 1, page_bytes, stream));
+    GRADUS_RETURN_IF_ERROR(rotate(pass.num_first_rows, pass.num_rows - pass.num_first_rows));
+  }
+  GRADUS_RETURN_IF_ERROR(kernels::device_attention(cuda_, {.qkv_T = rows.qkv,
+                                                           .out_T = rows.attention,
+                                                           .num_heads = config_.num_heads,
+                                                           .scale = attention_scale(),
+                                                           .kv = kv,
+                                                           .rotation = rotation(index),
+                                                           .positions_T = pass.positions,
+                                                           .t = pass.num_rows,
+                                                           .max_chunks = pass.max_chunks,
+                                                           .arrivals = pass.arrivals,
+                                                           .partial = pass.partial,
+                                                           .tiles = pass.tiles,
+                                                           .num_tiles = pass.num_tiles,
+                                                           .lse_TH = rows.lse_TH,
+                                                           .stream = stream}));
+  linear.x_TK = rows.attention;
+  linear.w_NK = at<uint8_t>(layer.output);
+  linear.bias_N = at<float>(layer.output_bias);
+  linear.n = width;
+  linear.k = q_columns(config_);
+  linear.y = rows.middle_TD;
+  linear.y_stride = width;
+  linear.output = kernels::LinearOutput::kAdd;
+  linear.addend_TN = rows.input_TD;
+  GRADUS_RETURN_IF_ERROR(kernels::device_linear(cuda_, linear));
+  GRADUS_RETURN_IF_ERROR(norm(rows.middle_TD, layer.mlp_norm));
+  linear.x_TK = rows.normed_TD;
+  linear.w_NK = at<uint8_t>(layer.gate_up);
+  linear.bias_N = at<float>(layer.gate_up_bias);
+  linear.n = 2 * inner;
+  linear.k = width;
+  linear.y = rows.inner;
+  linear.y_stride = inner;
+  linear.output = kernels::LinearOutput::kSwiglu;
+  linear.addend_TN = nullptr;
+  linear.kept_TN = rows.gate_up;
+  GRADUS_RETURN_IF_ERROR(kernels::device_linear(cuda_, linear));
+  linear.x_TK = rows.inner;
+  linear.w_NK = at<uint8_t>(layer.down);
+  linear.bias_N = at<float>(layer.down_bias);
+  linear.n = width;
+  linear.k = inner;
+  linear.y = rows.output_TD;
+  linear.y_stride = width;
+  linear.output = kernels::LinearOutput::kAdd;
+  linear.addend_TN = rows.middle_TD;
+  linear.kept_TN = nullptr;
+  return kernels::device_linear(cuda_, linear);
+}
+
 Status DeviceTransformer::forward(const DevicePass& pass, DeviceKvCache& cache,
                                   kernels::Stream stream) {
   GRADUS_CHECK(pass.num_rows <= max_rows_,
@@ -314,84 +430,16 @@ Status DeviceTransformer::forward(const DevicePass& pass, DeviceKvCache& cache,
   const Activations places(config_, max_rows_);
   auto* base = activations_->as<uint8_t>();
   auto* x = reinterpret_cast<float*>(base + places.stream);
-  uint8_t *normed = base + places.normed, *qkv = base + places.qkv;
-  uint8_t *attention = base + places.attention, *inner = base + places.inner;
-  const float* cosines = rotary_->as<float>();
-  const float* sines = cosines + num_positions_ * config_.head_dim / 2;
-  const int64_t rows = pass.num_rows, width = config_.hidden_size;
-  const float eps = static_cast<float>(config_.rms_norm_eps);
-  const auto norm = [&](int64_t weight) {
-    return kernels::device_rms_norm(cuda_, {.x_TD = x,
-                                            .weight_D = at<float>(weight),
-                                            .r = rows,
-                                            .d = width,
-                                            .eps = eps,
-                                            .y_RD = normed,
-                                            .stream = stream});
-  };
-  const auto linear = [&](const uint8_t* input, int64_t weight, int64_t bias, int64_t n, int64_t k,
-                          void* y, int64_t y_stride, kernels::LinearOutput output) {
-    return kernels::device_linear(cuda_, {.x_TK = input,
-                                          .w_NK = at<uint8_t>(weight),
-                                          .bias_N = at<float>(bias),
-                                          .t = rows,
-                                          .n = n,
-                                          .k = k,
-                                          .y = y,
-                                          .y_stride = y_stride,
-                                          .output = output,
-                                          .stream = stream});
-  };
-  GRADUS_RETURN_IF_ERROR(kernels::device_embed(cuda_, {.embedding_VD = at<uint8_t>(embedding_),
-                                                       .tokens_T = pass.token_ids,
-                                                       .t = rows,
-                                                       .d = width,
-                                                       .x_TD = x,
-                                                       .stream = stream}));
-  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim)));
+  const DeviceLayerRows rows = {.input_TD = x,
+                                .middle_TD = x,
+                                .output_TD = x,
+                                .normed_TD = base + places.normed,
+                                .qkv = base + places.qkv,
+                                .attention = base + places.attention,
+                                .inner = base + places.inner};
+  GRADUS_RETURN_IF_ERROR(embed(pass, x, stream));
   for (int64_t i = 0; i < config_.num_layers; ++i) {
-    const Layer& layer = layers_[static_cast<size_t>(i)];
-    kernels::DeviceKv kv = cache.layer(i);
-    kv.tables = pass.tables;
-    kv.table_stride = pass.table_stride;
-    GRADUS_RETURN_IF_ERROR(norm(layer.attention_norm));
-    GRADUS_RETURN_IF_ERROR(linear(normed, layer.qkv, layer.qkv_bias, qkv_columns(config_), width,
-                                  qkv, qkv_columns(config_), kernels::LinearOutput::kStore));
-    const kernels::HeadRotation rotation = {at<float>(layer.q_norm), at<float>(layer.k_norm), eps,
-                                            cosines, sines};
-    if (pass.tiles != nullptr) {
-      GRADUS_RETURN_IF_ERROR(kernels::device_rotate(cuda_, {.qkv_T = qkv,
-                                                            .t = rows,
-                                                            .num_heads = config_.num_heads,
-                                                            .rotation = rotation,
-                                                            .positions_T = pass.positions,
-                                                            .table_rows_T = pass.table_rows,
-                                                            .kv = kv,
-                                                            .stream = stream}));
-    }
-    GRADUS_RETURN_IF_ERROR(kernels::device_attention(cuda_, {.qkv_T = qkv,
-                                                             .out_T = attention,
-                                                             .num_heads = config_.num_heads,
-                                                             .scale = scale,
-                                                             .kv = kv,
-                                                             .rotation = rotation,
-                                                             .positions_T = pass.positions,
-                                                             .t = rows,
-                                                             .max_chunks = pass.max_chunks,
-                                                             .arrivals = pass.arrivals,
-                                                             .partial = pass.partial,
-                                                             .tiles = pass.tiles,
-                                                             .num_tiles = pass.num_tiles,
-                                                             .stream = stream}));
-    GRADUS_RETURN_IF_ERROR(linear(attention, layer.output, layer.output_bias, width,
-                                  q_columns(config_), x, width, kernels::LinearOutput::kAdd));
-    GRADUS_RETURN_IF_ERROR(norm(layer.mlp_norm));
-    GRADUS_RETURN_IF_ERROR(linear(normed, layer.gate_up, layer.gate_up_bias,
-                                  2 * config_.intermediate_size, width, inner,
-                                  config_.intermediate_size, kernels::LinearOutput::kSwiglu));
-    GRADUS_RETURN_IF_ERROR(linear(inner, layer.down, layer.down_bias, width,
-                                  config_.intermediate_size, x, width,
-                                  kernels::LinearOutput::kAdd));
+    GRADUS_RETURN_IF_ERROR(layer_forward(i, pass, cache.layer(i), rows, stream));
   }
   return {};
 }
@@ -399,15 +447,20 @@ Status DeviceTransformer::forward(const DevicePass& pass, DeviceKvCache& cache,
 Status DeviceTransformer::final_norm(const int32_t* rows, int64_t count, void* hidden,
                                      kernels::Stream stream) {
   const Activations places(config_, max_rows_);
-  return kernels::device_rms_norm(
-      cuda_, {.x_TD = reinterpret_cast<const float*>(activations_->as<uint8_t>() + places.stream),
-              .weight_D = at<float>(final_norm_),
-              .rows_R = rows,
-              .r = count,
-              .d = config_.hidden_size,
-              .eps = static_cast<float>(config_.rms_norm_eps),
-              .y_RD = hidden,
-              .stream = stream});
+  return final_norm(reinterpret_cast<const float*>(activations_->as<uint8_t>() + places.stream),
+                    rows, count, hidden, stream);
+}
+
+Status DeviceTransformer::final_norm(const float* x_TD, const int32_t* rows, int64_t count,
+                                     void* hidden, kernels::Stream stream) {
+  return kernels::device_rms_norm(cuda_, {.x_TD = x_TD,
+                                          .weight_D = at<float>(final_norm_),
+                                          .rows_R = rows,
+                                          .r = count,
+                                          .d = config_.hidden_size,
+                                          .eps = static_cast<float>(config_.rms_norm_eps),
+                                          .y_RD = hidden,
+                                          .stream = stream});
 }
 
 void add_tiles(std::vector<kernels::AttentionTile>& tiles, int64_t row_begin, int64_t num_rows,

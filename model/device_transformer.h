@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "common/status.h"
@@ -49,10 +50,41 @@ struct DevicePass {
   int64_t table_stride = 0;
   const kernels::AttentionTile* tiles = nullptr;
   int64_t num_tiles = 0;
+  // Rows [0, num_first_rows) write their keys and values first; then pages are copied, so that a
+  // prompt's last page is also that of the responses that follow it, among the other rows.
+  int64_t num_first_rows = 0;
+  const kernels::PageCopy* copies = nullptr;
+  int64_t num_copies = 0;
   // Decoding alone: see DeviceAttentionParams.
   int64_t max_chunks = 0;
   uint32_t* arrivals = nullptr;
   float* partial = nullptr;
+};
+
+// A weight of the checkpoint in the device's tensors: row r of it is row `first + r` of its tensor,
+// or, interleaved, in blocks of 8 of every 16. Parts of one tensor, which have its offset, follow
+// one another.
+struct DevicePart {
+  std::string hf_name;
+  int64_t rows = 0, columns = 0;  // columns 0: a vector
+  int64_t offset = 0;             // bytes, of the tensor among the weights
+  int64_t first = 0;
+  bool interleaved = false;
+  int64_t row_of(int64_t row) const { return first + (interleaved ? row / 8 * 16 + row % 8 : row); }
+};
+
+// What a layer's forward reads and writes, device memory; T rows. The streams may be one.
+struct DeviceLayerRows {
+  const float* input_TD = nullptr;  // residual stream before the layer
+  float* middle_TD = nullptr;       // after attention
+  float* output_TD = nullptr;       // after the layer
+  void* normed_TD = nullptr;        // scratch
+  void* raw_qkv = nullptr;          // before norm and rotation of heads; null: not kept
+  void* qkv = nullptr;              // scratch
+  void* attention = nullptr;        // bf16 [T, H K]
+  float* lse_TH = nullptr;          // null: not kept
+  void* gate_up = nullptr;          // bf16 [T, 2 F]; null: not kept
+  void* inner = nullptr;            // scratch
 };
 
 // The transformer of model/transformer.h on the GPU: the same definition with bf16 weights, keys
@@ -87,21 +119,37 @@ class DeviceTransformer {
   // Final norm of rows `rows` [count] of the last pass (null: row i), bf16 [count, D].
   Status final_norm(const int32_t* rows, int64_t count, void* hidden, kernels::Stream stream);
 
- private:
-  // Offsets into weights_, bytes; -1: the model has no such part.
+  // The parts of a pass, for training. Angles must be reserved.
+  Status embed(const DevicePass& pass, float* x_TD, kernels::Stream stream);
+  Status layer_forward(int64_t layer, const DevicePass& pass, kernels::DeviceKv kv,
+                       const DeviceLayerRows& rows, kernels::Stream stream);
+  Status final_norm(const float* x_TD, const int32_t* rows, int64_t count, void* hidden,
+                    kernels::Stream stream);
+
+  // Offsets among the weights, bytes; -1: the model has no such part.
   struct Layer {
     int64_t attention_norm, qkv, qkv_bias, q_norm, k_norm, output, output_bias;
     int64_t mlp_norm, gate_up, gate_up_bias, down, down_bias;
   };
+  const std::vector<Layer>& layers() const { return layers_; }
+  int64_t embedding_offset() const { return embedding_; }
+  int64_t final_norm_offset() const { return final_norm_; }
+  int64_t head_offset() const { return head_; }  // that of the embedding, if tied
+  std::vector<DevicePart> parts() const;
+  // At an offset; null for -1.
+  template <class T>
+  T* at(int64_t offset) const {
+    return offset < 0 ? nullptr : reinterpret_cast<T*>(weights_->as<uint8_t>() + offset);
+  }
+  kernels::HeadRotation rotation(int64_t layer) const;
+  float attention_scale() const;
+
+ private:
   DeviceTransformer(const kernels::Cuda& cuda, ModelConfig config);
   static Result<std::unique_ptr<DeviceTransformer>> allocate(const kernels::Cuda& cuda,
                                                              const ModelConfig& config);
   void lay_out();
   int64_t place(int64_t bytes);
-  template <class T>
-  T* at(int64_t offset) const {
-    return offset < 0 ? nullptr : reinterpret_cast<T*>(weights_->as<uint8_t>() + offset);
-  }
 
   kernels::Cuda cuda_;
   ModelConfig config_;

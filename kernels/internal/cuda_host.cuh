@@ -48,6 +48,16 @@ CudaCode start_slots(const SlotState& state, const SlotStart* starts, int64_t co
 CudaCode advance_slots(const SlotState& state, const int32_t* sampled, int64_t count, void* stream,
                        CudaErrorText* error);
 
+// The backward's, likewise.
+CudaCode rms_norm_backward(const DeviceRmsNormBackwardParams& p, CudaErrorText* error);
+CudaCode column_sums(const DeviceColumnSumsParams& p, CudaErrorText* error);
+CudaCode swiglu_backward(const DeviceSwigluBackwardParams& p, CudaErrorText* error);
+CudaCode rotate_rows(const DeviceRotateRowsParams& p, CudaErrorText* error);
+CudaCode rotate_backward(const DeviceRotateBackwardParams& p, CudaErrorText* error);
+CudaCode embed_backward(const DeviceEmbedBackwardParams& p, CudaErrorText* error);
+CudaCode round_rows(const float* x, void* y, int64_t count, void* stream, CudaErrorText* error);
+CudaCode attention_backward(const DeviceAttentionBackwardParams& p, CudaErrorText* error);
+
 }  // namespace gradus::kernels::cuda
 
 #define GRADUS_CUDA_CALL(call)                                                          \

@@ -17,6 +17,13 @@ struct DeviceAttentionParams;
 struct SlotState;
 struct SlotStart;
 struct PageCopy;
+struct DeviceRmsNormBackwardParams;
+struct DeviceColumnSumsParams;
+struct DeviceSwigluBackwardParams;
+struct DeviceRotateRowsParams;
+struct DeviceRotateBackwardParams;
+struct DeviceEmbedBackwardParams;
+struct DeviceAttentionBackwardParams;
 
 namespace cuda {
 
@@ -69,6 +76,18 @@ struct ProductFunctions {
   CudaCode (*run)(const DeviceProductParams&, CudaErrorText*);
 };
 
+// kernels/device_backward.h
+struct BackwardFunctions {
+  CudaCode (*rms_norm)(const DeviceRmsNormBackwardParams&, CudaErrorText*);
+  CudaCode (*column_sums)(const DeviceColumnSumsParams&, CudaErrorText*);
+  CudaCode (*swiglu)(const DeviceSwigluBackwardParams&, CudaErrorText*);
+  CudaCode (*rotate_rows)(const DeviceRotateRowsParams&, CudaErrorText*);
+  CudaCode (*rotate)(const DeviceRotateBackwardParams&, CudaErrorText*);
+  CudaCode (*embed)(const DeviceEmbedBackwardParams&, CudaErrorText*);
+  CudaCode (*round)(const float* x, void* y, int64_t count, void* stream, CudaErrorText*);
+  CudaCode (*attention)(const DeviceAttentionBackwardParams&, CudaErrorText*);
+};
+
 // Streams, and work that was recorded once to be launched often.
 struct StreamFunctions {
   CudaCode (*create)(void** stream, CudaErrorText*);
@@ -111,7 +130,7 @@ struct CheckFunctions {
   CudaCode (*read)(const void* p, size_t bytes, float* sum, void* stream, CudaErrorText*);
 };
 
-inline constexpr uint32_t kCudaTableVersion = 3;
+inline constexpr uint32_t kCudaTableVersion = 4;
 struct CudaTable {
   uint32_t version;  // kCudaTableVersion of the library's build
   uint32_t bytes;    // sizeof(CudaTable)
@@ -120,6 +139,7 @@ struct CudaTable {
   LmHeadFunctions lm_head;
   ForwardFunctions forward;
   ProductFunctions product;
+  BackwardFunctions backward;
   CheckFunctions check;
 };
 

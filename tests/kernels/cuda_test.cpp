@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "kernels/device_backward.h"
 #include "kernels/device_forward.h"
 #include "kernels/device_product.h"
 #include "kernels/internal/cuda_table.h"
@@ -237,6 +238,20 @@ TEST(DeviceProduct, AFailedLaunchNamesOperationAndShapes) {
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_EQ(status.message(),
             "device_product of 8 x 16 x 24: cuBLAS of CUDA 13 is not on this machine");
+}
+
+TEST(DeviceBackward, RefusesWhatItsKernelsCannot) {
+  const cuda::CudaTable none = {};
+  const Cuda cuda = Cuda::over_table(none);
+  EXPECT_EQ(device_swiglu_backward(cuda, {.t = 3, .f = 12}).message(),
+            "device_swiglu_backward: f must be a multiple of 8, got 12");
+  EXPECT_EQ(
+      device_attention_backward(cuda, {.t = 3, .num_heads = 3, .num_kv_heads = 2, .head_width = 64})
+          .message(),
+      "device_attention_backward: 3 heads must be a multiple of 2 key-value heads");
+  EXPECT_EQ(device_rotate_rows(cuda, {.t = 3, .num_heads = 2, .num_kv_heads = 2, .head_width = 96})
+                .message(),
+            "device_rotate_rows: head width must be 64 or 128, got 96");
 }
 
 }  // namespace

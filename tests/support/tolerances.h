@@ -107,8 +107,14 @@ inline constexpr double kErf = 3e-7;
 // cores' own additions, which keep a bit less than fp32 does. An operand transposed is off by
 // about 1.
 inline constexpr double kDeviceProduct = 1e-5;
-// One rounding to bf16, at most 2^-9 of each element.
-inline constexpr double kRoundedToBf16 = 0.00196;
+// One rounding to bf16: 8 bits are kept, so at most 2^-8 of each element.
+inline constexpr double kRoundedToBf16 = 0.00391;
+// bf16 results of sums of products with bf16 numbers in between (the backward on the GPU), relative
+// to the norm: two roundings. A missing factor, mask or term is off by 0.1 and more.
+inline constexpr double kBackwardInBf16 = 0.0079;
+
+// Sums of some thousand fp32 products, relative to the norm.
+inline constexpr double kSumsOfF32 = 1e-5;
 
 // The policy over a whole corpus, scores and softmax in fp32, against double: cosines are off by
 // eps sqrt(D) and divided by a temperature of at least 0.05; slopes come with another 1 / a.
