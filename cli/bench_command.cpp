@@ -19,6 +19,7 @@ struct BenchOptions {
   int32_t device = 0;
   int64_t repeats = 40;
   bool quick = false;
+  std::string only;
 };
 
 Status bench_kernels(const BenchOptions& options) {
@@ -28,7 +29,7 @@ Status bench_kernels(const BenchOptions& options) {
   GRADUS_RETURN_IF_ERROR(writer.status());
   KernelBench bench(*cuda, options.repeats,
                     [&](const nlohmann::ordered_json& row) { return (*writer)->write(row); });
-  GRADUS_RETURN_IF_ERROR(bench.run(options.quick));
+  GRADUS_RETURN_IF_ERROR(bench.run(options.quick, options.only));
   return (*writer)->finish();
 }
 
@@ -63,15 +64,19 @@ void add_common_options(CLI::App& command, BenchOptions& options) {
 void add_bench_command(CLI::App& app, Action& action) {
   CLI::App* bench = app.add_subcommand("bench", "Measure this machine's kernels");
   bench->require_subcommand(1);
-  CLI::App* kernels = bench->add_subcommand("kernels",
-                                            "Measure the GPU's language-model head beside cuBLAS' "
-                                            "matrix product alone, in the same call; "
-                                            "one JSON row a case");
+  CLI::App* kernels =
+      bench->add_subcommand("kernels",
+                            "Measure the GPU's language-model head, its training and the "
+                            "forward's products beside cuBLAS' "
+                            "matrix product alone, in the same call; "
+                            "one JSON row a case");
   const auto options = std::make_shared<BenchOptions>();
   add_common_options(*kernels, *options);
   kernels->add_option("--repeats", options->repeats, "Timed runs of each case")
       ->check(CLI::Range(int64_t{3}, int64_t{10000}));
   kernels->add_flag("--quick", options->quick, "One shape alone");
+  kernels->add_option("--only", options->only, "One kind of case alone")
+      ->check(CLI::IsMember({"linear", "sample", "score", "head_training"}));
   kernels->callback([options, &action] { action = [options] { return bench_kernels(*options); }; });
 
   CLI::App* engine = bench->add_subcommand(

@@ -6,6 +6,7 @@
 
 #include "kernels/cuda_check.h"
 #include "kernels/device_forward.h"
+#include "kernels/device_product.h"
 #include "kernels/lm_head.h"
 
 namespace gradus::cli {
@@ -232,7 +233,139 @@ Status KernelBench::linear(int64_t n, int64_t k, const std::vector<int64_t>& bat
   return {};
 }
 
-Status KernelBench::run(bool quick) {
+Status KernelBench::head_training(int64_t rows, int64_t v, int64_t d) {
+  Memory memory{cuda_, {}, {}};
+  const uint16_t* w = memory.normals(v * d, 1, 1);
+  const uint16_t* h = memory.normals(rows * d, 3 / std::sqrt(static_cast<float>(d)), 2);
+  auto* logits = memory.take<uint16_t>(rows * v);
+  auto* dh = memory.take<float>(rows * d);
+  auto* dw = memory.take<float>(v * d, true);
+  auto* token = memory.take<int32_t>(rows);
+  auto* listed = memory.take<int32_t>(rows);
+  auto* numbers = memory.take<float>(6 * rows);
+  const size_t score_bytes = kernels::lm_head_score_workspace_bytes(cuda_, rows, v);
+  const size_t backward_bytes = kernels::lm_head_backward_workspace_bytes(cuda_, rows, v, d);
+  const size_t half_bytes = kernels::lm_head_backward_workspace_bytes(cuda_, rows / 2, v, d, true);
+  const size_t train_bytes = kernels::lm_head_train_workspace_bytes(cuda_, rows, v, d);
+  const size_t most = std::max({score_bytes, backward_bytes, half_bytes, train_bytes});
+  auto* score_workspace = memory.take<uint8_t>(static_cast<int64_t>(score_bytes), true);
+  auto* workspace = memory.take<uint8_t>(static_cast<int64_t>(most), true);
+  GRADUS_RETURN_IF_ERROR(memory.status);
+  // Of every row: temperature, log-prob, lse, entropy, and the loss' gradients.
+  std::vector<int32_t> tokens(static_cast<size_t>(rows)), half;
+  std::vector<float> values(static_cast<size_t>(6 * rows), 1.0f);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    tokens[i] = static_cast<int32_t>((i * 7919) % static_cast<size_t>(v));
+    if (i % 2 == 0) half.push_back(static_cast<int32_t>(i));
+    values[4 * tokens.size() + i] = (static_cast<float>(i % 17) - 8.5f) / 8;
+    values[5 * tokens.size() + i] = 0.01f;
+  }
+  GRADUS_RETURN_IF_ERROR(kernels::copy_to_device(cuda_, token, tokens.data(), tokens.size() * 4));
+  GRADUS_RETURN_IF_ERROR(kernels::copy_to_device(cuda_, listed, half.data(), half.size() * 4));
+  GRADUS_RETURN_IF_ERROR(kernels::copy_to_device(cuda_, numbers, values.data(), values.size() * 4));
+
+  const Result<Times> forward_product =
+      time([&] { return kernels::check_cublas_logits(cuda_, w, h, logits, rows, v, d); });
+  GRADUS_RETURN_IF_ERROR(forward_product.status());
+  const Result<Times> hidden_product = time([&] {
+    return kernels::device_product(cuda_,
+                                   {.a = logits, .b = w, .c = dh, .m = rows, .n = d, .k = v});
+  });
+  GRADUS_RETURN_IF_ERROR(hidden_product.status());
+  const Result<Times> weights_product = time([&] {
+    return kernels::device_product(
+        cuda_, {.a = logits, .b = h, .c = dw, .m = v, .n = d, .k = rows, .a_transposed = true});
+  });
+  GRADUS_RETURN_IF_ERROR(weights_product.status());
+  const double backward_products = hidden_product->median_us + weights_product->median_us;
+  const Times three = {forward_product->median_us + backward_products};
+  const Times four = {2 * forward_product->median_us + backward_products};
+
+  const auto score = [&] {
+    return kernels::lm_head_score(cuda_, {.w_VD = w,
+                                          .h_BD = h,
+                                          .temperature_B = numbers,
+                                          .token_B = token,
+                                          .b = rows,
+                                          .v = v,
+                                          .d = d,
+                                          .logprob_B = numbers + rows,
+                                          .lse_B = numbers + 2 * rows,
+                                          .entropy_B = numbers + 3 * rows,
+                                          .workspace = score_workspace,
+                                          .workspace_bytes = score_bytes});
+  };
+  const auto backward = [&](bool half_of_rows) {
+    return kernels::lm_head_backward(cuda_,
+                                     {.w_VD = w,
+                                      .h_BD = h,
+                                      .token_B = token,
+                                      .lse_B = numbers + 2 * rows,
+                                      .entropy_B = numbers + 3 * rows,
+                                      .dlogprob_B = numbers + 4 * rows,
+                                      .dentropy_B = numbers + 5 * rows,
+                                      .b = rows,
+                                      .v = v,
+                                      .d = d,
+                                      .rows_R = half_of_rows ? listed : nullptr,
+                                      .r = half_of_rows ? static_cast<int64_t>(half.size()) : 0,
+                                      .dh_BD = dh,
+                                      .dw_VD = dw,
+                                      .workspace = workspace,
+                                      .workspace_bytes = most});
+  };
+  const auto train = [&] {
+    return kernels::lm_head_train(cuda_, {.w_VD = w,
+                                          .h_BD = h,
+                                          .token_B = token,
+                                          .dlogprob_B = numbers + 4 * rows,
+                                          .b = rows,
+                                          .v = v,
+                                          .d = d,
+                                          .logprob_B = numbers + rows,
+                                          .lse_B = numbers + 2 * rows,
+                                          .entropy_B = numbers + 3 * rows,
+                                          .dh_BD = dh,
+                                          .dw_VD = dw,
+                                          .workspace = workspace,
+                                          .workspace_bytes = most});
+  };
+  const double flops = 2.0 * static_cast<double>(rows * v * d);
+  const auto write = [&](const char* kind, const Call& call, double products,
+                         double workspace_bytes, const Times& peer) -> Status {
+    const Result<Times> times = time(call);
+    GRADUS_RETURN_IF_ERROR(times.status());
+    return report({{"case", "head_training"},
+                   {"kind", kind},
+                   {"b", rows},
+                   {"v", v},
+                   {"d", d},
+                   {"workspace_mb", rounded(workspace_bytes / 1e6)}},
+                  *times, 0, products * flops, &peer);
+  };
+  const auto bytes_of = [](size_t bytes) { return static_cast<double>(bytes); };
+  GRADUS_RETURN_IF_ERROR(write("score", score, 1, bytes_of(score_bytes), *forward_product));
+  GRADUS_RETURN_IF_ERROR(write(
+      "backward", [&] { return backward(false); }, 3, bytes_of(backward_bytes), three));
+  GRADUS_RETURN_IF_ERROR(write(
+      "backward, half the rows", [&] { return backward(true); }, 1.5, bytes_of(half_bytes), three));
+  const auto both = [&]() -> Status {
+    GRADUS_RETURN_IF_ERROR(score());
+    return backward(false);
+  };
+  GRADUS_RETURN_IF_ERROR(
+      write("score and backward", both, 4, bytes_of(std::max(score_bytes, backward_bytes)), four));
+  GRADUS_RETURN_IF_ERROR(write("train", train, 3, bytes_of(train_bytes), three));
+  const auto write_product = [&](const char* kind, const Times& times) {
+    return report({{"case", "head_training"}, {"kind", kind}, {"b", rows}, {"v", v}, {"d", d}},
+                  times, 0, flops, nullptr);
+  };
+  GRADUS_RETURN_IF_ERROR(write_product("product h W^T", *forward_product));
+  GRADUS_RETURN_IF_ERROR(write_product("product dz W", *hidden_product));
+  return write_product("product dz^T h", *weights_product);
+}
+
+Status KernelBench::run(bool quick, const std::string& only) {
   Result<CudaBuffer> flush = CudaBuffer::allocate(cuda_, kFlushBytes);
   GRADUS_RETURN_IF_ERROR(flush.status());
   flush_.emplace(std::move(flush).value());
@@ -240,20 +373,35 @@ Status KernelBench::run(bool quick) {
   GRADUS_RETURN_IF_ERROR(timer.status());
   timer_.emplace(std::move(timer).value());
   GRADUS_RETURN_IF_ERROR(calibrate());
-  // Of Qwen3-0.6B: q, k and v; output; gate and up; down.
-  for (const auto& [n, k] : {std::pair{4096, 1024}, {1024, 2048}, {6144, 1024}, {1024, 3072}}) {
-    GRADUS_RETURN_IF_ERROR(linear(n, k, {1, 16, 64, 256, 8192}));
+  const auto wanted = [&](const char* kind) { return only.empty() || only == kind; };
+  if (wanted("linear")) {
+    // Of Qwen3-0.6B: q, k and v; output; gate and up; down.
+    for (const auto& [n, k] : {std::pair{4096, 1024}, {1024, 2048}, {6144, 1024}, {1024, 3072}}) {
+      GRADUS_RETURN_IF_ERROR(linear(n, k, {1, 16, 64, 256, 8192}));
+    }
   }
-  if (!quick) {
-    GRADUS_RETURN_IF_ERROR(sampler(49152, 576, {1, 64, 256}));
-    GRADUS_RETURN_IF_ERROR(sampler(151936, 896, {1, 16, 64, 128, 256}));
-    GRADUS_RETURN_IF_ERROR(sampler(151936, 2048, {1, 16, 64, 128, 256}));
-    GRADUS_RETURN_IF_ERROR(sampler(128256, 4096, {1, 16, 64, 128, 256}));
-    GRADUS_RETURN_IF_ERROR(sampler(128256, 8192, {1, 64, 256}));
-    GRADUS_RETURN_IF_ERROR(scorer(8192, 151936, 2048));
+  if (wanted("sample")) {
+    if (!quick) {
+      GRADUS_RETURN_IF_ERROR(sampler(49152, 576, {1, 64, 256}));
+      GRADUS_RETURN_IF_ERROR(sampler(151936, 896, {1, 16, 64, 128, 256}));
+      GRADUS_RETURN_IF_ERROR(sampler(151936, 2048, {1, 16, 64, 128, 256}));
+      GRADUS_RETURN_IF_ERROR(sampler(128256, 4096, {1, 16, 64, 128, 256}));
+      GRADUS_RETURN_IF_ERROR(sampler(128256, 8192, {1, 64, 256}));
+    }
+    GRADUS_RETURN_IF_ERROR(sampler(151936, 4096, {1, 8, 16, 32, 64, 128, 192, 256}));
   }
-  GRADUS_RETURN_IF_ERROR(sampler(151936, 4096, {1, 8, 16, 32, 64, 128, 192, 256}));
-  return scorer(8192, 151936, 4096);
+  if (wanted("score")) {
+    if (!quick) GRADUS_RETURN_IF_ERROR(scorer(8192, 151936, 2048));
+    GRADUS_RETURN_IF_ERROR(scorer(8192, 151936, 4096));
+  }
+  if (wanted("head_training")) {
+    if (!quick) {
+      GRADUS_RETURN_IF_ERROR(head_training(8192, 151936, 896));
+      GRADUS_RETURN_IF_ERROR(head_training(8192, 151936, 4096));
+    }
+    GRADUS_RETURN_IF_ERROR(head_training(4096, 128256, 4096));
+  }
+  return {};
 }
 
 }  // namespace gradus::cli

@@ -5,6 +5,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "common/status.h"
@@ -24,8 +25,9 @@ class KernelBench {
       : cuda_(cuda), repeats_(repeats), write_(std::move(write)) {}
 
   // Calibration first (read rate, matrix products), then every case, largest shapes last; `quick`
-  // keeps one shape.
-  Status run(bool quick);
+  // keeps one shape. `only` leaves one kind of case: linear, sample, score or head_training; empty
+  // = all.
+  Status run(bool quick, const std::string& only);
 
  private:
   struct Times {
@@ -39,6 +41,8 @@ class KernelBench {
   // The forward's products for each number of rows.
   Status linear(int64_t n, int64_t k, const std::vector<int64_t>& batches);
   Status scorer(int64_t rows, int64_t v, int64_t d);
+  // The head's forward and backward in both modes, and parts of them, beside the products alone.
+  Status head_training(int64_t rows, int64_t v, int64_t d);
   // Adds times, share of the roof and, where there is one, the ratio to the peer; writes the row.
   Status report(Json row, const Times& times, double bytes, double flops, const Times* peer);
 

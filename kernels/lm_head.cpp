@@ -93,6 +93,49 @@ Status check(const Cuda& cuda, const LmHeadScoreParams& p) {
                          lm_head_score_workspace_bytes(cuda, p.b, p.v));
 }
 
+// What backward and train have in common.
+template <class Params>
+Status check_training(std::string_view where, const Params& p, size_t wanted) {
+  GRADUS_RETURN_IF_ERROR(check_matrix(where, "w_VD", p.w_VD));
+  GRADUS_RETURN_IF_ERROR(check_matrix(where, "h_BD", p.h_BD));
+  GRADUS_RETURN_IF_ERROR(check_matrix(where, "dh_BD", p.dh_BD));
+  if (p.dw_VD != nullptr) GRADUS_RETURN_IF_ERROR(check_matrix(where, "dw_VD", p.dw_VD));
+  if (p.token_B == nullptr || p.dlogprob_B == nullptr) {
+    return invalid_argument("{}: token_B and dlogprob_B must be given", where);
+  }
+  if (!(p.temperature >= 1e-4f && p.temperature <= 1e4f)) {
+    return invalid_argument("{}: temperature must be in [1e-4, 1e4], got {}", where, p.temperature);
+  }
+  return check_workspace(where, p.workspace, p.workspace_bytes, wanted);
+}
+
+Status check(const Cuda& cuda, const LmHeadBackwardParams& p) {
+  constexpr std::string_view kWhere = "lm_head_backward";
+  GRADUS_RETURN_IF_ERROR(check_sizes(kWhere, p.v, p.d));
+  if (p.b < 0) return invalid_argument("{}: b must be at least 0, got {}", kWhere, p.b);
+  if (p.b == 0) return {};
+  if (p.r < 0 || p.r > p.b || (p.r > 0 && p.rows_R == nullptr)) {
+    return invalid_argument("{}: r must be in [0, {}], and 0 without rows_R, got {}", kWhere, p.b,
+                            p.r);
+  }
+  if (p.lse_B == nullptr) return invalid_argument("{}: lse_B must be given", kWhere);
+  if (p.dentropy_B != nullptr && p.entropy_B == nullptr) {
+    return invalid_argument("{}: dentropy_B needs entropy_B", kWhere);
+  }
+  const bool given = p.rows_R != nullptr;
+  return check_training(kWhere, p,
+                        lm_head_backward_workspace_bytes(cuda, given ? p.r : p.b, p.v, p.d, given));
+}
+
+Status check(const Cuda& cuda, const LmHeadTrainParams& p) {
+  constexpr std::string_view kWhere = "lm_head_train";
+  GRADUS_RETURN_IF_ERROR(check_sizes(kWhere, p.v, p.d));
+  if (p.b < 0) return invalid_argument("{}: b must be at least 0, got {}", kWhere, p.b);
+  if (p.b == 0) return {};
+  if (p.logprob_B == nullptr) return invalid_argument("{}: logprob_B must be given", kWhere);
+  return check_training(kWhere, p, lm_head_train_workspace_bytes(cuda, p.b, p.v, p.d));
+}
+
 }  // namespace
 
 size_t lm_head_sample_workspace_bytes(const Cuda& cuda, int64_t b, int64_t v) {
@@ -113,6 +156,29 @@ Status lm_head_score(const Cuda& cuda, const LmHeadScoreParams& params) {
   if (params.b == 0) return {};
   return cuda_call(fmt::format("lm_head_score of {} rows, {} x {}", params.b, params.v, params.d),
                    cuda.table().lm_head.score, params);
+}
+
+size_t lm_head_backward_workspace_bytes(const Cuda& cuda, int64_t rows, int64_t v, int64_t d,
+                                        bool rows_given) {
+  return cuda.table().lm_head.backward_workspace_bytes(rows, v, d, rows_given);
+}
+size_t lm_head_train_workspace_bytes(const Cuda& cuda, int64_t b, int64_t v, int64_t d) {
+  return cuda.table().lm_head.train_workspace_bytes(b, v, d);
+}
+
+Status lm_head_backward(const Cuda& cuda, const LmHeadBackwardParams& params) {
+  GRADUS_RETURN_IF_ERROR(check(cuda, params));
+  if (params.b == 0) return {};
+  return cuda_call(
+      fmt::format("lm_head_backward of {} rows, {} x {}", params.b, params.v, params.d),
+      cuda.table().lm_head.backward, params);
+}
+
+Status lm_head_train(const Cuda& cuda, const LmHeadTrainParams& params) {
+  GRADUS_RETURN_IF_ERROR(check(cuda, params));
+  if (params.b == 0) return {};
+  return cuda_call(fmt::format("lm_head_train of {} rows, {} x {}", params.b, params.v, params.d),
+                   cuda.table().lm_head.train, params);
 }
 
 }  // namespace gradus::kernels

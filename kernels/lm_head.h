@@ -35,4 +35,25 @@ Status lm_head_sample(const Cuda& cuda, const LmHeadSampleParams& params);
 // weights, temperature and token (greedy: temperature 1).
 Status lm_head_score(const Cuda& cuda, const LmHeadScoreParams& params);
 
+// --- training: no [B, V] tensor anywhere ---
+//
+// The products are cuBLAS' (kernels/device_product.h, whose notes on the first call and on streams
+// hold here too), so that gradients are equal bit for bit from run to run for the same shapes. The
+// logits are the scorer's bits; dz is rounded to bf16 once. Workspaces need not be zeroed and may
+// be shared with other operators of the stream.
+
+// `rows` with a gradient: b, or r where rows_R is given. Below 300 MB for D <= 4096 and V <= 2^18.
+size_t lm_head_backward_workspace_bytes(const Cuda& cuda, int64_t rows, int64_t v, int64_t d,
+                                        bool rows_given = false);
+size_t lm_head_train_workspace_bytes(const Cuda& cuda, int64_t b, int64_t v, int64_t d);
+
+// After lm_head_score, logits again: four products for forward and backward together, cut over the
+// vocabulary.
+Status lm_head_backward(const Cuda& cuda, const LmHeadBackwardParams& params);
+
+// Three products: exponentials of a wave of rows stay in the workspace, exp(x - x_token) in bf16,
+// and what normalises them is a factor of the row, put on h and dh. A wave in which a token's
+// log-probability is below -60, where that would lose range, computes its exponentials again.
+Status lm_head_train(const Cuda& cuda, const LmHeadTrainParams& params);
+
 }  // namespace gradus::kernels

@@ -5,8 +5,9 @@
 #include "kernels/internal/hopper.cuh"
 #include "kernels/internal/lm_head_args.h"
 #include "kernels/internal/lm_head_filter.cuh"
+#include "kernels/internal/lm_head_gradient.cuh"
 #include "kernels/internal/lm_head_math.cuh"
-#include "kernels/internal/wgmma.cuh"
+#include "kernels/internal/lm_head_tiles.cuh"
 
 // One persistent kernel. Warpgroup 0 copies boxes of W and h into a ring of stages; warpgroups 1
 // and 2 multiply, each a tile of 128 vocabulary ids by kRows rows held in registers, and reduce it.
@@ -18,11 +19,6 @@
 // block.
 namespace gradus::kernels::cuda {
 namespace {
-
-constexpr int kDepth = 64;  // of a stage: 128 bytes of bf16, the swizzle's width
-constexpr int kThreads = 384;
-constexpr int kConsumers = 256;
-constexpr int kSharedBytes = 227 * 1024;
 
 // What one consuming warpgroup reduces through.
 template <int kRows>
@@ -63,12 +59,13 @@ constexpr uint32_t kNoise = 1;    // drawn with noise from the whole vocabulary
 constexpr uint32_t kGreedy = 2;   // the largest
 constexpr uint32_t kCollect = 4;  // its candidates go to memory
 
-template <int kRowsOfGroup, bool kSplit, int kClusterSize, bool kScoring>
+template <int kRowsOfGroup, bool kSplit, int kClusterSize, bool kScoring, bool kStoring = false>
 struct Shape {
   static constexpr int kRows = kRowsOfGroup;  // of a warpgroup's tile
   static constexpr bool kSplitRows = kSplit;
   static constexpr int kCluster = kClusterSize;
   static constexpr bool kScore = kScoring;
+  static constexpr bool kStore = kStoring;  // of exponentials, by the scorer
   static constexpr int kTileRows = kSplit ? 2 * kRows : kRows;
   static constexpr int kWeightBytes = kHeadBlock * kDepth * 2;
   static constexpr int kHiddenBytes = kTileRows * kDepth * 2;
@@ -99,34 +96,6 @@ __device__ float tokens_above_cut(const LmHeadRow& row) {
   return row.top_k == 0 ? 5 : row.top_k <= 64 ? 4 : row.top_k <= 512 ? 8 : 16;
 }
 
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  template <int kStages>
-  __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
-// Work of this block: pairs (or single) blocks of the vocabulary for each tile of rows, all tiles
-// of one pair at about the same time, so that L2 serves the weights once.
-template <class S>
-struct Work {
-  int step, end, stride, row_tiles;
-  __device__ explicit Work(const HeadArgs& args) {
-    const int pairs = (args.num_blocks + S::kCluster - 1) / S::kCluster;
-    step = static_cast<int>(blockIdx.x) / S::kCluster;
-    stride = static_cast<int>(gridDim.x) / S::kCluster;
-    row_tiles = args.row_tiles;
-    end = pairs * row_tiles;
-  }
-  __device__ int row_tile() const { return step % row_tiles; }
-  __device__ int block(int rank) const { return step / row_tiles * S::kCluster + rank; }
-};
-
 // All blocks of threads meet; called by the consumers. Fits a launch whose blocks all run at once.
 __device__ void grid_sync(uint32_t* control) {
   asm volatile("bar.sync 3, 256;" ::: "memory");
@@ -144,80 +113,6 @@ __device__ void grid_sync(uint32_t* control) {
     __threadfence();
   }
   asm volatile("bar.sync 3, 256;" ::: "memory");
-}
-
-// --- the copying warpgroup ---
-
-template <class S>
-__device__ void copy_tiles(const CUtensorMap& w_map, const CUtensorMap& h_map, const HeadArgs& args,
-                           uint8_t* stages, uint64_t* full, uint64_t* empty, Ring& ring) {
-  const int rank = S::kCluster == 1 ? 0 : static_cast<int>(block_in_cluster());
-  const int depth_steps = (args.d + kDepth - 1) / kDepth;
-  const uint64_t weight_policy = args.row_tiles == 1 ? kEvictFirst : kEvictNormal;
-  for (Work<S> work(args); work.step < work.end; work.step += work.stride) {
-    const int id = work.block(rank) * kHeadBlock, row = work.row_tile() * S::kTileRows;
-    for (int k = 0; k < depth_steps; ++k, ring.advance<S::kStages>()) {
-      uint8_t* stage = stages + ring.stage * S::kStageBytes;
-      uint64_t* arrived = full + ring.stage;
-      barrier_wait(empty + ring.stage, ring.phase ^ 1);
-      barrier_expect_bytes(arrived, S::kStageBytes);
-      copy_box(stage, &w_map, arrived, k * kDepth, id, weight_policy);
-      if constexpr (S::kCluster == 1) {
-        copy_box(stage + S::kWeightBytes, &h_map, arrived, k * kDepth, row, kEvictLast);
-      } else {
-        // Each block of the cluster copies its part of the rows to both.
-        constexpr int kPart = S::kTileRows / S::kCluster;
-        copy_box_to_blocks(stage + S::kWeightBytes + rank * kPart * kDepth * 2, &h_map, arrived,
-                           k * kDepth, row + rank * kPart, (1 << S::kCluster) - 1, kEvictLast);
-      }
-    }
-  }
-}
-
-// --- the multiplying warpgroups ---
-
-template <class S>
-__device__ void release(uint64_t* empty, int stage) {
-  if (threadIdx.x % 32 != 0) return;
-  if constexpr (S::kCluster == 1) {
-    barrier_arrive(empty + stage);
-  } else {
-    for (uint32_t block = 0; block < S::kCluster; ++block) barrier_arrive_at(empty + stage, block);
-  }
-}
-
-// acc[half] = W rows (64 half ..) x h rows, over all of d in order.
-template <class S>
-__device__ void multiply(float (&acc)[2][S::kRows / 2], int depth_steps, int group,
-                         const uint8_t* stages, uint64_t* full, uint64_t* empty, Ring& ring) {
-  using Product = Wgmma<S::kRows, 0, 0>;
-  int previous = -1;
-  for (int k = 0; k < depth_steps; ++k) {
-    const uint8_t* w = stages + ring.stage * S::kStageBytes;
-    const uint8_t* h = w + S::kWeightBytes + (S::kSplitRows ? group * S::kRows * kDepth * 2 : 0);
-    barrier_wait(full + ring.stage, ring.phase);
-    const uint64_t a0 = descriptor_k_major(w), a1 = descriptor_k_major(w + 64 * kDepth * 2);
-    const uint64_t b = descriptor_k_major(h);
-    pin_registers(acc[0]);
-    pin_registers(acc[1]);
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < kDepth / 16; ++step) {
-      Product::run(acc[0], a0 + 2 * step, b + 2 * step, k + step > 0);
-      Product::run(acc[1], a1 + 2 * step, b + 2 * step, k + step > 0);
-    }
-    wgmma_commit();
-    if (previous >= 0) {
-      wgmma_wait<1>();
-      release<S>(empty, previous);
-    }
-    previous = ring.stage;
-    ring.advance<S::kStages>();
-  }
-  wgmma_wait<0>();
-  pin_registers(acc[0]);
-  pin_registers(acc[1]);
-  release<S>(empty, previous);
 }
 
 // Adds (or takes the largest of) kCount columns over the eight lanes of a warp that share them.
@@ -284,7 +179,8 @@ struct Spot {
   }
 };
 
-// Settings of the rows; seen by the others after the next sync.
+// Settings of the rows; a storing scorer has its reference in noise.x. Seen by the others after the
+// next sync.
 template <class S>
 __device__ void prepare(const Spot<S::kRows>& spot) {
   const HeadArgs& args = *spot.args;
@@ -299,6 +195,7 @@ __device__ void prepare(const Spot<S::kRows>& spot) {
       if constexpr (S::kScore) {
         temperature = args.temperatures[row];
         target = args.targets[row] - spot.block * kHeadBlock;
+        if constexpr (S::kStore) noise.x = __float_as_uint(args.references[row]);
       } else {
         const LmHeadRow r = args.rows[row];
         const bool greedy = r.temperature == 0;
@@ -683,6 +580,20 @@ struct Tile {
     }
   }
 
+  __device__ void store_exponentials() {
+    const HeadArgs& args = *spot.args;
+    const GroupShared<kRows>& s = spot.shared();
+    store_gradients<kRows, false>(
+        acc,
+        {static_cast<__nv_bfloat16*>(args.exponentials), args.exponentials_stride, spot.first_row,
+         spot.block * kHeadBlock, args.v},
+        s.scale[0], spot_row(),
+        [&](int n) {
+          return RowGradient{__uint_as_float(s.noise[n].x), -1, 0, 0};
+        },
+        [](int) { return 0; });
+  }
+
   // local_cut of each column, by bisection of z over 16 nats below its largest.
   __device__ void find_local_cut() {
     GroupShared<kRows>& s = spot.shared();
@@ -767,6 +678,7 @@ struct Tile {
     find_max();
     add_up();
     if constexpr (S::kScore) pick_targets();
+    if constexpr (S::kStore) store_exponentials();
     spot.sync();
     const int t = spot.thread();
     const float2 sums = t < kRows ? sums_of_column(t) : float2{0, 0};
@@ -1160,17 +1072,6 @@ CudaCode launch(const HeadArgs& args, const void* w, const void* h, cudaStream_t
   return CudaCode::kOk;
 }
 
-struct Carver {
-  uint8_t* next;
-  size_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    T* p = next == nullptr ? nullptr : reinterpret_cast<T*>(next + used);
-    used += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
-    return p;
-  }
-};
-
 int blocks_of(int64_t v) { return static_cast<int>((v + kHeadBlock - 1) / kHeadBlock); }
 
 size_t carve_sampler(HeadArgs& args, void* workspace, int64_t b, int64_t v) {
@@ -1189,8 +1090,6 @@ size_t carve_sampler(HeadArgs& args, void* workspace, int64_t b, int64_t v) {
   args.dense = carver.take<float>(kHeadDenseRows * blocks * kHeadBlock);
   return carver.used;
 }
-
-constexpr int64_t kScoreRows = 2048;  // of one launch: 16 bytes for each of its rows and blocks
 
 size_t carve_scorer(HeadArgs& args, void* workspace, int64_t b, int64_t v) {
   const int64_t rows = b < kScoreRows ? b : kScoreRows;
@@ -1233,8 +1132,15 @@ CudaCode sample(const LmHeadSampleParams& p, CudaErrorText* error) {
   return launch<Shape<128, true, 2, false>>(args, p.w_VD, p.h_BD, stream, error);
 }
 
-CudaCode score(const LmHeadScoreParams& p, CudaErrorText* error) {
+// Scores, and stores exponentials where `storing` has a place for them, of at most kScoreRows rows.
+CudaCode score_rows(const LmHeadScoreParams& p, const StoredExponentials* storing,
+                    CudaErrorText* error) {
   HeadArgs args = {};
+  if (storing != nullptr) {
+    args.references = storing->references_B;
+    args.exponentials = storing->e_VB;
+    args.exponentials_stride = storing->row_stride;
+  }
   carve_scorer(args, p.workspace, p.b, p.v);
   args.v = static_cast<int>(p.v);
   args.d = static_cast<int>(p.d);
@@ -1250,6 +1156,9 @@ CudaCode score(const LmHeadScoreParams& p, CudaErrorText* error) {
     args.entropy = p.entropy_B == nullptr ? nullptr : p.entropy_B + first;
     const void* h = static_cast<const uint16_t*>(p.h_BD) + first * p.d;
     const auto stream = static_cast<cudaStream_t>(p.stream);
+    if (storing != nullptr) {
+      return launch<Shape<128, true, 2, true, true>>(args, p.w_VD, h, stream, error);
+    }
     GRADUS_CUDA_RETURN(rows <= 128
                            ? (launch<Shape<128, false, 2, true>>(args, p.w_VD, h, stream, error))
                            : (launch<Shape<128, true, 2, true>>(args, p.w_VD, h, stream, error)));
@@ -1257,18 +1166,34 @@ CudaCode score(const LmHeadScoreParams& p, CudaErrorText* error) {
   return CudaCode::kOk;
 }
 
+CudaCode score(const LmHeadScoreParams& p, CudaErrorText* error) {
+  return score_rows(p, nullptr, error);
+}
+
 }  // namespace
 
+CudaCode score_storing(const LmHeadScoreParams& p, const StoredExponentials& storing,
+                       CudaErrorText* error) {
+  return score_rows(p, &storing, error);
+}
+
+size_t score_workspace_bytes(int64_t b, int64_t v) {
+  HeadArgs args = {};
+  return carve_scorer(args, nullptr, b, v);
+}
+
 LmHeadFunctions lm_head_functions() {
-  return {sample, score,
+  return {sample,
+          score,
           [](int64_t b, int64_t v) {
             HeadArgs args = {};
             return carve_sampler(args, nullptr, b, v);
           },
-          [](int64_t b, int64_t v) {
-            HeadArgs args = {};
-            return carve_scorer(args, nullptr, b, v);
-          }};
+          score_workspace_bytes,
+          lm_head_backward,
+          lm_head_train,
+          lm_head_backward_workspace_bytes,
+          lm_head_train_workspace_bytes};
 }
 
 }  // namespace gradus::kernels::cuda

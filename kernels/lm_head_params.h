@@ -71,4 +71,50 @@ struct LmHeadScoreParams {
   Stream stream = nullptr;
 };
 
+// Gradients of a loss by its gradients with respect to each row's log-probability and entropy:
+//   dz_j = (dlogprob (1{j = token} - p_j) - dentropy p_j (log p_j + entropy)) / T,  p = softmax(z /
+//   T)
+// and from there dh = dz W, dw += dz^T h.
+struct LmHeadBackwardParams {
+  const void* w_VD = nullptr;         // [V, D] bf16, 16-byte aligned
+  const void* h_BD = nullptr;         // [B, D] bf16, 16-byte aligned
+  const int32_t* token_B = nullptr;   // [B], each in [0, V)
+  const float* lse_B = nullptr;       // [B], the scorer's
+  const float* entropy_B = nullptr;   // [B], the scorer's; null if dentropy_B is
+  const float* dlogprob_B = nullptr;  // [B]
+  const float* dentropy_B = nullptr;  // [B]; null = 0
+  float temperature = 1;              // of all rows, in [1e-4, 1e4], the scorer's
+  int64_t b = 0;                      // >= 0
+  int64_t v = 0, d = 0;               // as above
+  // Rows whose gradients are not zero, each in [0, B) and once: the others cost nothing but a fill
+  // of their dh. Null = all.
+  const int32_t* rows_R = nullptr;
+  int64_t r = 0;              // of rows_R
+  float* dh_BD = nullptr;     // [B, D], overwritten, 16-byte aligned
+  float* dw_VD = nullptr;     // [V, D], added to, 16-byte aligned; null = not wanted
+  void* workspace = nullptr;  // lm_head_backward_workspace_bytes, 256-byte aligned
+  size_t workspace_bytes = 0;
+  Stream stream = nullptr;
+};
+
+// Scores and gradients in one go, where the loss' gradients are known in advance, as in supervised
+// training: what the scorer gives, and the above without an entropy's part.
+struct LmHeadTrainParams {
+  const void* w_VD = nullptr;         // [V, D] bf16, 16-byte aligned
+  const void* h_BD = nullptr;         // [B, D] bf16, 16-byte aligned
+  const int32_t* token_B = nullptr;   // [B], each in [0, V)
+  const float* dlogprob_B = nullptr;  // [B]
+  float temperature = 1;              // of all rows, in [1e-4, 1e4]
+  int64_t b = 0;                      // >= 0
+  int64_t v = 0, d = 0;               // as above
+  float* logprob_B = nullptr;         // [B], the scorer's bits
+  float* lse_B = nullptr;             // null = not wanted
+  float* entropy_B = nullptr;         // null = not wanted
+  float* dh_BD = nullptr;             // [B, D], overwritten, 16-byte aligned
+  float* dw_VD = nullptr;             // [V, D], added to, 16-byte aligned; null = not wanted
+  void* workspace = nullptr;          // lm_head_train_workspace_bytes, 256-byte aligned
+  size_t workspace_bytes = 0;
+  Stream stream = nullptr;
+};
+
 }  // namespace gradus::kernels

@@ -48,6 +48,18 @@ def linears(rows):
             print("| " + " | ".join(cells) + " |")
 
 
+def head_training(rows):
+    print("| rows x V x D | what | ms | TFLOP/s | cuBLAS' products, ms | cuBLAS / ours | workspace, MB |")
+    print("|---" * 7 + "|")
+    for row in rows:
+        if row["case"] == "head_training":
+            cells = [f"{row['b']:,} x {row['v']:,} x {row['d']:,}", row["kind"], f"{row['median_us'] / 1000:.2f}",
+                     f"{row['tflop_per_s']:.0f}"]
+            cells += [f"{row['cublas_us'] / 1000:.2f}", f"{row['cublas_over_ours']:.2f}",
+                      f"{row['workspace_mb']:.0f}"] if "cublas_us" in row else ["", "", ""]
+            print("| " + " | ".join(cells) + " |")
+
+
 def engines(rows):
     print("| shape | B | tokens/s | roof | % of roof | ms a step | first token, ms |")
     print("|---" * 7 + "|")
@@ -66,7 +78,7 @@ def main():
     for row in rows:
         if row["case"] in ("read", "gemm"):
             print(f"{row['case']}: {row['gb_per_s']:.0f} GB/s, {row.get('tflop_per_s', 0):.0f} TFLOP/s")
-    for table, cases in ((samplers, "sample"), (scorers, "score"), (linears, "linear"), (engines, "engine")):
+    for table, cases in ((samplers, "sample"), (scorers, "score"), (head_training, "head_training"), (linears, "linear"), (engines, "engine")):
         if any(row["case"] == cases for row in rows):
             print()
             table(rows)

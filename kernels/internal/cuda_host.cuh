@@ -29,6 +29,37 @@ int num_processors();
 LmHeadFunctions lm_head_functions();
 CheckFunctions check_functions();
 
+// Cuts a workspace into arrays that begin at multiples of 256; with no memory it counts alone.
+struct Carver {
+  uint8_t* next;
+  size_t used = 0;
+  template <class T>
+  T* take(int64_t count) {
+    T* p = next == nullptr ? nullptr : reinterpret_cast<T*>(next + used);
+    used += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
+    return p;
+  }
+};
+
+// The scorer of at most kScoreRows rows that also stores exp(z / T - reference) as bf16. All rows
+// have the same temperature.
+inline constexpr int64_t kScoreRows = 2048;  // of one launch: 16 bytes for each row and block
+struct StoredExponentials {
+  const float* references_B;
+  void* e_VB;          // [V, row_stride]
+  int64_t row_stride;  // >= B, a multiple of 8; what is past B becomes finite
+};
+CudaCode score_storing(const LmHeadScoreParams& p, const StoredExponentials& storing,
+                       CudaErrorText* error);
+size_t score_workspace_bytes(int64_t b, int64_t v);
+inline constexpr size_t kScoreControlBytes = 256;  // at its beginning, to be zero before the first
+
+// See kernels/lm_head.h.
+CudaCode lm_head_backward(const LmHeadBackwardParams& p, CudaErrorText* error);
+CudaCode lm_head_train(const LmHeadTrainParams& p, CudaErrorText* error);
+size_t lm_head_backward_workspace_bytes(int64_t rows, int64_t v, int64_t d, bool rows_given);
+size_t lm_head_train_workspace_bytes(int64_t b, int64_t v, int64_t d);
+
 // See kernels/device_product.h.
 CudaCode device_product(const DeviceProductParams& p, CudaErrorText* error);
 

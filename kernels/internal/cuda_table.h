@@ -8,6 +8,8 @@ namespace gradus::kernels {
 
 struct LmHeadSampleParams;
 struct LmHeadScoreParams;
+struct LmHeadBackwardParams;
+struct LmHeadTrainParams;
 struct DeviceProductParams;
 struct LinearParams;
 struct DeviceEmbedParams;
@@ -51,6 +53,10 @@ struct LmHeadFunctions {
   CudaCode (*score)(const LmHeadScoreParams&, CudaErrorText*);
   size_t (*sample_workspace_bytes)(int64_t b, int64_t v);
   size_t (*score_workspace_bytes)(int64_t b, int64_t v);
+  CudaCode (*backward)(const LmHeadBackwardParams&, CudaErrorText*);
+  CudaCode (*train)(const LmHeadTrainParams&, CudaErrorText*);
+  size_t (*backward_workspace_bytes)(int64_t rows, int64_t v, int64_t d, bool rows_given);
+  size_t (*train_workspace_bytes)(int64_t b, int64_t v, int64_t d);
 };
 
 // kernels/device_forward.h
@@ -130,7 +136,7 @@ struct CheckFunctions {
   CudaCode (*read)(const void* p, size_t bytes, float* sum, void* stream, CudaErrorText*);
 };
 
-inline constexpr uint32_t kCudaTableVersion = 4;
+inline constexpr uint32_t kCudaTableVersion = 5;
 struct CudaTable {
   uint32_t version;  // kCudaTableVersion of the library's build
   uint32_t bytes;    // sizeof(CudaTable)

@@ -54,7 +54,11 @@ struct HeadArgs {
   int32_t* dense_slot;       // [B]: 1 + place among the rows of the second pass, 0 if none
   int32_t* dense_rows;       // [B]
   float* dense;              // [kHeadDenseRows, total_blocks * kHeadBlock]
-  uint32_t* control;         // [4]: arrivals, generation, rows of the second pass, all such ever
+  // Where the scorer stores exp(x - reference) as bf16 as well, one id after the other; null = not.
+  const float* references;  // [B]
+  void* exponentials;       // [V, exponentials_stride]
+  int64_t exponentials_stride;
+  uint32_t* control;  // [4]: arrivals, generation, rows of the second pass, all such ever
 
   // Results, [B] each; null = not wanted (not allowed for token and logprob).
   int32_t* token;

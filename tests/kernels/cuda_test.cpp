@@ -254,5 +254,79 @@ TEST(DeviceBackward, RefusesWhatItsKernelsCannot) {
             "device_rotate_rows: head width must be 64 or 128, got 96");
 }
 
+TEST(LmHeadTraining, NamesTheParameterThatIsOutsideItsRange) {
+  cuda::CudaTable table = {};
+  table.lm_head.backward_workspace_bytes = [](int64_t rows, int64_t, int64_t, bool given) {
+    return static_cast<size_t>(given ? 1000 + rows : rows);
+  };
+  table.lm_head.train_workspace_bytes = [](int64_t b, int64_t, int64_t) {
+    return static_cast<size_t>(b);
+  };
+  const Cuda cuda = Cuda::over_table(table);
+  alignas(256) static char memory[256];
+  const auto* ids = reinterpret_cast<const int32_t*>(memory);
+  auto* floats = reinterpret_cast<float*>(memory);
+  const LmHeadBackwardParams sound{.w_VD = memory,
+                                   .h_BD = memory,
+                                   .token_B = ids,
+                                   .lse_B = floats,
+                                   .dlogprob_B = floats,
+                                   .b = 4,
+                                   .v = 100,
+                                   .d = 64,
+                                   .dh_BD = floats,
+                                   .workspace = memory,
+                                   .workspace_bytes = 4};
+  const auto message = [&](const LmHeadBackwardParams& p) {
+    return lm_head_backward(cuda, p).message();
+  };
+  LmHeadBackwardParams p = sound;
+  p.d = 60;
+  EXPECT_EQ(message(p), "lm_head_backward: d must be a multiple of 8, at least 8, got 60");
+  p = sound;
+  p.b = -1;
+  EXPECT_EQ(message(p), "lm_head_backward: b must be at least 0, got -1");
+  p = sound;
+  p.r = 5;
+  EXPECT_EQ(message(p), "lm_head_backward: r must be in [0, 4], and 0 without rows_R, got 5");
+  p = sound;
+  p.dentropy_B = floats;
+  EXPECT_EQ(message(p), "lm_head_backward: dentropy_B needs entropy_B");
+  p = sound;
+  p.temperature = 0;
+  EXPECT_EQ(message(p), "lm_head_backward: temperature must be in [1e-4, 1e4], got 0");
+  p = sound;
+  p.dh_BD = nullptr;
+  EXPECT_EQ(message(p), "lm_head_backward: dh_BD is null");
+  p = sound;
+  p.rows_R = ids;
+  p.r = 2;
+  EXPECT_EQ(message(p), "lm_head_backward: workspace has 4 bytes, needs 1002");
+  EXPECT_TRUE(lm_head_backward(cuda, {.b = 0, .v = 100, .d = 64}).ok());
+
+  LmHeadTrainParams train{.w_VD = memory,
+                          .h_BD = memory,
+                          .token_B = ids,
+                          .dlogprob_B = floats,
+                          .b = 4,
+                          .v = 100,
+                          .d = 64,
+                          .dh_BD = floats,
+                          .workspace = memory,
+                          .workspace_bytes = 4};
+  EXPECT_EQ(lm_head_train(cuda, train).message(), "lm_head_train: logprob_B must be given");
+  train.logprob_B = floats;
+  train.dw_VD = floats + 1;
+  EXPECT_THAT(lm_head_train(cuda, train).message(),
+              StartsWith("lm_head_train: dw_VD must be 16-byte aligned, got 0x"));
+  table.lm_head.train = [](const LmHeadTrainParams&, cuda::CudaErrorText* error) {
+    std::snprintf(error->text, sizeof(error->text), "the launch failed");
+    return cuda::CudaCode::kUnavailable;
+  };
+  train.dw_VD = nullptr;
+  EXPECT_EQ(lm_head_train(cuda, train).message(),
+            "lm_head_train of 4 rows, 100 x 64: the launch failed");
+}
+
 }  // namespace
 }  // namespace gradus::kernels
