@@ -7,6 +7,7 @@
 #include "cli/json_lines.h"
 #include "cli/run_setup.h"
 #include "records/terminal.h"
+#include "rollout/cpu_engine.h"
 #include "rollout/tool_box.h"
 
 namespace gradus::cli {
@@ -92,8 +93,8 @@ Status eval(const EvalArguments& arguments) {
   if (!prompts.ok()) return prompts.status();
   const auto tools = rollout::ToolBox::create(config.rollout, *policy->tokenizer);
   if (!tools.ok()) return tools.status();
-  rollout::Engine engine(*policy->transformer, policy->tokenizer.get(),
-                         trainer::engine_options(config.rollout), tools->get());
+  rollout::CpuEngine engine(*policy->transformer, policy->tokenizer.get(),
+                            trainer::engine_options(config.rollout), tools->get());
   const trainer::EvaluationSettings settings = trainer::evaluation_settings(
       config.eval, config.rollout, policy->transformer->config(), config.run.seed);
   records::RunDisplay display({.is_quiet = ranks.rank() != 0});

@@ -14,8 +14,8 @@
 #include "model/training_pass.h"
 #include "records/signals.h"
 #include "records/terminal.h"
+#include "rollout/cpu_engine.h"
 #include "rollout/device_engine.h"
-#include "rollout/engine.h"
 
 namespace gradus::cli {
 namespace {
@@ -115,8 +115,7 @@ CLI::Option* add_device_option(CLI::App& command, std::string& device) {
 }
 
 // Runs all requests on an engine and says how fast.
-template <class AnyEngine>
-Status run_requests(AnyEngine& engine, std::span<const data::RolloutRequest> requests,
+Status run_requests(rollout::Engine& engine, std::span<const data::RolloutRequest> requests,
                     JsonLinesWriter& writer) {
   records::install_stop_signals();
   std::atomic<bool> cancel{false};
@@ -187,7 +186,7 @@ Status generate(const GenerateArguments& arguments) {
     GRADUS_RETURN_IF_ERROR(engine.status());
     return run_requests(**engine, requests, **writer);
   }
-  rollout::Engine engine(*loaded->transformer, loaded->tokenizer.get(), options);
+  rollout::CpuEngine engine(*loaded->transformer, loaded->tokenizer.get(), options);
   return run_requests(engine, requests, **writer);
 }
 

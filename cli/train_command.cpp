@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "data/row_source.h"
 #include "records/signals.h"
+#include "rollout/cpu_engine.h"
 #include "rollout/tool_box.h"
 #include "trainer/critic.h"
 #include "trainer/federated_rl_trainer.h"
@@ -213,8 +214,8 @@ Status sample_for_trainers(const RunConfig& config, trainer::Policy& policy,
                            comm::Communicator& ranks) {
   GRADUS_RETURN_IF_ERROR(configure_logging({ranks.rank(), config.run.log_level, ""}));
   records::install_stop_signals();  // the trainers finish the step and then say so
-  rollout::Engine engine(*policy.transformer, policy.tokenizer.get(),
-                         trainer::engine_options(config.rollout), setup.tools);
+  rollout::CpuEngine engine(*policy.transformer, policy.tokenizer.get(),
+                            trainer::engine_options(config.rollout), setup.tools);
   trainer::RolloutWorker worker(trainer::rollout_setup(config.trainer, config.rollout), engine,
                                 rewards, setup.train_prompts);
   const int64_t num_trainers = trainer::num_trainers(config.cluster, ranks.size());

@@ -243,6 +243,7 @@ constexpr MetricInfo kMetrics[] = {
     {"perf/throughput", "tokens/s", kMean, "perf/total_num_tokens per second and rank"},
     {"perf/cpu_memory_used_gb", "GiB", kMax, "resident memory of a rank"},
     {"perf/cpu_memory_peak_gb", "GiB", kMax, "peak resident memory of a rank so far"},
+    {"perf/max_memory_allocated_gb", "GiB", kMax, "most memory taken on the GPU of a rank so far"},
 
     {"perf/imbalance/gen", "1", kLast, "sampling time of the slowest rank over the mean rank's"},
     {"perf/imbalance/update_actor", "1", kLast,

@@ -88,13 +88,21 @@ Result<Cuda> Cuda::open(const std::string& library, int32_t device) {
   GRADUS_RETURN_IF_ERROR(cuda_call("cuda: device", table->device.describe, device, &facts));
   GRADUS_RETURN_IF_ERROR(check_cuda_device(facts));
   GRADUS_RETURN_IF_ERROR(cuda_call("cuda: device", table->device.select, device));
-  return Cuda(table,
+  return Cuda(table, device,
               fmt::format("{}, {:.0f} GiB ({:.0f} free), {} processors, driver for CUDA {}.{}, "
                           "runtime {}.{}",
                           facts.name, static_cast<double>(facts.memory_bytes) / kGib,
                           static_cast<double>(facts.free_bytes) / kGib, facts.num_processors,
                           facts.driver_version / 1000, facts.driver_version % 1000 / 10,
                           facts.runtime_version / 1000, facts.runtime_version % 1000 / 10));
+}
+
+Result<CudaMemory> device_memory(const Cuda& cuda) {
+  cuda::CudaDevice facts;
+  GRADUS_RETURN_IF_ERROR(
+      cuda_call("cuda: device", cuda.table().device.describe, cuda.device(), &facts));
+  return CudaMemory{static_cast<int64_t>(facts.memory_bytes),
+                    static_cast<int64_t>(facts.free_bytes)};
 }
 
 void CudaBuffer::Releaser::operator()(void* p) const {

@@ -29,16 +29,18 @@ class Cuda {
   static Result<Cuda> open(const std::string& library = "", int32_t device = 0);
 
   // For tests: a table that lives as long as the object, without a library or a device.
-  static Cuda over_table(const cuda::CudaTable& table) { return Cuda(&table, "no device"); }
+  static Cuda over_table(const cuda::CudaTable& table) { return Cuda(&table, 0, "no device"); }
 
   const cuda::CudaTable& table() const { return *table_; }
+  int32_t device() const { return device_; }
   // One line: name, memory, versions.
   const std::string& description() const { return description_; }
 
  private:
-  Cuda(const cuda::CudaTable* table, std::string description)
-      : table_(table), description_(std::move(description)) {}
+  Cuda(const cuda::CudaTable* table, int32_t device, std::string description)
+      : table_(table), device_(device), description_(std::move(description)) {}
   const cuda::CudaTable* table_;
+  int32_t device_;
   std::string description_;
 };
 
@@ -176,6 +178,12 @@ Status copy_to_host(const Cuda& cuda, void* to, const void* from, size_t bytes);
 // Copies between device memory, or fills with zeros, on a stream, without waiting.
 Status device_copy(const Cuda& cuda, void* to, const void* from, int64_t bytes, Stream stream);
 Status device_zero(const Cuda& cuda, void* p, int64_t bytes, Stream stream);
+
+// Memory of the device in bytes, whoever has taken it.
+struct CudaMemory {
+  int64_t total = 0, free = 0;
+};
+Result<CudaMemory> device_memory(const Cuda& cuda);
 
 // Waits for all work; Unavailable carries the error of a kernel that failed.
 Status synchronize(const Cuda& cuda);

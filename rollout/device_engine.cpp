@@ -109,7 +109,8 @@ struct DeviceEngine::State {
   const data::Tokenizer* tokenizer;
   EngineOptions options;
   EngineStats stats;
-  model::DeviceKvCache cache;
+  std::optional<model::DeviceKvCache> cache;  // none between release_cache() and the next run
+  int64_t num_pages;
   kernels::CudaStream stream;
   int64_t table_stride, max_chunks;
 
@@ -165,7 +166,7 @@ Status DeviceEngine::State::enqueue_step(int64_t batch, int64_t chunks, bool fil
                                                .max_chunks = chunks,
                                                .arrivals = arrivals.as<uint32_t>(),
                                                .partial = partial.as<float>()},
-                                              cache, stream.get()));
+                                              *cache, stream.get()));
   GRADUS_RETURN_IF_ERROR(transformer->final_norm(nullptr, batch, hidden.data(), stream.get()));
   GRADUS_RETURN_IF_ERROR(draw(batch, hidden.data(), state.rows, filters, results));
   return kernels::device_advance_slots(transformer->cuda(), state, results.as<int32_t>(), batch,
@@ -188,6 +189,13 @@ DeviceEngine::DeviceEngine(std::unique_ptr<State> state) : state_(std::move(stat
 DeviceEngine::~DeviceEngine() = default;
 
 const EngineStats& DeviceEngine::stats() const { return state_->stats; }
+
+void DeviceEngine::release_cache() {
+  // An error of the device comes back from whatever is asked of it next.
+  static_cast<void>(state_->stream.synchronize());
+  state_->graphs.clear();
+  state_->cache.reset();
+}
 
 Result<std::unique_ptr<DeviceEngine>> DeviceEngine::create(model::DeviceTransformer& transformer,
                                                            const data::Tokenizer* tokenizer,
@@ -241,6 +249,7 @@ Result<std::unique_ptr<DeviceEngine>> DeviceEngine::create(model::DeviceTransfor
                                          .options = options,
                                          .stats = {},
                                          .cache = std::move(*cache),
+                                         .num_pages = num_pages,
                                          .stream = std::move(*stream),
                                          .table_stride = table_stride,
                                          .max_chunks = max_chunks,
@@ -291,7 +300,7 @@ class DeviceEngine::Scheduler {
             uint64_t weights_hash, TrajectorySink& sink)
       : s_(state),
         config_(state.transformer->config()),
-        pool_(state.cache.pool()),
+        pool_(state.cache->pool()),
         requests_(requests),
         policy_version_(policy_version),
         weights_hash_(weights_hash),
@@ -557,7 +566,7 @@ Status DeviceEngine::Scheduler::admit(bool& did_something) {
                                                     .table_stride = stride,
                                                     .tiles = tiles_at,
                                                     .num_tiles = num_tiles},
-                                                   s_.cache, s_.stream.get()));
+                                                   *s_.cache, s_.stream.get()));
     ++stats_.num_passes;
   }
   if (num_ends > 0) {
@@ -573,8 +582,8 @@ Status DeviceEngine::Scheduler::admit(bool& did_something) {
     GRADUS_RETURN_IF_ERROR(
         s_.draw(num_starting, s_.start_hidden.data(), draws_at, filters_, s_.start_results));
     GRADUS_RETURN_IF_ERROR(kernels::device_copy_pages(
-        cuda, s_.cache.data(), copies_at, static_cast<int64_t>(copies.size()),
-        s_.cache.page_bytes(), config_.num_layers, s_.cache.layer_bytes(), s_.stream.get()));
+        cuda, s_.cache->data(), copies_at, static_cast<int64_t>(copies.size()),
+        s_.cache->page_bytes(), config_.num_layers, s_.cache->layer_bytes(), s_.stream.get()));
   }
   GRADUS_RETURN_IF_ERROR(kernels::device_start_slots(
       cuda, s_.slots(), changes_at, num_changes, s_.start_results.as<int32_t>(),
@@ -777,10 +786,16 @@ Status DeviceEngine::run(std::span<const data::RolloutRequest> requests, uint64_
                          const std::function<void(int64_t, int64_t)>& progress) {
   State& state = *state_;
   GRADUS_RETURN_IF_ERROR(
-      validate_requests(requests, state.transformer->config(), state.cache.pool().num_pages(),
+      validate_requests(requests, state.transformer->config(), state.num_pages,
                         model::DeviceKvCache::bytes_per_page(state.transformer->config()),
                         state.tokenizer != nullptr, nullptr));
-  state.cache.pool().clear();
+  if (!state.cache) {
+    Result<model::DeviceKvCache> cache = model::DeviceKvCache::create(
+        state.transformer->cuda(), state.transformer->config(), state.num_pages);
+    if (!cache.ok()) return cache.status();
+    state.cache = std::move(*cache);
+  }
+  state.cache->pool().clear();
   Scheduler scheduler(state, requests, policy_version, weights_hash, sink);
   const Status status = scheduler.run(cancel, progress);
   // Nothing may run on memory that is about to be released, nor into the next run.

@@ -24,21 +24,26 @@ namespace gradus::rollout {
 // bit for bit, and its log-probs are those of model::DeviceScorer.
 //
 // Not thread-safe. The transformer and the tokenizer must outlive it.
-class DeviceEngine {
+class DeviceEngine : public Engine {
  public:
   // `tokenizer` may be null if no request has stop texts; then Trajectory::text stays empty.
   // Unavailable names what did not fit into the device's memory.
   static Result<std::unique_ptr<DeviceEngine>> create(model::DeviceTransformer& transformer,
                                                       const data::Tokenizer* tokenizer,
                                                       EngineOptions options);
-  ~DeviceEngine();
+  ~DeviceEngine() override;
 
-  // As Engine::run(). After an error of the device the engine is not to be used again.
+  // After an error of the device the engine is not to be used again. Unavailable when there is no
+  // memory for a cache that was released.
   Status run(std::span<const data::RolloutRequest> requests, uint64_t policy_version,
              uint64_t weights_hash, TrajectorySink& sink, const std::atomic<bool>* cancel = nullptr,
-             const std::function<void(int64_t, int64_t)>& progress = {});
+             const std::function<void(int64_t, int64_t)>& progress = {}) override;
 
-  const EngineStats& stats() const;  // of the last run
+  const EngineStats& stats() const override;
+
+  // Gives back the pages, and the recorded graphs, which hold their addresses. Waits for the
+  // device.
+  void release_cache() override;
 
  private:
   class Scheduler;

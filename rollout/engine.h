@@ -4,17 +4,13 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <span>
 
 #include "common/status.h"
-#include "data/tokenizer.h"
 #include "data/types.h"
-#include "model/transformer.h"
+#include "model/model_config.h"
 
 namespace gradus::rollout {
-
-class ToolBox;
 
 // Resources of an engine; none of them changes a bit of any result.
 struct EngineOptions {
@@ -48,43 +44,28 @@ class TrajectorySink {
   virtual void finished(size_t request_index, data::Trajectory trajectory) = 0;
 };
 
-// Samples responses with continuous batching (Orca, Yu et al. 2022) over a paged key-value cache:
-// each pass carries the next token of every running sequence and chunks of prompts that wait;
-// neighbouring requests with equal prompts share its computation; when pages run out the youngest
-// sequence is preempted and computed again later. A trajectory is a function of (weights, prompt,
-// sampling parameters, rng_key) alone, bit for bit; one that goes on from an interrupted response
-// (RolloutRequest::begun) also of that.
-//
-// Not thread-safe. The transformer and the tokenizer must outlive it.
+// Samples responses to requests, on the CPU (CpuEngine) or on a GPU (DeviceEngine). A trajectory is
+// a function of (weights, prompt, sampling parameters, rng_key) alone, bit for bit; one that goes
+// on from an interrupted response (RolloutRequest::begun) also of that.
 class Engine {
  public:
-  // `tokenizer` may be null if no request has stop texts and there are no tools; then
-  // Trajectory::text stays empty. `tools`, if not null, is what responses may call: one waits for
-  // its answer beside the batch, whose place goes to another, and keeps its pages while they last.
-  // What a response becomes depends neither on how long calls take nor on which ends first.
-  Engine(model::Transformer& transformer, const data::Tokenizer* tokenizer, EngineOptions options,
-         ToolBox* tools = nullptr);
-  ~Engine();
+  virtual ~Engine() = default;
 
   // Runs all requests. `policy_version` and the hash are written into the trajectories. `cancel`,
   // if given and set, ends the unfinished ones as kCancelled at the next token. `progress(finished,
   // sampled_tokens)` is called after each pass. InvalidArgument names the request: an empty or too
   // long prompt, a token outside the vocabulary, a sequence that the cache cannot hold. DataLoss
   // when the model's logits are not finite.
-  Status run(std::span<const data::RolloutRequest> requests, uint64_t policy_version,
-             uint64_t weights_hash, TrajectorySink& sink, const std::atomic<bool>* cancel = nullptr,
-             const std::function<void(int64_t, int64_t)>& progress = {});
+  virtual Status run(std::span<const data::RolloutRequest> requests, uint64_t policy_version,
+                     uint64_t weights_hash, TrajectorySink& sink,
+                     const std::atomic<bool>* cancel = nullptr,
+                     const std::function<void(int64_t, int64_t)>& progress = {}) = 0;
 
-  const EngineStats& stats() const;  // of the last run
+  virtual const EngineStats& stats() const = 0;  // of the last run
 
- private:
-  class Scheduler;
-  model::Transformer& transformer_;
-  const data::Tokenizer* tokenizer_;
-  EngineOptions options_;
-  ToolBox* tools_;
-  std::unique_ptr<model::KvCache> cache_;
-  std::unique_ptr<EngineStats> stats_;
+  // Gives memory that only a run needs back, so that training can use it; the next run takes it
+  // again. Changes no bit of any result.
+  virtual void release_cache() = 0;
 };
 
 // Pages that a cache of `bytes` has for this model: at least 1.

@@ -32,11 +32,11 @@ CheckpointShare::CheckpointShare(const Policy& policy, Learner& learner, int sha
   base_path_ = policy.path;
   if (adapter_ == nullptr) {
     const model::ParameterLayout& layout = transformer.layout();
-    learner.visit_weights([&](int64_t begin, int64_t end) {
+    status_ = learner.visit_weights([&](int64_t begin, int64_t end) {
       copy(layout, transformer.parameters(), begin, end, weights_);
     });
-    if (learner.average() != nullptr) {
-      learner.visit_average([&](int64_t begin, int64_t end) {
+    if (status_.ok() && learner.average() != nullptr) {
+      status_ = learner.visit_average([&](int64_t begin, int64_t end) {
         copy(layout, learner.average(), begin, end, average_);
       });
     }
@@ -47,7 +47,7 @@ CheckpointShare::CheckpointShare(const Policy& policy, Learner& learner, int sha
       adapter_average_.assign(learner.average(), learner.average() + trained.layout.size);
     }
   }
-  learner.save(state_);
+  if (status_.ok()) status_ = learner.save(state_);
 }
 
 CheckpointShare::CheckpointShare(const Policy& policy, Learner& learner,
@@ -120,6 +120,7 @@ Status CheckpointShare::write_model(const Weights& weights, const std::string& f
 }
 
 Status CheckpointShare::write(const std::string& folder) const {
+  GRADUS_RETURN_IF_ERROR(status_);
   const std::string average = folder + "/" + kAverage;
   if (adapter_ == nullptr) {
     GRADUS_RETURN_IF_ERROR(write_model(weights_, folder));

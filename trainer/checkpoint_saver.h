@@ -30,7 +30,7 @@ class CheckpointShare {
   // null. Collective, over the learner's ranks.
   CheckpointShare(const Policy& policy, Learner& learner, const RunPosition& position, int share,
                   int num_shares, Critic* critic = nullptr);
-  // Unavailable when the disk is full.
+  // Unavailable when the disk is full; or what went wrong when weights were copied.
   Status write(const std::string& folder) const;
   // Names of the files that write() makes, for shares other than 0.
   std::vector<std::string> files() const;
@@ -40,6 +40,7 @@ class CheckpointShare {
   CheckpointShare(const Policy& policy, Learner& learner, int share, int num_shares);
 
   int share_, num_shares_;
+  Status status_;  // of the copy
   model::ModelConfig config_;
   std::string tokenizer_dir_, tokenizer_json_;
   // Of a run that trains an adapter, which is small: share 0 has all of it. It outlives this.

@@ -101,10 +101,11 @@ Critic::Critic(Policy model, const TrainerConfig& config, const AlgorithmConfig&
 Status Critic::set_values(std::span<ResponseGroup> groups, int64_t step) {
   const PackedGroups packed = packed_groups(groups, algorithm_);
   std::vector<float> mine;
-  learner_.forward(packed.packs, 1.0f,
-                   [&](int64_t, int64_t, std::span<const float> values, std::span<const float>) {
-                     mine.insert(mine.end(), values.begin(), values.end());
-                   });
+  GRADUS_RETURN_IF_ERROR(learner_.forward(
+      packed.packs, 1.0f,
+      [&](int64_t, int64_t, std::span<const float> values, std::span<const float>) {
+        mine.insert(mine.end(), values.begin(), values.end());
+      }));
   const std::vector<float> all = comm::all_gather_values(communicator_, mine);
   size_t at = 0;
   for (ResponseGroup& group : groups) {

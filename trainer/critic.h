@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 
+#include "trainer/cpu_learner.h"
 #include "trainer/response_group.h"
 #include "trainer/run_state.h"
 
@@ -65,7 +66,7 @@ class Critic {
   bool allow_mismatch_;
   int64_t num_planned_updates_;
   comm::Communicator& communicator_;
-  Learner learner_;
+  CpuLearner learner_;
   int64_t num_updates_at_values_ = -1;  // learner_.num_updates() at the last set_values()
   double update_seconds_ = 0;
 };

@@ -10,7 +10,9 @@
 #include "federated/client_data.h"
 #include "federated/round.h"
 #include "records/state_file.h"
+#include "rollout/cpu_engine.h"
 #include "trainer/checkpoint_saver.h"
+#include "trainer/cpu_learner.h"
 
 namespace gradus::trainer {
 namespace {
@@ -473,8 +475,8 @@ Status FederatedRlTrainer::evaluate_now(Metrics& metrics) {
   if (setup_.eval.max_rows) {
     prompts = prompts.first(std::min(prompts.size(), static_cast<size_t>(*setup_.eval.max_rows)));
   }
-  rollout::Engine engine(*policy_.transformer, policy_.tokenizer.get(),
-                         engine_options(setup_.rollout), setup_.tools);
+  rollout::CpuEngine engine(*policy_.transformer, policy_.tokenizer.get(),
+                            engine_options(setup_.rollout), setup_.tools);
   Result<Evaluation> evaluation = evaluate(engine, rewards_, prompts, settings, communicator_);
   if (!evaluation.ok()) return evaluation.status();
   add_evaluation_metrics(*evaluation, settings.num_samples, metrics);
@@ -527,16 +529,16 @@ Status FederatedRlTrainer::save() {
     }
     return writer->finish();
   };
-  Learner learner(*policy_.transformer, setup_.trainer.optimizer, setup_.trainer.backward,
-                  communicator_);
+  CpuLearner learner(*policy_.transformer, setup_.trainer.optimizer, setup_.trainer.backward,
+                     communicator_);
   return records_.saver->save(policy_, learner, position_, best_metric(setup_.run, last_metrics_),
                               nullptr, write);
 }
 
 Status FederatedRlTrainer::resume(const std::string& checkpoint_folder) {
   const auto load = [&]() -> Status {
-    Learner learner(*policy_.transformer, setup_.trainer.optimizer, setup_.trainer.backward,
-                    *alone_);
+    CpuLearner learner(*policy_.transformer, setup_.trainer.optimizer, setup_.trainer.backward,
+                       *alone_);
     GRADUS_RETURN_IF_ERROR(load_checkpoint(checkpoint_folder, policy_, learner, position_));
     const std::string path = checkpoint_folder + kStateFile;
     const Result<records::StateReader> reader = records::StateReader::open(path);

@@ -194,6 +194,25 @@ Status Optimizer::load(const records::StateShards& shards) {
   return {};
 }
 
+void Optimizer::get_moments(float* m, float* v) const {
+  for (size_t i = 0; i < layout_.places.size(); ++i) {
+    const model::ParameterPlace& place = layout_.places[i];
+    GRADUS_CHECK(second_moments_[i] >= 0, place.hf_name);
+    std::copy_n(m_.data() + place.offset, place.size, m + place.offset);
+    std::copy_n(v_.data() + second_moments_[i], place.size, v + place.offset);
+  }
+}
+
+void Optimizer::set_moments(const float* m, const float* v, int64_t num_updates) {
+  for (size_t i = 0; i < layout_.places.size(); ++i) {
+    const model::ParameterPlace& place = layout_.places[i];
+    GRADUS_CHECK(second_moments_[i] >= 0, place.hf_name);
+    std::copy_n(m + place.offset, place.size, m_.data() + place.offset);
+    std::copy_n(v + place.offset, place.size, v_.data() + second_moments_[i]);
+  }
+  num_updates_ = num_updates;
+}
+
 int64_t Optimizer::planned_bytes(const model::WeightLayout& layout, const OptimizerConfig& config) {
   const Sizes sizes = sizes_of(layout, config);
   return (layout.size + sizes.second_moments + sizes.scratch) * int64_t{sizeof(float)};

@@ -45,6 +45,11 @@ class Optimizer {
   // Reads what any number of shares hold. InvalidArgument for the state of the other optimizer.
   Status load(const records::StateShards& shards);
 
+  // AdamW's moments in the layout of the weights [layout.size], for a device that keeps them. All
+  // weights are this optimizer's and AdamW updates them; padding is left alone.
+  void get_moments(float* m, float* v) const;
+  void set_moments(const float* m, const float* v, int64_t num_updates);
+
   // Bytes of moments and scratch memory, and of the average, of all weights.
   static int64_t planned_bytes(const model::WeightLayout& layout, const OptimizerConfig& config);
   static int64_t planned_average_bytes(const model::WeightLayout& layout,

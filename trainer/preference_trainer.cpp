@@ -130,7 +130,7 @@ void PreferenceTrainer::spread_slopes(const PreferencePair& pair, const PairValu
 }
 
 // Values of the wanted pairs (zeros for the others) under the present weights, on every rank.
-std::vector<PairValues> PreferenceTrainer::values_under_policy(
+Result<std::vector<PairValues>> PreferenceTrainer::values_under_policy(
     std::span<const PreferencePair> pairs, const std::vector<bool>& wanted,
     const std::string& phase) {
   std::vector<size_t> rows;
@@ -142,7 +142,7 @@ std::vector<PairValues> PreferenceTrainer::values_under_policy(
   }
   std::vector<double> flat(2 * groups.size(), 0.0);
   display_.begin_phase(phase, static_cast<int64_t>(groups.size()), "pairs");
-  learner_.forward(
+  GRADUS_RETURN_IF_ERROR(learner_.forward(
       groups, 1.0f,
       [&](int64_t first, int64_t count, std::span<const float> outputs, std::span<const float>) {
         for (int64_t g = first; g < first + count; ++g) {
@@ -155,7 +155,7 @@ std::vector<PairValues> PreferenceTrainer::values_under_policy(
           flat[2 * index + 1] = values.rejected;
         }
         display_.advance_phase((first + count) * communicator_.size());
-      });
+      }));
   display_.end_phase();
   flat = comm::all_reduce_sum(communicator_, flat);  // each is that of its rank, and zeros
   std::vector<PairValues> values(pairs.size());
@@ -195,9 +195,14 @@ Status PreferenceTrainer::compute_reference() {
   for (uint64_t i = 0; num_visits < visited.size() && i < num_visits; ++i) {
     visited[static_cast<size_t>(order_.row_at(i))] = true;
   }
-  train_reference_ = values_under_policy(setup_.train_pairs, visited, "reference");
-  eval_reference_ =
+  Result<std::vector<PairValues>> train =
+      values_under_policy(setup_.train_pairs, visited, "reference");
+  if (!train.ok()) return train.status();
+  Result<std::vector<PairValues>> eval =
       values_under_policy(eval_pairs(), std::vector<bool>(eval_pairs().size(), true), "reference");
+  if (!eval.ok()) return eval.status();
+  train_reference_ = std::move(*train);
+  eval_reference_ = std::move(*eval);
   return {};
 }
 
@@ -236,8 +241,10 @@ Status PreferenceTrainer::evaluate(Metrics& metrics) {
   const std::span<const PreferencePair> pairs = eval_pairs();
   std::vector<PairValues> values;
   GRADUS_RETURN_IF_ERROR(learner_.with_average([&]() -> Status {
-    values = values_under_policy(pairs, std::vector<bool>(pairs.size(), true), "evaluate");
-    return {};
+    Result<std::vector<PairValues>> now =
+        values_under_policy(pairs, std::vector<bool>(pairs.size(), true), "evaluate");
+    if (now.ok()) values = std::move(*now);
+    return now.status();
   }));
   Sums sums;
   for (size_t i = 0; i < pairs.size(); ++i) {

@@ -6,6 +6,7 @@
 #include <variant>
 #include <vector>
 
+#include "trainer/cpu_learner.h"
 #include "trainer/preference_loss.h"
 #include "trainer/rl_trainer.h"
 #include "trainer/run_state.h"
@@ -58,9 +59,9 @@ class PreferenceTrainer {
                    const PairValues& reference) const;
   void spread_slopes(const PreferencePair& pair, const PairValues& slopes,
                      std::span<float> doutputs) const;
-  std::vector<PairValues> values_under_policy(std::span<const PreferencePair> pairs,
-                                              const std::vector<bool>& wanted,
-                                              const std::string& phase);
+  Result<std::vector<PairValues>> values_under_policy(std::span<const PreferencePair> pairs,
+                                                      const std::vector<bool>& wanted,
+                                                      const std::string& phase);
   Status compute_reference();
   std::span<const PreferencePair> eval_pairs() const;
   Status evaluate(Metrics& metrics);
@@ -73,7 +74,7 @@ class PreferenceTrainer {
   comm::Communicator& communicator_;
   RunRecords records_;
   records::RunDisplay& display_;
-  Learner learner_;
+  CpuLearner learner_;
   data::DataOrder order_;
   std::vector<PairValues> train_reference_, eval_reference_;  // by row
   RunPosition position_;

@@ -8,8 +8,10 @@
 
 #include "common/log.h"
 #include "common/rng.h"
+#include "rollout/cpu_engine.h"
 #include "trainer/algorithms/kl.h"
 #include "trainer/checkpoint_saver.h"
+#include "trainer/cpu_learner.h"
 #include "trainer/critic.h"
 #include "trainer/rubric_rewards.h"
 #include "trainer/update_sums.h"
@@ -26,6 +28,24 @@ RolloutSetup greedy_setup(RolloutSetup setup) {
   return setup;
 }
 
+// The parts of the setup, with those of the CPU where there are none.
+ComputeParts take_parts(RlSetup& setup, const AlgorithmConfig& algorithm, Policy& policy,
+                        comm::Communicator& communicator) {
+  ComputeParts parts = std::move(setup.parts);
+  if (parts.learner == nullptr) {
+    parts.learner = std::make_unique<CpuLearner>(*policy.transformer, setup.trainer.optimizer,
+                                                 setup.trainer.backward, communicator);
+  }
+  if (parts.engine == nullptr) {
+    parts.engine = std::make_unique<rollout::CpuEngine>(*policy.transformer, policy.tokenizer.get(),
+                                                        engine_options(setup.rollout), setup.tools);
+  }
+  if (parts.reference == nullptr && algorithm.kl.coef != 0) {
+    parts.reference = std::make_unique<CpuReferenceModel>(*policy.transformer);
+  }
+  return parts;
+}
+
 }  // namespace
 
 RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& rewards,
@@ -38,10 +58,9 @@ RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& re
       communicator_(communicator),
       records_(records),
       display_(display),
-      learner_(*policy.transformer, setup_.trainer.optimizer, setup_.trainer.backward,
-               communicator),
-      engine_(*policy.transformer, policy.tokenizer.get(), engine_options(setup_.rollout),
-              setup_.tools),
+      parts_(take_parts(setup_, algorithm.config, policy, communicator)),
+      learner_(*parts_.learner),
+      engine_(*parts_.engine),
       order_(static_cast<int64_t>(setup_.train_prompts.size()), setup_.data_seed, setup_.shuffle),
       worker_(rollout_setup(setup_.trainer, setup_.rollout), engine_, rewards,
               setup_.train_prompts),
@@ -56,12 +75,6 @@ RlTrainer::RlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& re
   position_ = setup_.start;
   position_.kl_coef = algorithm_.config.kl.coef;
   if (rewards.rubric()) curriculum_.emplace(*rewards.rubric(), setup_.trainer.num_steps);
-  if (algorithm_.config.kl.coef != 0) {
-    reference_ = std::make_unique<model::Transformer>(policy.transformer->config());
-    std::copy_n(policy.transformer->parameters(), policy.transformer->layout().size,
-                reference_->parameters());
-    reference_pass_ = std::make_unique<model::TrainingPass>(*reference_, false);
-  }
   if (setup_.critic) {
     critic_ = std::make_unique<Critic>(std::move(*setup_.critic), setup_.trainer, algorithm_.config,
                                        communicator);
@@ -112,7 +125,7 @@ Status RlTrainer::step() {
   load_ = {};
   {
     const Phase phase(clock_, "timing_s/hash_weights");
-    learner_.whole_weights();
+    GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, learner_.whole_weights()));
     weights_hash_ = model::hash_parameters(policy_.transformer->parameters(),
                                            policy_.transformer->layout().size);
   }
@@ -440,34 +453,37 @@ double RlTrainer::kl_coef() const {
 
 // Log-probs and entropies of all targets of `packs`, under the policy as it is or the initial
 // model, each group computed by one rank and given to all.
-RlTrainer::TokenNumbers RlTrainer::forward_all(std::span<const data::PackGroup> packs,
-                                               bool of_reference) {
+Result<RlTrainer::TokenNumbers> RlTrainer::forward_all(std::span<const data::PackGroup> packs,
+                                                       bool of_reference) {
   const float temperature = static_cast<float>(setup_.rollout.temperature);
   TokenNumbers mine;
   const auto append = [&](std::span<const float> logprobs, std::span<const float> entropies) {
     mine.logprobs.insert(mine.logprobs.end(), logprobs.begin(), logprobs.end());
     mine.entropies.insert(mine.entropies.end(), entropies.begin(), entropies.end());
   };
+  Status status;
   if (of_reference) {
     const BlockRange range = learner_.groups_of_this_rank(static_cast<int64_t>(packs.size()));
-    for (int64_t g = range.first_group; g < range.end_group; ++g) {
-      reference_pass_->forward(data::make_pack(packs.subspan(static_cast<size_t>(g), 1)),
-                               temperature, false);
-      append(reference_pass_->logprobs(), reference_pass_->entropies());
+    for (int64_t g = range.first_group; g < range.end_group && status.ok(); ++g) {
+      status = parts_.reference->forward(data::make_pack(packs.subspan(static_cast<size_t>(g), 1)),
+                                         temperature);
+      append(parts_.reference->logprobs(), parts_.reference->entropies());
     }
   } else {
-    learner_.forward(packs, temperature,
-                     [&](int64_t, int64_t, std::span<const float> logprobs,
-                         std::span<const float> entropies) { append(logprobs, entropies); });
+    status =
+        learner_.forward(packs, temperature,
+                         [&](int64_t, int64_t, std::span<const float> logprobs,
+                             std::span<const float> entropies) { append(logprobs, entropies); });
   }
-  return {comm::all_gather_values(communicator_, mine.logprobs),
-          comm::all_gather_values(communicator_, mine.entropies)};
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, status));
+  return TokenNumbers{comm::all_gather_values(communicator_, mine.logprobs),
+                      comm::all_gather_values(communicator_, mine.entropies)};
 }
 
 // Log-probs of the policy at the start of the step for responses of earlier weights, where the
 // algorithm compares the two; else the recorded ones stand for both.
-void RlTrainer::set_old_logprobs(std::span<Group> groups) {
-  if (!needs_old_logprobs(algorithm_.config)) return;
+Status RlTrainer::set_old_logprobs(std::span<Group> groups) {
+  if (!needs_old_logprobs(algorithm_.config)) return {};
   std::vector<data::PackGroup> packs;
   std::vector<Group*> stale;
   for (Group& group : groups) {
@@ -477,12 +493,14 @@ void RlTrainer::set_old_logprobs(std::span<Group> groups) {
     packs.push_back(std::move(pack));
     stale.push_back(&group);
   }
-  if (stale.empty()) return;
-  const TokenNumbers now = forward_all(packs, false);
+  if (stale.empty()) return {};
+  const Result<TokenNumbers> now = forward_all(packs, false);
+  if (!now.ok()) return now.status();
   size_t at = 0;
   for (Group* group : stale) {
-    group->old_logprobs = split_tokens(*group, algorithm_.config, now.logprobs, at);
+    group->old_logprobs = split_tokens(*group, algorithm_.config, now->logprobs, at);
   }
+  return {};
 }
 
 // The reward of the greedy response to each prompt, sampled by the weights as they are.
@@ -515,19 +533,20 @@ Status RlTrainer::set_greedy_rewards(std::span<Group> groups, Metrics& metrics) 
 }
 
 // With a KL in the reward: coefficient times KL at each token; the adaptive controller takes note.
-void RlTrainer::set_penalties(std::span<Group> groups, Metrics& metrics) {
+Status RlTrainer::set_penalties(std::span<Group> groups, Metrics& metrics) {
   const Phase phase(clock_, "timing_s/ref");
   std::vector<data::PackGroup> packs;
   for (const Group& group : groups) {
     data::PackGroup pack = pack_of(group, algorithm_.config);
     if (!pack.responses.empty()) packs.push_back(std::move(pack));
   }
-  const TokenNumbers reference = forward_all(packs, true);
+  const Result<TokenNumbers> reference = forward_all(packs, true);
+  if (!reference.ok()) return reference.status();
   const double coef = kl_coef();
   size_t at = 0;
   double sum = 0, num_sequences = 0;
   for (Group& group : groups) {
-    const auto reference_logprobs = split_tokens(group, algorithm_.config, reference.logprobs, at);
+    const auto reference_logprobs = split_tokens(group, algorithm_.config, reference->logprobs, at);
     group.penalties.assign(group.records.size(), {});
     for (size_t i = 0; i < group.records.size(); ++i) {
       if (reference_logprobs[i].empty()) continue;
@@ -546,11 +565,12 @@ void RlTrainer::set_penalties(std::span<Group> groups, Metrics& metrics) {
       num_sequences += 1;
     }
   }
-  if (num_sequences == 0) return;
+  if (num_sequences == 0) return {};
   metrics.set("actor/reward_kl_penalty", sum / num_sequences);
   metrics.set("actor/reward_kl_penalty_coeff", coef);
   position_.kl_coef =
       adapted_kl_coef(algorithm_.config.kl, coef, sum / num_sequences, num_sequences);
+  return {};
 }
 
 // From rewards to advantages, over the whole step.
@@ -558,9 +578,12 @@ Status RlTrainer::prepare(std::span<Group> groups, Metrics& metrics) {
   if (algorithm_.config.advantage == "remax") {
     GRADUS_RETURN_IF_ERROR(set_greedy_rewards(groups, metrics));
   }
-  set_old_logprobs(groups);
+  engine_.release_cache();  // nothing is sampled any more in this step
+  GRADUS_RETURN_IF_ERROR(set_old_logprobs(groups));
   const KlConfig& kl = algorithm_.config.kl;
-  if (kl.coef != 0 && kl.place == KlPlace::kReward) set_penalties(groups, metrics);
+  if (kl.coef != 0 && kl.place == KlPlace::kReward) {
+    GRADUS_RETURN_IF_ERROR(set_penalties(groups, metrics));
+  }
   if (critic_ != nullptr) {
     const Phase phase(clock_, "timing_s/values");
     const bool is_within_step = position_.mini_batches_done > 0;
@@ -642,9 +665,10 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
   MiniBatch batch = mini_batch_of(
       groups, config, hash64({static_cast<uint64_t>(setup_.run.seed), position_.policy_version}));
   if (needs_preview_of_entropies(config) || (needs_preview_of_logprobs(config) && !is_on_policy)) {
-    const TokenNumbers preview = forward_all(packed.packs, false);
-    batch.logprobs.assign(preview.logprobs.begin(), preview.logprobs.end());
-    batch.entropies.assign(preview.entropies.begin(), preview.entropies.end());
+    const Result<TokenNumbers> preview = forward_all(packed.packs, false);
+    if (!preview.ok()) return preview.status();
+    batch.logprobs.assign(preview->logprobs.begin(), preview->logprobs.end());
+    batch.entropies.assign(preview->entropies.begin(), preview->entropies.end());
   }
   const LossPlan plan(config, *algorithm_.loss, setup_.trainer.entropy_coef, std::move(batch));
   UpdateSums sums;
@@ -673,9 +697,9 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
       const data::Pack pack = data::make_pack(
           std::span(packed.packs)
               .subspan(static_cast<size_t>(first_group), static_cast<size_t>(num_groups)));
-      reference_pass_->forward(pack, temperature, false);
-      reference_logprobs.assign(reference_pass_->logprobs().begin(),
-                                reference_pass_->logprobs().end());
+      GRADUS_RETURN_IF_ERROR(parts_.reference->forward(pack, temperature));
+      const std::span<const float> values = parts_.reference->logprobs();
+      reference_logprobs.assign(values.begin(), values.end());
     }
     const std::vector<double> now(logprobs.begin(), logprobs.end());
     const std::vector<double> entropies_now(entropies.begin(), entropies.end());
@@ -720,7 +744,7 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
 
 Status RlTrainer::evaluate_now(Metrics& metrics) {
   const Phase phase(clock_, "timing_s/testing");
-  learner_.whole_weights();
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, learner_.whole_weights()));
   const EvaluationSettings settings = evaluation_settings(
       setup_.eval, setup_.rollout, policy_.transformer->config(), setup_.run.seed);
   std::span<const data::Prompt> prompts = setup_.eval_prompts;
@@ -834,6 +858,10 @@ Status RlTrainer::write_step(Metrics& metrics, std::span<const Group> groups) {
   constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
   metrics.set("perf/cpu_memory_used_gb", static_cast<double>(memory.resident) / kGib);
   metrics.set("perf/cpu_memory_peak_gb", static_cast<double>(memory.peak) / kGib);
+  if (parts_.peak_device_bytes) {
+    metrics.set("perf/max_memory_allocated_gb",
+                static_cast<double>(parts_.peak_device_bytes()) / kGib);
+  }
   metrics.set("training/global_step", static_cast<double>(position_.step));
   metrics.set("training/epoch", static_cast<double>(position_.data_position) /
                                     static_cast<double>(order_.num_rows()));

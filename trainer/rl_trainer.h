@@ -14,10 +14,15 @@
 #include "records/run_folder.h"
 #include "records/terminal.h"
 #include "trainer/algorithm.h"
+#include "trainer/reference_model.h"
 #include "trainer/response_group.h"
 #include "trainer/rollout_phase.h"
 #include "trainer/run_state.h"
 #include "trainer/step_clock.h"
+
+namespace gradus::rollout {
+class ToolBox;
+}
 
 namespace gradus::trainer {
 
@@ -26,6 +31,15 @@ struct RunRecords {
   records::RunFolder* folder = nullptr;
   records::MetricsLog* metrics = nullptr;
   CheckpointSaver* saver = nullptr;
+};
+
+// What computes in a run. Null members: on the CPU.
+struct ComputeParts {
+  std::unique_ptr<Learner> learner;
+  std::unique_ptr<rollout::Engine> engine;    // may read weights of the learner, so it goes first
+  std::unique_ptr<ReferenceModel> reference;  // with a KL term
+  // Most memory that was seen taken on the device, bytes; empty: there is none.
+  std::function<int64_t()> peak_device_bytes;
 };
 
 // Everything that a run of reinforcement learning consists of. References outlive the trainer.
@@ -49,6 +63,7 @@ struct RlSetup {
   rollout::ToolBox* tools = nullptr;
   // Of the advantage gae (load_critic); empty: none.
   std::optional<Policy> critic;
+  ComputeParts parts{};
   // Where the run begins; for a client of a federated run, which begins anew in each round.
   RunPosition start{};
   // Sets the factors of the groups' advantages (all 1), after these are set; empty: leaves them.
@@ -114,9 +129,9 @@ class RlTrainer {
   void add_rollout_metrics(const Group& group, Metrics& metrics) const;
   Status prepare(std::span<Group> groups, Metrics& metrics);
   Status set_greedy_rewards(std::span<Group> groups, Metrics& metrics);
-  void set_old_logprobs(std::span<Group> groups);
-  void set_penalties(std::span<Group> groups, Metrics& metrics);
-  TokenNumbers forward_all(std::span<const data::PackGroup> packs, bool of_reference);
+  Status set_old_logprobs(std::span<Group> groups);
+  Status set_penalties(std::span<Group> groups, Metrics& metrics);
+  Result<TokenNumbers> forward_all(std::span<const data::PackGroup> packs, bool of_reference);
   Status check_mismatch(const records::RolloutRecord& record, std::span<const float> logprobs,
                         double& largest) const;
   double kl_coef() const;
@@ -140,16 +155,15 @@ class RlTrainer {
   comm::Communicator& communicator_;
   RunRecords records_;
   records::RunDisplay& display_;
-  Learner learner_;
-  rollout::Engine engine_;
+  ComputeParts parts_;
+  Learner& learner_;
+  rollout::Engine& engine_;
   data::DataOrder order_;
   RolloutWorker worker_;
   RolloutWorker greedy_worker_;  // of one response to a prompt, for remax
   RolloutPhase phase_;
   std::optional<rewards::Curriculum> curriculum_;  // of reward.rubric
-  std::unique_ptr<model::Transformer> reference_;  // the initial model, with a KL term
-  std::unique_ptr<model::TrainingPass> reference_pass_;
-  std::unique_ptr<Critic> critic_;  // null: none
+  std::unique_ptr<Critic> critic_;                 // null: none
   RunPosition position_;
   uint64_t weights_hash_ = 0;
   double step_kl_coef_ = 0;  // position_.kl_coef when the step began

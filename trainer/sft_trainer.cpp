@@ -2,8 +2,21 @@
 #include "trainer/sft_trainer.h"
 
 #include "trainer/checkpoint_saver.h"
+#include "trainer/cpu_learner.h"
 
 namespace gradus::trainer {
+namespace {
+
+ComputeParts take_parts(SftSetup& setup, Policy& policy, comm::Communicator& communicator) {
+  ComputeParts parts = std::move(setup.parts);
+  if (parts.learner == nullptr) {
+    parts.learner = std::make_unique<CpuLearner>(*policy.transformer, setup.sft.optimizer,
+                                                 setup.sft.backward, communicator);
+  }
+  return parts;
+}
+
+}  // namespace
 
 SftTrainer::SftTrainer(SftSetup setup, Policy& policy, comm::Communicator& communicator,
                        RunRecords records, records::RunDisplay& display)
@@ -12,7 +25,8 @@ SftTrainer::SftTrainer(SftSetup setup, Policy& policy, comm::Communicator& commu
       communicator_(communicator),
       records_(records),
       display_(display),
-      learner_(*policy.transformer, setup_.sft.optimizer, setup_.sft.backward, communicator),
+      parts_(take_parts(setup_, policy, communicator)),
+      learner_(*parts_.learner),
       order_(static_cast<int64_t>(setup_.examples.size()), setup_.data_seed, setup_.shuffle) {}
 
 Status SftTrainer::resume(const std::string& checkpoint_folder) {
@@ -90,6 +104,10 @@ Status SftTrainer::step() {
   metrics.set("perf/total_num_tokens", num_tokens);
   metrics.set("perf/throughput", num_tokens / seconds / communicator_.size());
   metrics.set("perf/cpu_memory_peak_gb", static_cast<double>(memory_use().peak) / 1073741824.0);
+  if (parts_.peak_device_bytes) {
+    metrics.set("perf/max_memory_allocated_gb",
+                static_cast<double>(parts_.peak_device_bytes()) / 1073741824.0);
+  }
   metrics.set("training/global_step", static_cast<double>(position_.step));
   metrics.set("training/epoch", static_cast<double>(position_.data_position) /
                                     static_cast<double>(order_.num_rows()));
@@ -113,14 +131,14 @@ Result<double> SftTrainer::held_out_loss() {
     num_targets += static_cast<double>(example.response.size());
   }
   double sum = 0;
-  GRADUS_RETURN_IF_ERROR(learner_.with_average([&]() -> Status {
-    learner_.forward(
+  const Status status = learner_.with_average([&]() -> Status {
+    return learner_.forward(
         groups, 1.0f,
         [&](int64_t, int64_t, std::span<const float> logprobs, std::span<const float>) {
           for (const float logprob : logprobs) sum -= double{logprob} / num_targets;
         });
-    return {};
-  }));
+  });
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, status));
   return comm::all_reduce_sum(communicator_, {&sum, 1})[0];
 }
 

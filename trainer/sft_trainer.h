@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,7 @@ struct SftSetup {
   std::vector<SftExample> examples;  // at least one
   EvalConfig eval = {};
   std::vector<SftExample> held_out = {};  // for val/loss; may be empty
+  ComputeParts parts = {};                // of which it needs the learner
 };
 
 // Supervised fine-tuning: minimises the mean negative log-prob of the response tokens of each
@@ -53,7 +55,8 @@ class SftTrainer {
   comm::Communicator& communicator_;
   RunRecords records_;
   records::RunDisplay& display_;
-  Learner learner_;
+  ComputeParts parts_;
+  Learner& learner_;
   data::DataOrder order_;
   RunPosition position_;
   StepClock clock_;

@@ -18,7 +18,7 @@
 #include "kernels/gemm.h"
 #include "model/parameters.h"
 #include "model/training_pass.h"
-#include "rollout/engine.h"
+#include "rollout/cpu_engine.h"
 
 namespace gradus::bench {
 namespace {
@@ -125,7 +125,8 @@ class DropAll : public rollout::TrajectorySink {
 // Decoding of `batch` sequences, 12 tokens each after a prompt of 8.
 void decode(benchmark::State& state) {
   const int64_t batch = state.range(0);
-  rollout::Engine engine(transformer(), nullptr, {.max_batch = batch, .kv_cache_bytes = 1ll << 28});
+  rollout::CpuEngine engine(transformer(), nullptr,
+                            {.max_batch = batch, .kv_cache_bytes = 1ll << 28});
   std::vector<data::RolloutRequest> requests;
   for (int64_t i = 0; i < batch; ++i) {
     data::RolloutRequest request;

@@ -14,7 +14,7 @@
 
 #include "common/parallel.h"
 #include "common/rng.h"
-#include "trainer/learner.h"
+#include "trainer/cpu_learner.h"
 
 namespace gradus {
 namespace {
@@ -52,7 +52,7 @@ std::vector<data::PackGroup> packed_groups(int64_t num_tokens, int64_t vocab_siz
 // One way of training, with its own copy of the model.
 struct Training {
   std::unique_ptr<model::Transformer> transformer;
-  std::unique_ptr<trainer::Learner> learner;
+  std::unique_ptr<trainer::CpuLearner> learner;
   std::vector<double> seconds;
 
   Training(int64_t rank, comm::Communicator& communicator) {
@@ -63,7 +63,7 @@ struct Training {
       transformer->set_adapter(
           model::LoraAdapter::create(config, {.rank = rank}, transformer->parameters(), 1).value());
     }
-    learner = std::make_unique<trainer::Learner>(
+    learner = std::make_unique<trainer::CpuLearner>(
         *transformer, trainer::OptimizerConfig{},
         trainer::BackwardConfig{.micro_batch_tokens = 1 << 20, .reduction_blocks = 1},
         communicator);

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "model/training_pass.h"
-#include "rollout/engine.h"
+#include "rollout/cpu_engine.h"
 #include "tests/support/model_rows.h"
 
 // The contract of docs/numerics.md over many tokens: the engine samples under random settings, the
@@ -64,7 +64,7 @@ inline int64_t count_equal_logprobs(model::Transformer& transformer, const Contr
     }
     std::vector<data::Trajectory> trajectories;
   };
-  Engine engine(transformer, nullptr, round.options);
+  CpuEngine engine(transformer, nullptr, round.options);
   Collector sink(round.requests.size());
   const Status status = engine.run(round.requests, 0, 0, sink);
   EXPECT_TRUE(status.ok()) << status.message();

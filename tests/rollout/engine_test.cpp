@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "rollout/engine.h"
+#include "rollout/cpu_engine.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -59,7 +59,7 @@ class EngineTest : public ::testing::Test {
 
   std::vector<data::Trajectory> run(const std::vector<data::RolloutRequest>& requests,
                                     EngineOptions options, EngineStats* stats = nullptr) {
-    Engine engine(*model_, tokenizer_.get(), options);
+    CpuEngine engine(*model_, tokenizer_.get(), options);
     Collector sink(requests.size());
     const Status status = engine.run(requests, 3, 99, sink);
     EXPECT_TRUE(status.ok()) << status.message();
@@ -174,7 +174,7 @@ TEST_F(EngineTest, GreedyTakesTheLargestLogitAndTopKOneAgrees) {
 
 TEST_F(EngineTest, CancelKeepsWhatWasSampled) {
   const std::vector<data::RolloutRequest> all = requests(4, 3, 50);
-  Engine engine(*model_, tokenizer_.get(), pages(60, 4));
+  CpuEngine engine(*model_, tokenizer_.get(), pages(60, 4));
   Collector sink(all.size());
   std::atomic<bool> cancel{false};
   ASSERT_TRUE(engine
@@ -202,7 +202,7 @@ TEST_F(EngineTest, AnInterruptedResponseGoesOnAsIfNothingHadHappened) {
   std::vector<size_t> rest(all.size());
   for (size_t i = 0; i < rest.size(); ++i) rest[i] = i;
   for (data::RolloutRequest& request : all) request.token_budget = 4;
-  Engine engine(*model_, tokenizer_.get(), pages(40));
+  CpuEngine engine(*model_, tokenizer_.get(), pages(40));
   uint64_t version = 10;
   for (; !rest.empty(); ++version) {
     std::vector<data::RolloutRequest> now;
@@ -250,7 +250,7 @@ TEST_F(EngineTest, AResponseThatCannotBeGoneOnWithIsAnError) {
   const data::Trajectory whole = run({request}, pages(10))[0];
   const auto message_of = [&](const data::Trajectory& begun) {
     request.begun = begun;
-    Engine engine(*model_, tokenizer_.get(), pages(10));
+    CpuEngine engine(*model_, tokenizer_.get(), pages(10));
     Collector sink(1);
     return engine.run({&request, 1}, 0, 0, sink).message();
   };
@@ -263,7 +263,7 @@ TEST_F(EngineTest, AResponseThatCannotBeGoneOnWithIsAnError) {
 
 TEST_F(EngineTest, NamesTheRequestThatCannotRun) {
   const auto message_of = [&](const data::RolloutRequest& request, EngineOptions options) {
-    Engine engine(*model_, tokenizer_.get(), options);
+    CpuEngine engine(*model_, tokenizer_.get(), options);
     Collector sink(1);
     return engine.run({&request, 1}, 0, 0, sink).message();
   };
@@ -284,7 +284,7 @@ TEST_F(EngineTest, NamesTheRequestThatCannotRun) {
 TEST_F(EngineTest, WeightsThatAreNotANumberAreAnError) {
   model_->parameters()[model_->layout().final_norm] = std::numeric_limits<float>::quiet_NaN();
   const std::vector<data::RolloutRequest> one = requests(1, 1, 5);
-  Engine engine(*model_, tokenizer_.get(), pages(10));
+  CpuEngine engine(*model_, tokenizer_.get(), pages(10));
   Collector sink(1);
   const Status status = engine.run(one, 0, 0, sink);
   EXPECT_EQ(status.code(), StatusCode::kDataLoss);

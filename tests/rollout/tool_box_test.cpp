@@ -10,7 +10,7 @@
 
 #include "common/rng.h"
 #include "model/training_pass.h"
-#include "rollout/engine.h"
+#include "rollout/cpu_engine.h"
 #include "tests/support/model_rows.h"
 
 namespace gradus::rollout {
@@ -97,7 +97,7 @@ class ToolBoxTest : public ::testing::Test {
   std::vector<data::Trajectory> run(const std::vector<data::RolloutRequest>& requests,
                                     EngineOptions options, ToolBox* tools,
                                     EngineStats* stats = nullptr) {
-    Engine engine(*model_, tokenizer_.get(), options, tools);
+    CpuEngine engine(*model_, tokenizer_.get(), options, tools);
     Collector sink(requests.size());
     const Status status = engine.run(requests, 3, 99, sink);
     EXPECT_TRUE(status.ok()) << status.message();
@@ -347,7 +347,7 @@ TEST_F(ToolBoxTest, ARunCanBeCancelledWhileToolsAreAtWork) {
   const auto tools =
       box([released = release.get_future().share()] { return std::make_unique<Stuck>(released); },
           kSmall);
-  Engine engine(*model_, tokenizer_.get(), pages(400), tools.get());
+  CpuEngine engine(*model_, tokenizer_.get(), pages(400), tools.get());
   Collector sink(all.size());
   std::atomic<bool> cancel = false;
   int64_t num_finished = -1, num_same = 0;
@@ -374,7 +374,7 @@ TEST_F(ToolBoxTest, ACacheWithoutRoomForObservationsIsAnError) {
   ToolBox::Limits limits = kSmall;
   limits.max_observation_tokens = 500;
   const auto tools = echo_box(0, limits);
-  Engine engine(*model_, tokenizer_.get(), pages(5), tools.get());
+  CpuEngine engine(*model_, tokenizer_.get(), pages(5), tools.get());
   Collector sink(1);
   EXPECT_THAT(engine.run(requests(1, 1, 10), 0, 0, sink).message(),
               HasSubstr("raise kv_cache_mib to at least"));

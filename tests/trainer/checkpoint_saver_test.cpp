@@ -13,6 +13,7 @@
 #include "tests/support/files.h"
 #include "tests/support/in_process_communicator.h"
 #include "tests/support/model_rows.h"
+#include "trainer/cpu_learner.h"
 
 namespace gradus::trainer {
 namespace {
@@ -40,7 +41,7 @@ TEST(CheckpointSaver, WritesTheStateOfTheMomentOnAnyNumberOfRanks) {
     const test::TemporaryFolder folder;
     run_ranks(num_ranks, [&](comm::Communicator& communicator) {
       Policy policy = tiny_policy();
-      Learner learner(*policy.transformer, {}, {}, communicator);
+      CpuLearner learner(*policy.transformer, {}, {}, communicator);
       const auto store = store_on_rank_0(folder.path(), communicator.rank());
       CheckpointSaver saver(store.get(), communicator);
       ASSERT_TRUE(saver.save(policy, learner, {.step = 3, .data_position = 24}, {}).ok());
@@ -100,8 +101,8 @@ TEST(CheckpointSaver, WhatTheRanksShareOutDoesNotShowAndMayChangeOnResume) {
     const test::TemporaryFolder folder;
     run_ranks(first.num_ranks, [&](comm::Communicator& communicator) {
       Policy policy = tiny_policy();
-      Learner learner(*policy.transformer, optimizer, {.zero_stage = first.zero_stage},
-                      communicator);
+      CpuLearner learner(*policy.transformer, optimizer, {.zero_stage = first.zero_stage},
+                         communicator);
       const auto store = store_on_rank_0(folder.path(), communicator.rank());
       CheckpointSaver saver(store.get(), communicator);
       update(policy, learner, 2);
@@ -111,8 +112,8 @@ TEST(CheckpointSaver, WhatTheRanksShareOutDoesNotShowAndMayChangeOnResume) {
     states.push_back(test::checkpoint_state(folder.path() + "/step_2"));
     run_ranks(second.num_ranks, [&](comm::Communicator& communicator) {
       Policy policy = tiny_policy();
-      Learner learner(*policy.transformer, optimizer, {.zero_stage = second.zero_stage},
-                      communicator);
+      CpuLearner learner(*policy.transformer, optimizer, {.zero_stage = second.zero_stage},
+                         communicator);
       const auto store = store_on_rank_0(folder.path(), communicator.rank());
       CheckpointSaver saver(store.get(), communicator);
       RunPosition position;
@@ -138,7 +139,7 @@ TEST(CheckpointSaver, AnErrorOfTheWriterComesUpLaterAndOnAllRanks) {
   const auto previous = std::signal(SIGXFSZ, SIG_IGN);
   run_ranks(2, [&](comm::Communicator& communicator) {
     const Policy policy = tiny_policy();
-    Learner learner(*policy.transformer, {}, {}, communicator);
+    CpuLearner learner(*policy.transformer, {}, {}, communicator);
     const auto store = store_on_rank_0(folder.path(), communicator.rank());
     CheckpointSaver saver(store.get(), communicator);
     if (communicator.rank() == 0) {

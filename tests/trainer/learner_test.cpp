@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "trainer/learner.h"
+#include "trainer/cpu_learner.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -86,20 +86,20 @@ uint64_t train(const Settings& settings) {
   run_ranks(settings.num_ranks, [&](comm::Communicator& communicator) {
     const std::unique_ptr<model::Transformer> transformer = testing::tiny_model(settings.model);
     const auto groups = make_groups(transformer->config().vocab_size);
-    Learner learner(*transformer, settings.optimizer,
-                    {.micro_batch_tokens = settings.micro_batch_tokens,
-                     .gradient_checkpointing = settings.checkpointing,
-                     .reduction_blocks = settings.reduction_blocks,
-                     .zero_stage = settings.zero_stage,
-                     .layout_invariant = settings.layout_invariant},
-                    communicator);
+    CpuLearner learner(*transformer, settings.optimizer,
+                       {.micro_batch_tokens = settings.micro_batch_tokens,
+                        .gradient_checkpointing = settings.checkpointing,
+                        .reduction_blocks = settings.reduction_blocks,
+                        .zero_stage = settings.zero_stage,
+                        .layout_invariant = settings.layout_invariant},
+                       communicator);
     std::vector<bool> needs_gradient(10, true);
     needs_gradient[6] = false;
     for (int step = 0; step < 3; ++step) {
       const auto stats = learner.update(groups, needs_gradient, 0.9f, kRate, Loss{groups});
       GRADUS_CHECK(stats.ok(), stats.status().message());
     }
-    learner.whole_weights();
+    ASSERT_TRUE(learner.whole_weights().ok());
     uint64_t of_run = hash(*transformer);
     if (learner.average() != nullptr) {
       GRADUS_CHECK(learner
@@ -210,7 +210,7 @@ struct Training {
   std::unique_ptr<comm::Communicator> communicator = comm::make_communicator().value();
   std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
   std::vector<data::PackGroup> groups = make_groups(transformer->config().vocab_size);
-  Learner learner;
+  CpuLearner learner;
 
   explicit Training(const OptimizerConfig& optimizer = {}, const BackwardConfig& backward = {})
       : learner(*transformer, optimizer, backward, *communicator) {}
@@ -227,7 +227,7 @@ struct Training {
   std::vector<float> first_moments() const {
     const test::TemporaryFolder folder;
     records::StateSnapshot snapshot;
-    learner.save(snapshot);
+    EXPECT_TRUE(learner.save(snapshot).ok());
     EXPECT_TRUE(snapshot.write(folder.path() + "/state.bin").ok());
     const auto shards = records::StateShards::open(folder.path(), "state").value();
     std::vector<float> m(static_cast<size_t>(transformer->layout().size));
@@ -354,7 +354,7 @@ TEST(Learner, AllRanksLearnWhatWasNotFinite) {
     run_ranks(4, [&](comm::Communicator& communicator) {
       const std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
       const auto groups = make_groups(transformer->config().vocab_size);
-      Learner learner(*transformer, {}, {.zero_stage = stage}, communicator);
+      CpuLearner learner(*transformer, {}, {.zero_stage = stage}, communicator);
       for (const float poison : {std::nanf(""), 1e30f}) {
         const auto stats = learner.update(groups, std::vector<bool>(10, true), 1.0f, kRate,
                                           Loss{groups, 1, poison});
@@ -367,7 +367,7 @@ TEST(Learner, AllRanksLearnWhatWasNotFinite) {
         needs_gradient[6] = false;
         ASSERT_TRUE(learner.update(groups, needs_gradient, 0.9f, kRate, Loss{groups}).ok());
       }
-      learner.whole_weights();
+      ASSERT_TRUE(learner.whole_weights().ok());
       EXPECT_EQ(hash(*transformer), expected) << stage;
     });
   }
@@ -377,7 +377,7 @@ TEST(Learner, AnErrorOfTheLossOnOneRankEndsTheUpdateOnAll) {
   const auto end_an_update = [](comm::Communicator& communicator, int64_t stage) {
     const std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
     const auto groups = make_groups(transformer->config().vocab_size);
-    Learner learner(*transformer, {}, {.zero_stage = stage}, communicator);
+    CpuLearner learner(*transformer, {}, {.zero_stage = stage}, communicator);
     const uint64_t before = hash(*transformer);
     const Loss loss{groups};
     const auto failing = [&](int64_t first, int64_t count, std::span<const float> logprobs,
@@ -390,7 +390,7 @@ TEST(Learner, AnErrorOfTheLossOnOneRankEndsTheUpdateOnAll) {
     ASSERT_FALSE(stats.ok());
     // Group 4 of 10 is in block 3 of 8 ([3, 5)), which rank 1 of 4 has.
     EXPECT_EQ(stats.status().message(), "rank 1: group 4 is broken");
-    learner.whole_weights();
+    ASSERT_TRUE(learner.whole_weights().ok());
     EXPECT_EQ(hash(*transformer), before);
     EXPECT_EQ(learner.num_updates(), 0);
   };
@@ -448,7 +448,7 @@ TEST(Learner, SavedAndLoadedItGoesOnAsIfNeverStopped) {
   Training first, second, without_state;
   for (int step = 0; step < 3; ++step) ASSERT_TRUE(first.update().ok());
   records::StateSnapshot snapshot;
-  first.learner.save(snapshot);
+  ASSERT_TRUE(first.learner.save(snapshot).ok());
   ASSERT_TRUE(snapshot.write(folder.path() + "/optimizer.bin").ok());
   for (Training* run : {&second, &without_state}) {
     const std::vector<float> weights = first.weights();
@@ -512,7 +512,7 @@ TEST(Learner, MuonSavedAndLoadedGoesOnAsIfNeverStoppedAndIsNotTakenForAdamW) {
   const test::TemporaryFolder folder;
   for (int step = 0; step < 2; ++step) ASSERT_TRUE(whole.update().ok());
   records::StateSnapshot snapshot;
-  whole.learner.save(snapshot);
+  ASSERT_TRUE(whole.learner.save(snapshot).ok());
   ASSERT_TRUE(snapshot.write(folder.path() + "/optimizer.bin").ok());
   const std::vector<float> weights = whole.weights();
   std::copy(weights.begin(), weights.end(), second.transformer->parameters());
@@ -561,11 +561,11 @@ TEST(Learner, StateOfFourRanksIsReadByAnyNumber) {
   run_ranks(4, [&](comm::Communicator& communicator) {
     const std::unique_ptr<model::Transformer> transformer = testing::tiny_model("qwen2");
     const auto groups = make_groups(transformer->config().vocab_size);
-    Learner learner(*transformer, {}, {}, communicator);
+    CpuLearner learner(*transformer, {}, {}, communicator);
     ASSERT_TRUE(
         learner.update(groups, std::vector<bool>(10, true), 1.0f, kRate, Loss{groups}).ok());
     records::StateSnapshot snapshot;
-    learner.save(snapshot);
+    ASSERT_TRUE(learner.save(snapshot).ok());
     // A quarter of both moments, but for the rounding to vectors.
     EXPECT_NEAR(static_cast<double>(snapshot.num_bytes()),
                 2.0 * static_cast<double>(transformer->layout().size), 1024);
@@ -587,13 +587,14 @@ TEST(Learner, ForwardGivesTheLogprobsOfTheUpdateBitForBit) {
   Training run;
   std::vector<float> seen, forward;
   int64_t next = 0;
-  run.learner.forward(
+  const Status status = run.learner.forward(
       run.groups, 1.0f,
       [&](int64_t first, int64_t count, std::span<const float> logprobs, std::span<const float>) {
         EXPECT_EQ(first, next);
         next += count;
         forward.insert(forward.end(), logprobs.begin(), logprobs.end());
       });
+  ASSERT_TRUE(status.ok()) << status.message();
   EXPECT_EQ(next, 10);
   const Loss loss{run.groups};
   ASSERT_TRUE(run.update([&](int64_t first, int64_t count, std::span<const float> logprobs,

@@ -9,6 +9,7 @@
 
 #include "comm/in_process.h"
 #include "records/rollout_messages.h"
+#include "rollout/cpu_engine.h"
 #include "tests/support/model_rows.h"
 
 namespace gradus::trainer {
@@ -92,7 +93,7 @@ void live(const Case& c, comm::Communicator& ranks, Outcome& outcome) {
         random_tokens(static_cast<int64_t>(3 + i), policy.transformer->config().vocab_size, i);
     prompts[i].task = "t";
   }
-  rollout::Engine engine(*policy.transformer, policy.tokenizer.get(), {8, 8 << 20, 64});
+  rollout::CpuEngine engine(*policy.transformer, policy.tokenizer.get(), {8, 8 << 20, 64});
   const rewards::RewardSum rewards = make_rewards();
   RolloutWorker worker(setup.work, engine, rewards, prompts);
   const std::unique_ptr<comm::Communicator> trainers = ranks.subset(0, num_training);

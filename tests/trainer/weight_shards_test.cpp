@@ -14,7 +14,7 @@
 #include "kernels/optimizer.h"
 #include "tests/support/in_process_communicator.h"
 #include "tests/support/model_rows.h"
-#include "trainer/learner.h"
+#include "trainer/cpu_learner.h"
 
 namespace gradus::trainer {
 namespace {
@@ -159,8 +159,8 @@ double peak_of_update(int num_ranks, int64_t zero_stage) {
   run_ranks(num_ranks, [&](comm::Communicator& communicator) {
     model::Transformer transformer(config);
     std::copy(weights.begin(), weights.end(), transformer.parameters());
-    Learner learner(transformer, {.learning_rate = 1e-4},
-                    {.gradient_checkpointing = true, .zero_stage = zero_stage}, communicator);
+    CpuLearner learner(transformer, {.learning_rate = 1e-4},
+                       {.gradient_checkpointing = true, .zero_stage = zero_stage}, communicator);
     std::vector<data::PackGroup> groups;
     for (uint64_t g = 0; g < 8; ++g) {
       groups.push_back(

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Learner with zero_stage 2 and 3: a rank's packs go through the model together, layer by layer, so
-// that one unit's weights and gradient are there at a time, whatever the number of packs.
+// CpuLearner with zero_stage 2 and 3: a rank's packs go through the model together, layer by layer,
+// so that one unit's weights and gradient are there at a time, whatever the number of packs.
 #include <chrono>
 
 #include "common/residency.h"
 #include "kernels/norm.h"
-#include "trainer/learner.h"
+#include "trainer/cpu_learner.h"
+#include "trainer/internal/non_finite.h"
 
 namespace gradus::trainer {
 namespace {
@@ -19,33 +20,33 @@ double seconds_since(Clock::time_point start) {
 }  // namespace
 
 // Makes the other ranks' slices of a unit come; enter() waits for them, leave() gives them back.
-void Learner::expect(int unit) {
+void CpuLearner::expect(int unit) {
   if (holds_slices()) shards_->start_gather(transformer_.parameters(), unit);
 }
 
-void Learner::enter(int unit) {
+void CpuLearner::enter(int unit) {
   if (!holds_slices()) return;
   shards_->unlock_others(transformer_.parameters(), unit);
   shards_->finish_gather(transformer_.parameters(), unit);
 }
 
-void Learner::leave(int unit) {
+void CpuLearner::leave(int unit) {
   if (holds_slices()) shards_->lock_others(transformer_.parameters(), unit);
 }
 
 // What forward_by_layers() ends with.
-void Learner::leave_head() {
+void CpuLearner::leave_head() {
   leave(shards_->tail());
   if (shards_->is_tied()) leave(WeightShards::kEmbedding);
 }
 
-void Learner::shard_weights() {
+void CpuLearner::shard_weights() {
   if (!holds_slices() || !is_whole_) return;
   for (int unit = 0; unit < shards_->num_units(); ++unit) leave(unit);
   is_whole_ = false;
 }
 
-void Learner::whole_weights() {
+void CpuLearner::gather_weights() {
   if (shards_ == nullptr || is_whole_) return;
   for (int unit = 0; unit < shards_->num_units(); ++unit) {
     shards_->unlock_others(transformer_.parameters(), unit);
@@ -54,8 +55,7 @@ void Learner::whole_weights() {
   is_whole_ = true;
 }
 
-void Learner::visit(float* values, bool is_whole, bool is_locked,
-                    const std::function<void(int64_t, int64_t)>& body) {
+void CpuLearner::visit(float* values, bool is_whole, bool is_locked, const RangeFunction& body) {
   if (is_whole) return body(0, transformer_.trainable().layout.size);
   shards_->start_gather(values, 0);
   for (int unit = 0; unit < shards_->num_units(); ++unit) {
@@ -67,22 +67,24 @@ void Learner::visit(float* values, bool is_whole, bool is_locked,
   }
 }
 
-void Learner::visit_weights(const std::function<void(int64_t, int64_t)>& body) {
+Status CpuLearner::visit_weights(const RangeFunction& body) {
   visit(transformer_.trainable().values, is_whole_, true, body);
+  return {};
 }
 
-void Learner::visit_average(const std::function<void(int64_t, int64_t)>& body) {
+Status CpuLearner::visit_average(const RangeFunction& body) {
   visit(optimizer_.average(), shards_ == nullptr, false, body);
+  return {};
 }
 
-void Learner::average_was_loaded() {
+void CpuLearner::average_was_loaded() {
   if (shards_ == nullptr || optimizer_.average() == nullptr) return;
   for (int unit = 0; unit < shards_->num_units(); ++unit) {
     shards_->release_others(optimizer_.average(), unit);
   }
 }
 
-model::TrainingPass* Learner::shared_pass(size_t index) {
+model::TrainingPass* CpuLearner::shared_pass(size_t index) {
   while (shared_passes_.size() <= index) {
     shared_passes_.push_back(std::make_unique<model::TrainingPass>(
         transformer_, backward_.gradient_checkpointing, scratch_));
@@ -90,7 +92,7 @@ model::TrainingPass* Learner::shared_pass(size_t index) {
   return shared_passes_[index].get();
 }
 
-model::Gradients& Learner::gradients_at(size_t depth) {
+model::Gradients& CpuLearner::gradients_at(size_t depth) {
   while (layer_gradients_.size() <= depth) {
     layer_gradients_.push_back(new_gradients());
     AlignedBuffer& buffer = layer_gradients_.back()->buffer;
@@ -100,7 +102,7 @@ model::Gradients& Learner::gradients_at(size_t depth) {
 }
 
 // Ends with the head's weights still there: leave_head().
-void Learner::forward_by_layers(std::span<MicroBatch> batches, float temperature) {
+void CpuLearner::forward_by_layers(std::span<MicroBatch> batches, float temperature) {
   const int64_t num_layers = transformer_.config().num_layers;
   expect(WeightShards::kEmbedding);
   for (size_t i = 0; i < batches.size(); ++i) batches[i].pass = shared_pass(i);
@@ -131,9 +133,9 @@ void Learner::forward_by_layers(std::span<MicroBatch> batches, float temperature
 
 // A unit's gradient: blocks meet in the tree as in sum_by_blocks(), then the ranks. This rank's
 // slice of it is left in gradients_at(0).
-void Learner::sum_unit(int unit, size_t num_blocks,
-                       const std::function<void(size_t, model::Gradients&)>& add_block,
-                       UpdateStats& stats) {
+void CpuLearner::sum_unit(int unit, size_t num_blocks,
+                          const std::function<void(size_t, model::Gradients&)>& add_block,
+                          UpdateStats& stats) {
   const Clock::time_point started = Clock::now();
   const auto values = [&](size_t depth) {
     return shards_->values(gradients_at(depth).buffer.data(), unit);
@@ -161,16 +163,16 @@ void Learner::sum_unit(int unit, size_t num_blocks,
   shards_->release_others(gradients_at(0).buffer.data(), unit);
 }
 
-Status Learner::sum_by_layers(std::span<const data::PackGroup> groups,
-                              const std::vector<bool>& needs_gradient, float temperature,
-                              const LossFunction& loss, UpdateStats& stats) {
+Status CpuLearner::sum_by_layers(std::span<const data::PackGroup> groups,
+                                 const std::vector<bool>& needs_gradient, float temperature,
+                                 const LossFunction& loss, UpdateStats& stats) {
   const std::vector<BlockRange> blocks = own_blocks(static_cast<int64_t>(groups.size()));
   std::vector<MicroBatch> batches;
   std::vector<BlockRange> ranges;  // of groups, of each batch
   for (size_t block = 0; block < blocks.size(); ++block) {
     for (int64_t first = blocks[block].first_group; first < blocks[block].end_group;) {
-      const int64_t end =
-          micro_batch_end(groups, needs_gradient, first, blocks[block].end_group, stats.num_rows);
+      const int64_t end = micro_batch_end(groups, needs_gradient, backward_.micro_batch_tokens,
+                                          first, blocks[block].end_group, stats.num_rows);
       batches.push_back({.pack = data::make_pack(groups.subspan(static_cast<size_t>(first),
                                                                 static_cast<size_t>(end - first))),
                          .block = block,
@@ -186,7 +188,7 @@ Status Learner::sum_by_layers(std::span<const data::PackGroup> groups,
   std::vector<float> dlogprobs, dentropies;
   for (size_t i = 0; i < batches.size() && status.ok(); ++i) {
     MicroBatch& batch = batches[i];
-    status = check_logprobs(batch.pass->logprobs());
+    status = check_logprobs(batch.pass->logprobs(), num_updates());
     if (!status.ok()) break;
     dlogprobs.assign(batch.pack.targets.size(), 0);
     dentropies.assign(batch.pack.targets.size(), 0);
