@@ -9,6 +9,7 @@
 #include "cli/engine_bench.h"
 #include "cli/json_lines.h"
 #include "cli/kernel_bench.h"
+#include "cli/nccl_bench.h"
 
 namespace gradus::cli {
 namespace {
@@ -49,6 +50,21 @@ Status bench_engine_command(const EngineBenchArguments& arguments) {
   GRADUS_RETURN_IF_ERROR(
       bench_engine(*cuda, arguments.engine,
                    [&](const nlohmann::ordered_json& row) { return (*writer)->write(row); }));
+  return (*writer)->finish();
+}
+
+// Device --device + r for rank r; rank 0 writes.
+Status bench_nccl_command(const BenchOptions& common, const NcclBenchOptions& options) {
+  const auto world = comm::make_communicator();
+  GRADUS_RETURN_IF_ERROR(world.status());
+  comm::Communicator& ranks = **world;
+  const auto cuda = kernels::Cuda::open(common.library, common.device + ranks.rank());
+  GRADUS_RETURN_IF_ERROR(agree(ranks, cuda.status()));
+  const auto writer = JsonLinesWriter::open(ranks.rank() == 0 ? common.output : "/dev/null");
+  GRADUS_RETURN_IF_ERROR(agree(ranks, writer.status()));
+  GRADUS_RETURN_IF_ERROR(bench_nccl(*cuda, ranks, options, [&](const nlohmann::ordered_json& row) {
+    return (*writer)->write(row);
+  }));
   return (*writer)->finish();
 }
 
@@ -99,6 +115,22 @@ void add_bench_command(CLI::App& app, Action& action) {
       ->check(positive);
   engine->callback(
       [arguments, &action] { action = [arguments] { return bench_engine_command(*arguments); }; });
+
+  CLI::App* nccl = bench->add_subcommand(
+      "nccl",
+      "Measure what the devices of all ranks say to each other, under mpirun: a broadcast at once "
+      "and in buckets, sums, slices; one JSON row a case");
+  const auto nccl_common = std::make_shared<BenchOptions>();
+  const auto nccl_options = std::make_shared<NcclBenchOptions>();
+  add_common_options(*nccl, *nccl_common);
+  nccl->add_option("--mib", nccl_options->mib, "Memory that is moved, in MiB")->check(positive);
+  nccl->add_option("--bucket-mib", nccl_options->bucket_mib, "A bucket, in MiB")->check(positive);
+  nccl->add_option("--repeats", nccl_options->repeats, "Samples of each case")->check(positive);
+  nccl->callback([nccl_common, nccl_options, &action] {
+    action = [nccl_common, nccl_options] {
+      return bench_nccl_command(*nccl_common, *nccl_options);
+    };
+  });
 }
 
 }  // namespace gradus::cli

@@ -82,6 +82,9 @@ class Communicator {
   std::unique_ptr<Communicator> subset(int first, int count) const;
 
   Watch& watch() const { return *watch_; }
+  // What to write down while this rank waits for an operation of all ranks that runs elsewhere, on
+  // their devices. Counts as a collective: every rank calls it, in the same order.
+  Wait begin_elsewhere(const char* name) { return collective(name); }
 
  protected:
   explicit Communicator(std::shared_ptr<Watch> watch) : watch_(std::move(watch)) {}

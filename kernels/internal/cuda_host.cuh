@@ -28,6 +28,7 @@ int num_processors();
 
 LmHeadFunctions lm_head_functions();
 CheckFunctions check_functions();
+NcclFunctions nccl_functions();
 
 // Cuts a workspace into arrays that begin at multiples of 256; with no memory it counts alone.
 struct Carver {

@@ -136,7 +136,32 @@ struct CheckFunctions {
   CudaCode (*read)(const void* p, size_t bytes, float* sum, void* stream, CudaErrorText*);
 };
 
-inline constexpr uint32_t kCudaTableVersion = 5;
+// kernels/nccl.h. Nothing here waits: what takes time is asked after by state() and is_done().
+struct NcclFunctions {
+  // Loads NCCL, from `library` or, if that is empty, from where the machine has it.
+  CudaCode (*load)(const char* library, CudaErrorText*);
+  CudaCode (*make_id)(void* id, CudaErrorText*);
+  // Begins to connect; no operation before state() says that nothing is under way.
+  CudaCode (*create)(const void* id, int32_t rank, int32_t size, void** communicator,
+                     CudaErrorText*);
+  CudaCode (*all_reduce)(void* communicator, const float* from, float* to, int64_t count,
+                         void* stream, CudaErrorText*);
+  CudaCode (*reduce_scatter)(void* communicator, const float* from, float* to, int64_t count,
+                             void* stream, CudaErrorText*);
+  CudaCode (*all_gather)(void* communicator, const void* from, void* to, int64_t bytes,
+                         void* stream, CudaErrorText*);
+  CudaCode (*broadcast)(void* communicator, void* p, int64_t bytes, int32_t root, void* stream,
+                        CudaErrorText*);
+  // Whether the last call is still under way; the error of one that failed later.
+  CudaCode (*state)(void* communicator, int32_t* is_busy, CudaErrorText*);
+  // Whether the work before a recorded event is done.
+  CudaCode (*is_done)(void* event, int32_t* is_done, CudaErrorText*);
+  CudaCode (*finalize)(void* communicator, CudaErrorText*);  // state() says when it is over
+  CudaCode (*destroy)(void* communicator, CudaErrorText*);
+  CudaCode (*abort)(void* communicator, CudaErrorText*);  // instead of destroy()
+};
+
+inline constexpr uint32_t kCudaTableVersion = 6;
 struct CudaTable {
   uint32_t version;  // kCudaTableVersion of the library's build
   uint32_t bytes;    // sizeof(CudaTable)
@@ -147,6 +172,7 @@ struct CudaTable {
   ProductFunctions product;
   BackwardFunctions backward;
   CheckFunctions check;
+  NcclFunctions nccl;
 };
 
 inline constexpr const char* kCudaTableSymbol = "gradus_cuda_table";

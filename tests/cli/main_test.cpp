@@ -32,6 +32,13 @@ TEST(BenchEngine, NamesTheShapesItKnows) {
             "smollm2-135m\n");
 }
 
+TEST(BenchNccl, WithoutADeviceSaysWhatIsNeeded) {
+  const Outcome outcome = run_gradus("bench nccl --library /nowhere/libgradus_cuda.so 2>&1");
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_THAT(outcome.output,
+              StartsWith("gradus: error: cuda: cannot load /nowhere/libgradus_cuda.so: "));
+}
+
 TEST(BenchEngine, RoofReadsWeightsOnceAStepAndEveryKey) {
   model::ModelConfig config = cli::bench_shape("qwen3-0.6b").value();
   // 596,049,920 weights in bf16, 112 KiB of keys and values a token.
