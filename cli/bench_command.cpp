@@ -10,6 +10,7 @@
 #include "cli/json_lines.h"
 #include "cli/kernel_bench.h"
 #include "cli/nccl_bench.h"
+#include "cli/training_bench.h"
 
 namespace gradus::cli {
 namespace {
@@ -65,6 +66,23 @@ Status bench_nccl_command(const BenchOptions& common, const NcclBenchOptions& op
   GRADUS_RETURN_IF_ERROR(bench_nccl(*cuda, ranks, options, [&](const nlohmann::ordered_json& row) {
     return (*writer)->write(row);
   }));
+  return (*writer)->finish();
+}
+
+struct TrainingBenchArguments {
+  BenchOptions common;
+  TrainingBenchOptions training;
+};
+
+Status bench_training_command(const TrainingBenchArguments& arguments) {
+  GRADUS_RETURN_IF_ERROR(bench_shape(arguments.training.shape).status());
+  const auto cuda = kernels::Cuda::open(arguments.common.library, arguments.common.device);
+  GRADUS_RETURN_IF_ERROR(cuda.status());
+  const auto writer = JsonLinesWriter::open(arguments.common.output);
+  GRADUS_RETURN_IF_ERROR(writer.status());
+  GRADUS_RETURN_IF_ERROR(
+      bench_training(*cuda, arguments.training,
+                     [&](const nlohmann::ordered_json& row) { return (*writer)->write(row); }));
   return (*writer)->finish();
 }
 
@@ -131,6 +149,23 @@ void add_bench_command(CLI::App& app, Action& action) {
       return bench_nccl_command(*nccl_common, *nccl_options);
     };
   });
+
+  CLI::App* train = bench->add_subcommand(
+      "train",
+      "Measure a training step on the GPU with random weights beside the rate of one large matrix "
+      "product; one JSON row");
+  const auto training = std::make_shared<TrainingBenchArguments>();
+  add_common_options(*train, training->common);
+  train->add_option("--shape", training->training.shape,
+                    "Shape of the model: qwen3-0.6b, qwen2.5-0.5b or smollm2-135m");
+  train->add_option("--sequences", training->training.sequences, "Sequences in a step")
+      ->check(positive);
+  train->add_option("--length", training->training.length, "Tokens of a sequence")->check(positive);
+  train->add_flag("--gradient-checkpointing", training->training.gradient_checkpointing,
+                  "Keep the input of each layer alone");
+  train->add_option("--repeats", training->training.repeats, "Timed steps")->check(positive);
+  train->callback(
+      [training, &action] { action = [training] { return bench_training_command(*training); }; });
 }
 
 }  // namespace gradus::cli

@@ -8,9 +8,10 @@
 
 // Attention's backward in two kernels without atomics, so that it repeats bit for bit
 // (FlashAttention-2, Dao 2023, arXiv:2307.08691, Algorithm 2, with dQ apart): one block of threads
-// makes dQ of 64 rows and a head, going over their keys; another dK and dV of 64 keys and a
-// key-value head, going over the rows that see them. Each warp has 16 of the 64 rows. Scores are
-// made again from q and k, in units of log 2 as in the forward.
+// makes dQ of 64 rows and a head, going over their keys; a cluster of blocks dK and dV of 64 keys
+// and a key-value head, each going over the rows of its share of the heads that see them, before
+// their sums meet in order. Each warp has 16 of the 64 rows. Scores are made again from q and k, in
+// units of log 2 as in the forward.
 namespace gradus::kernels::cuda {
 namespace {
 
@@ -26,6 +27,7 @@ struct Args {
   const AttentionBackwardTile* tiles;
   int64_t num_rows;
   int num_heads, num_kv_heads, heads_per_group;
+  int cluster;  // blocks of threads that share a key-value head
   float scale, scale_log2;
 };
 
@@ -171,7 +173,8 @@ __global__ __launch_bounds__(kThreads) void delta_kernel(const __grid_constant__
 }
 
 template <int kWidth>
-__global__ __launch_bounds__(kThreads) void query_kernel(const __grid_constant__ Args args) {
+__global__ __launch_bounds__(kThreads, kWidth == 64 ? 3 : 2) void query_kernel(
+    const __grid_constant__ Args args) {
   extern __shared__ __align__(1024) uint8_t shared[];
   start_dependents();
   wait_for_previous();
@@ -253,7 +256,10 @@ __global__ __launch_bounds__(kThreads) void key_kernel(const __grid_constant__ A
   start_dependents();
   wait_for_previous();
   const AttentionBackwardTile tile = args.tiles[blockIdx.x];
-  const int kv_head = static_cast<int>(blockIdx.y);
+  const int kv_head = static_cast<int>(blockIdx.y) / args.cluster;
+  const int rank = static_cast<int>(blockIdx.y) % args.cluster;
+  const int first_head = args.heads_per_group * rank / args.cluster;
+  const int num_own_heads = args.heads_per_group * (rank + 1) / args.cluster - first_head;
   const int64_t stride = static_cast<int64_t>(args.num_heads + 2 * args.num_kv_heads) * kWidth;
   const int64_t out_stride = static_cast<int64_t>(args.num_heads) * kWidth;
   const uint32_t keys = shared_address(shared), values = keys + kTileBytes<kWidth>;
@@ -262,9 +268,9 @@ __global__ __launch_bounds__(kThreads) void key_kernel(const __grid_constant__ A
   const int64_t key_column = static_cast<int64_t>(args.num_heads + kv_head) * kWidth;
   const int64_t value_column = key_column + static_cast<int64_t>(args.num_kv_heads) * kWidth;
   const Blocks blocks(tile.other_begin, tile.other_end, tile.row_begin, tile.own_end);
-  const int count = blocks.count * args.heads_per_group;
+  const int count = blocks.count * num_own_heads;
   const auto load = [&](int step) {
-    const int head = kv_head * args.heads_per_group + step / blocks.count;
+    const int head = kv_head * args.heads_per_group + first_head + step / blocks.count;
     const int i = step % blocks.count, begin = blocks.begin(i), size = blocks.size(i);
     load_tile<kWidth>(queries_of(step), args.qkv + begin * stride + head * kWidth, stride, size);
     load_tile<kWidth>(queries_of(step) + kTileBytes<kWidth>,
@@ -328,8 +334,40 @@ __global__ __launch_bounds__(kThreads) void key_kernel(const __grid_constant__ A
     __syncthreads();  // the block may be overwritten
   }
   __nv_bfloat16* to = args.dqkv + tile.row_begin * stride;
-  store_rows<kWidth>(to + key_column, stride, first, tile.num_rows, dk, args.scale);
-  store_rows<kWidth>(to + value_column, stride, first, tile.num_rows, dv, 1);
+  if (args.cluster == 1) {
+    store_rows<kWidth>(to + key_column, stride, first, tile.num_rows, dk, args.scale);
+    store_rows<kWidth>(to + value_column, stride, first, tile.num_rows, dv, 1);
+    return;
+  }
+  // The shares of a cluster: each block leaves its sums in the memory that its tiles were in, then
+  // adds up a part of the rows over all blocks.
+  auto* mine = reinterpret_cast<float2*>(shared);  // [dk, dv][64][kWidth / 2]
+  constexpr int kPairs = kWidth / 2;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int row = first + g + 8 * h;
+#pragma unroll
+    for (int j = 0; j < kWidth / 8; ++j) {
+      mine[row * kPairs + 4 * j + c] = {dk[j][2 * h], dk[j][2 * h + 1]};
+      mine[(kTile + row) * kPairs + 4 * j + c] = {dv[j][2 * h], dv[j][2 * h + 1]};
+    }
+  }
+  cluster_sync();
+  for (int i = threadIdx.x; i < 2 * kTile * kPairs; i += kThreads) {
+    const int row = i / kPairs % kTile, pair = i % kPairs;
+    if (row % args.cluster != rank || row >= tile.num_rows) continue;
+    float2 sum = {0, 0};
+    for (int block = 0; block < args.cluster; ++block) {
+      const float2 other = read_at(mine + i, static_cast<uint32_t>(block));
+      sum = {sum.x + other.x, sum.y + other.y};
+    }
+    const bool is_key = i < kTile * kPairs;
+    const float factor = is_key ? args.scale : 1.0f;
+    *reinterpret_cast<__nv_bfloat162*>(to + row * stride + (is_key ? key_column : value_column) +
+                                       2 * pair) =
+        __floats2bfloat162_rn(sum.x * factor, sum.y * factor);
+  }
+  cluster_sync();  // what others read must stay
 }
 
 template <int kWidth>
@@ -345,6 +383,7 @@ CudaCode launch(const DeviceAttentionBackwardParams& p, CudaErrorText* error) {
                static_cast<int>(p.num_heads),
                static_cast<int>(p.num_kv_heads),
                static_cast<int>(p.num_heads / p.num_kv_heads),
+               1,
                p.scale,
                p.scale * kLog2OfE};
   constexpr int kBytes = kSharedBytes<kWidth>;
@@ -361,10 +400,13 @@ CudaCode launch(const DeviceAttentionBackwardParams& p, CudaErrorText* error) {
       dim3(static_cast<unsigned>(p.num_query_tiles), static_cast<unsigned>(p.num_heads)), kThreads,
       kBytes, p.stream, error, args));
   args.tiles = p.key_tiles;
-  return launch_dependent(
-      key_kernel<kWidth>,
-      dim3(static_cast<unsigned>(p.num_key_tiles), static_cast<unsigned>(p.num_kv_heads)), kThreads,
-      kBytes, p.stream, error, args);
+  constexpr int kMaxCluster = 8;
+  args.cluster = args.heads_per_group < kMaxCluster ? args.heads_per_group : kMaxCluster;
+  return launch_clusters(key_kernel<kWidth>,
+                         dim3(static_cast<unsigned>(p.num_key_tiles),
+                              static_cast<unsigned>(p.num_kv_heads * args.cluster)),
+                         dim3(1, static_cast<unsigned>(args.cluster), 1), kThreads, kBytes,
+                         p.stream, error, args);
 }
 
 }  // namespace

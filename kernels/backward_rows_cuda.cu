@@ -71,7 +71,7 @@ __global__ __launch_bounds__(kThreads) void rms_norm_backward_kernel(const float
   if (threadIdx.x == 0) rstds[blockIdx.x] = rstd;
 }
 
-// One thread a column, blockIdx.y a part of the rows.
+// One thread a column, blockIdx.y a part of the rows; eight rows are on the way at once.
 __global__ __launch_bounds__(kThreads) void column_sums_kernel(Dy dy, const float* x,
                                                                const int32_t* rows,
                                                                const float* rstds, int64_t num_rows,
@@ -82,34 +82,44 @@ __global__ __launch_bounds__(kThreads) void column_sums_kernel(Dy dy, const floa
   if (column >= d) return;
   const int64_t begin = num_rows * blockIdx.y / kColumnSplits;
   const int64_t end = num_rows * (blockIdx.y + 1) / kColumnSplits;
+  const auto term = [&](int64_t r) {
+    if (x == nullptr) return dy(r, column);
+    const int64_t row = rows == nullptr ? r : rows[r];
+    return dy(r, column) * rstds[r] * x[row * d + column];
+  };
   float sum = 0;
-  for (int64_t r = begin; r < end; ++r) {
-    if (x == nullptr) {
-      sum += dy(r, column);
-    } else {
-      const int64_t row = rows == nullptr ? r : rows[r];
-      sum = fmaf(dy(r, column) * rstds[r], x[row * d + column], sum);
-    }
+  int64_t r = begin;
+  for (; r + 8 <= end; r += 8) {
+    float terms[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) terms[i] = term(r + i);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum += terms[i];
   }
+  for (; r < end; ++r) sum += term(r);
   partial[blockIdx.y * static_cast<int64_t>(d) + column] = sum;
 }
 
-// sum[column] += the parts' sums, in order; `stride` floats apart.
-__global__ __launch_bounds__(kThreads) void add_parts_kernel(const float* partial, int num_parts,
-                                                             int64_t stride, int d, float* sum) {
+// sum[column] += the parts' sums, `stride` floats apart: a block has 32 columns, each of its 8
+// warps every eighth part, and the warps' sums meet in order.
+__global__ __launch_bounds__(256) void add_parts_kernel(const float* partial, int num_parts,
+                                                        int64_t stride, int d, float* sum) {
+  __shared__ float sums[8][32];
   start_dependents();
   wait_for_previous();
-  const int column = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
-  if (column >= d) return;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int column = static_cast<int>(blockIdx.x) * 32 + lane;
   float total = 0;
-  for (int i = 0; i < num_parts; ++i) total += partial[i * stride + column];
+  if (column < d) {
+#pragma unroll 8
+    for (int i = warp; i < num_parts; i += 8) total += partial[i * stride + column];
+  }
+  sums[warp][lane] = total;
+  __syncthreads();
+  if (warp > 0 || column >= d) return;
+  for (int i = 1; i < 8; ++i) total += sums[i][lane];
   sum[column] += total;
 }
-
-union Eight {
-  uint4 bits;
-  __nv_bfloat162 pairs[4];
-};
 
 __global__ __launch_bounds__(kThreads) void swiglu_backward_kernel(uint4* gate_up, uint4* inner,
                                                                    int64_t count) {
@@ -145,6 +155,34 @@ __global__ __launch_bounds__(kThreads) void swiglu_backward_kernel(uint4* gate_u
 }
 
 constexpr int kWarps = kThreads / 32;
+
+// One thread for eight columns of a head of q and k and their partners, and, where what is read is
+// not what is written, sixteen of v.
+template <int kWidth, bool kBackward>
+__global__ __launch_bounds__(kThreads) void turn_rows_kernel(const uint4* from, uint4* to,
+                                                             HeadRotation rotation,
+                                                             const int32_t* positions,
+                                                             int64_t num_work, int num_rotated,
+                                                             int num_all) {
+  constexpr int kParts = kWidth / 16;  // threads a head
+  start_dependents();
+  wait_for_previous();
+  const int64_t work = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (work >= num_work) return;
+  const int heads = kBackward ? num_rotated : num_all;
+  const int part = static_cast<int>(work % kParts), head = static_cast<int>(work / kParts % heads);
+  const int64_t row = work / kParts / heads;
+  const int64_t at = (row * num_all + head) * (2 * kParts) + part;
+  Eight low, high;
+  low.bits = from[at];
+  high.bits = from[at + kParts];
+  if (head < num_rotated) {
+    const int64_t angle = static_cast<int64_t>(positions[row]) * (kWidth / 2) + part * 8;
+    turn<kBackward>(low, high, rotation.cosines + angle, rotation.sines + angle);
+  }
+  to[at] = low.bits;
+  to[at + kParts] = high.bits;
+}
 
 // One warp for each head of q, k and v of a row.
 template <int kWidth>
@@ -199,31 +237,28 @@ __global__ __launch_bounds__(kThreads) void rotate_backward_kernel(
       d.high[j] = b * cosine - a * sine;
     }
     const float* norm = head < num_heads ? rotation.q_norm_K : rotation.k_norm_K;
-    if (norm != nullptr) {
-      HeadColumns<kWidth> x;
-      x.load(raw + at);
-      float squares = 0, dot = 0;
+    HeadColumns<kWidth> x;
+    x.load(raw + at);
+    float squares = 0, dot = 0;
 #pragma unroll
-      for (int j = 0; j < kPairs; ++j) {
-        squares += x.low[j] * x.low[j] + x.high[j] * x.high[j];
-        dot += norm[lane + 32 * j] * d.low[j] * x.low[j] +
-               norm[lane + 32 * j + kHalf] * d.high[j] * x.high[j];
-      }
-      const float rstd =
-          __frcp_rn(sqrtf(warp_sum(squares) / static_cast<float>(kWidth) + rotation.eps));
-      const float along = warp_sum(dot) * rstd * rstd * rstd / static_cast<float>(kWidth);
-      HeadColumns<kWidth>& sum = sums[head < num_heads ? 0 : 1];
+    for (int j = 0; j < kPairs; ++j) {
+      squares += x.low[j] * x.low[j] + x.high[j] * x.high[j];
+      dot += norm[lane + 32 * j] * d.low[j] * x.low[j] +
+             norm[lane + 32 * j + kHalf] * d.high[j] * x.high[j];
+    }
+    const float rstd =
+        __frcp_rn(sqrtf(warp_sum(squares) / static_cast<float>(kWidth) + rotation.eps));
+    const float along = warp_sum(dot) * rstd * rstd * rstd / static_cast<float>(kWidth);
+    HeadColumns<kWidth>& sum = sums[head < num_heads ? 0 : 1];
 #pragma unroll
-      for (int j = 0; j < kPairs; ++j) {
-        sum.low[j] += d.low[j] * x.low[j] * rstd;
-        sum.high[j] += d.high[j] * x.high[j] * rstd;
-        d.low[j] = rstd * norm[lane + 32 * j] * d.low[j] - along * x.low[j];
-        d.high[j] = rstd * norm[lane + 32 * j + kHalf] * d.high[j] - along * x.high[j];
-      }
+    for (int j = 0; j < kPairs; ++j) {
+      sum.low[j] += d.low[j] * x.low[j] * rstd;
+      sum.high[j] += d.high[j] * x.high[j] * rstd;
+      d.low[j] = rstd * norm[lane + 32 * j] * d.low[j] - along * x.low[j];
+      d.high[j] = rstd * norm[lane + 32 * j + kHalf] * d.high[j] - along * x.high[j];
     }
     d.store(dqkv + at);
   }
-  if (partial == nullptr) return;
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     float* to = partial + (warp * 2 + n) * kWidth;
@@ -268,8 +303,8 @@ dim3 blocks_for(int64_t count, int64_t each) {
 
 CudaCode add_parts(const float* partial, int64_t num_parts, int64_t stride, int64_t d, float* sum,
                    Stream stream, CudaErrorText* error) {
-  return launch_dependent(add_parts_kernel, blocks_for(d, kThreads), kThreads, 0, stream, error,
-                          partial, static_cast<int>(num_parts), stride, static_cast<int>(d), sum);
+  return launch_dependent(add_parts_kernel, blocks_for(d, 32), 256, 0, stream, error, partial,
+                          static_cast<int>(num_parts), stride, static_cast<int>(d), sum);
 }
 
 }  // namespace
@@ -297,23 +332,38 @@ CudaCode swiglu_backward(const DeviceSwigluBackwardParams& p, CudaErrorText* err
 }
 
 CudaCode rotate_rows(const DeviceRotateRowsParams& p, CudaErrorText* error) {
+  const int heads = static_cast<int>(p.num_heads), kv_heads = static_cast<int>(p.num_kv_heads);
   const int64_t work = p.t * (p.num_heads + 2 * p.num_kv_heads);
+  if (p.rotation.q_norm_K == nullptr) {
+    const int64_t count = work * p.head_width / 16;
+    auto kernel = p.head_width == 64 ? turn_rows_kernel<64, false> : turn_rows_kernel<128, false>;
+    return launch_dependent(kernel, blocks_for(count, kThreads), kThreads, 0, p.stream, error,
+                            static_cast<const uint4*>(p.raw_T), static_cast<uint4*>(p.qkv_T),
+                            p.rotation, p.positions_T, count, heads + kv_heads,
+                            heads + 2 * kv_heads);
+  }
   auto kernel = p.head_width == 64 ? rotate_rows_kernel<64> : rotate_rows_kernel<128>;
   return launch_dependent(kernel, blocks_for(work, kWarps), kThreads, 0, p.stream, error,
                           static_cast<const __nv_bfloat16*>(p.raw_T),
                           static_cast<__nv_bfloat16*>(p.qkv_T), p.rotation, p.positions_T, work,
-                          static_cast<int>(p.num_heads), static_cast<int>(p.num_kv_heads));
+                          heads, kv_heads);
 }
 
 CudaCode rotate_backward(const DeviceRotateBackwardParams& p, CudaErrorText* error) {
-  const bool has_norms = p.rotation.q_norm_K != nullptr;
+  const int heads = static_cast<int>(p.num_heads), kv_heads = static_cast<int>(p.num_kv_heads);
+  if (p.rotation.q_norm_K == nullptr) {
+    const int64_t count = p.t * (p.num_heads + p.num_kv_heads) * p.head_width / 16;
+    auto kernel = p.head_width == 64 ? turn_rows_kernel<64, true> : turn_rows_kernel<128, true>;
+    return launch_dependent(kernel, blocks_for(count, kThreads), kThreads, 0, p.stream, error,
+                            static_cast<const uint4*>(p.dqkv_T), static_cast<uint4*>(p.dqkv_T),
+                            p.rotation, p.positions_T, count, heads + kv_heads,
+                            heads + 2 * kv_heads);
+  }
   auto kernel = p.head_width == 64 ? rotate_backward_kernel<64> : rotate_backward_kernel<128>;
-  GRADUS_CUDA_RETURN(launch_dependent(
-      kernel, blocks_for(kRotateBackwardWarps, kWarps), kThreads, 0, p.stream, error,
-      static_cast<const __nv_bfloat16*>(p.raw_T), static_cast<__nv_bfloat16*>(p.dqkv_T), p.rotation,
-      p.positions_T, p.t, static_cast<int>(p.num_heads), static_cast<int>(p.num_kv_heads),
-      has_norms ? p.partial : nullptr));
-  if (!has_norms) return CudaCode::kOk;
+  GRADUS_CUDA_RETURN(launch_dependent(kernel, blocks_for(kRotateBackwardWarps, kWarps), kThreads, 0,
+                                      p.stream, error, static_cast<const __nv_bfloat16*>(p.raw_T),
+                                      static_cast<__nv_bfloat16*>(p.dqkv_T), p.rotation,
+                                      p.positions_T, p.t, heads, kv_heads, p.partial));
   GRADUS_CUDA_RETURN(add_parts(p.partial, kRotateBackwardWarps, 2 * p.head_width, p.head_width,
                                p.dq_norm_K, p.stream, error));
   return add_parts(p.partial + p.head_width, kRotateBackwardWarps, 2 * p.head_width, p.head_width,

@@ -45,7 +45,7 @@ struct DeviceColumnSumsParams {
   float* sum_D = nullptr;    // added to
   Stream stream = nullptr;
 };
-inline constexpr int64_t kColumnSplits = 64;
+inline constexpr int64_t kColumnSplits = 256;
 inline int64_t column_sums_partial_floats(int64_t d) { return kColumnSplits * d; }
 
 // Of inner = silu(gate) * up, columns in blocks of 8 of gate and 8 of up.

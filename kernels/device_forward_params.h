@@ -37,8 +37,8 @@ struct LinearParams {
   LinearOutput output = LinearOutput::kStore;
   const float* addend_TN = nullptr;  // of kAdd, rows y_stride apart; null: y
   void* kept_TN = nullptr;  // of kSwiglu, for the backward: the product too, bf16, rows N apart
-  // For tests: the tile, 64 `force_groups` rows by `force_features` columns; 0 = chosen by the
-  // shape.
+  // For tests: the tile, 64 `force_groups` rows by `force_features` columns, 4 groups being those
+  // of two neighbours; 0 = chosen by the shape.
   int32_t force_groups = 0, force_features = 0;
   Stream stream = nullptr;
 };

@@ -107,6 +107,42 @@ __global__ __launch_bounds__(32 * kRotateWarps) void rotate_kernel(
                         in_page);
 }
 
+// The same without norms of heads: one thread for eight columns of a head and their partners, which
+// are the page's parts.
+template <int kWidth>
+__global__ __launch_bounds__(kThreads) void turn_kernel(const __grid_constant__ RotateArgs args) {
+  constexpr int kParts = kWidth / 16;  // threads a head
+  start_dependents();
+  wait_for_previous();
+  const int64_t work = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (work >= args.num_work * kParts) return;
+  const int heads = args.num_heads + 2 * args.num_kv_heads;
+  const int part = static_cast<int>(work % kParts), head = static_cast<int>(work / kParts % heads);
+  const int64_t row = work / kParts / heads;
+  const int position = args.positions[row];
+  uint4* x = reinterpret_cast<uint4*>(args.qkv + (row * heads + head) * kWidth);
+  Eight low, high;
+  low.bits = x[part];
+  high.bits = x[part + kParts];
+  if (head < args.num_heads + args.num_kv_heads) {
+    const int64_t angle = static_cast<int64_t>(position) * (kWidth / 2) + part * 8;
+    turn<false>(low, high, args.rotation.cosines + angle, args.rotation.sines + angle);
+  }
+  if (head < args.num_heads) {
+    x[part] = low.bits;
+    x[part + kParts] = high.bits;
+    return;
+  }
+  const int in_page = position % static_cast<int>(kDevicePageTokens);
+  const int64_t page = args.tables[args.table_rows[row] * args.table_stride +
+                                   position / static_cast<int>(kDevicePageTokens)];
+  uint4* to =
+      reinterpret_cast<uint4*>(args.pages + page * args.page_size +
+                               ((head - args.num_heads) * kDevicePageTokens + in_page) * kWidth);
+  to[part ^ (in_page & 7)] = low.bits;
+  to[(part + kParts) ^ (in_page & 7)] = high.bits;
+}
+
 __global__ void copy_pages_kernel(uint4* pages, const PageCopy* copies, int64_t page_parts,
                                   int64_t layer_parts) {
   start_dependents();
@@ -196,6 +232,12 @@ CudaCode rotate_forward(const DeviceRotateParams& p, CudaErrorText* error) {
   args.num_work = p.t * (p.num_heads + 2 * p.kv.num_kv_heads);
   args.num_heads = static_cast<int>(p.num_heads);
   args.num_kv_heads = static_cast<int>(p.kv.num_kv_heads);
+  if (p.rotation.q_norm_K == nullptr && p.rotation.k_norm_K == nullptr) {
+    const int64_t threads = args.num_work * p.kv.head_width / 16;
+    const dim3 blocks(static_cast<unsigned>((threads + kThreads - 1) / kThreads));
+    auto kernel = p.kv.head_width == 64 ? turn_kernel<64> : turn_kernel<128>;
+    return launch_dependent(kernel, blocks, kThreads, 0, p.stream, error, args);
+  }
   const dim3 grid(static_cast<unsigned>((args.num_work + kRotateWarps - 1) / kRotateWarps));
   return p.kv.head_width == 64 ? launch_dependent(rotate_kernel<64>, grid, 32 * kRotateWarps, 0,
                                                   p.stream, error, args)

@@ -98,6 +98,183 @@ __device__ void store_tile(const float (&acc)[kFeatures / 2], const LinearArgs& 
   }
 }
 
+// Lane c of four gets number c of each of them, in their order.
+__device__ inline void exchange_four(uint32_t (&v)[4]) {
+  const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t got = __shfl_xor_sync(0xFFFFFFFFu, odd ? v[i] : v[i + 1], 1);
+    (odd ? v[i] : v[i + 1]) = got;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t got = __shfl_xor_sync(0xFFFFFFFFu, upper ? v[i] : v[i + 2], 2);
+    (upper ? v[i] : v[i + 2]) = got;
+  }
+}
+__device__ inline uint32_t packed(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// store_tile for many rows: bf16 leaves in pieces of 16 bytes, so that four lanes fill 64 of a row.
+template <int kFeatures>
+__device__ void store_wide_tile(const float (&acc)[kFeatures / 2], const LinearArgs& args,
+                                int first_row, int first_feature) {
+  if (args.output == LinearOutput::kAdd) {
+    store_tile<kFeatures>(acc, args, first_row, first_feature);
+    return;
+  }
+  const int lane = threadIdx.x % 32, c = lane % 4;
+  const bool is_swiglu = args.output == LinearOutput::kSwiglu;
+  const auto put = [&](uint32_t(&v)[4], __nv_bfloat16* row, int64_t column, int64_t columns) {
+    exchange_four(v);
+    if (row != nullptr && column + 8 * c < columns) {
+      *reinterpret_cast<uint4*>(row + column + 8 * c) = make_uint4(v[0], v[1], v[2], v[3]);
+    }
+  };
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = first_row + lane / 4 + 8 * half;
+    const bool is_there = row < args.t;
+    __nv_bfloat16* y =
+        is_there ? static_cast<__nv_bfloat16*>(args.y) + row * args.y_stride : nullptr;
+    __nv_bfloat16* kept =
+        is_there && args.kept != nullptr ? args.kept + static_cast<int64_t>(row) * args.n : nullptr;
+#pragma unroll
+    for (int j = 0; j < kFeatures / 8; j += 8) {  // 64 columns
+      uint32_t first[4], second[4], inner[4];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int n = first_feature + 8 * (j + i) + 2 * c;
+        float2 bias = {0, 0};
+        if (args.bias != nullptr && n < args.n) {
+          bias = *reinterpret_cast<const float2*>(args.bias + n);
+        }
+        const float a = __fadd_rn(acc[4 * (j + i) + 2 * half], bias.x);
+        const float b = __fadd_rn(acc[4 * (j + i) + 2 * half + 1], bias.y);
+        (i < 4 ? first[i] : second[i - 4]) = packed(a, b);
+        if (is_swiglu && i % 2 == 1) {  // gate is the block before
+          float2 gate_bias = {0, 0};
+          if (args.bias != nullptr && n < args.n) {
+            gate_bias = *reinterpret_cast<const float2*>(args.bias + n - 8);
+          }
+          inner[i / 2] =
+              packed(swiglu(__fadd_rn(acc[4 * (j + i - 1) + 2 * half], gate_bias.x), a),
+                     swiglu(__fadd_rn(acc[4 * (j + i - 1) + 2 * half + 1], gate_bias.y), b));
+        }
+      }
+      const int column = first_feature + 8 * j;
+      __nv_bfloat16* to = is_swiglu ? kept : y;
+      if (!is_swiglu || args.kept != nullptr) {
+        put(first, to, column, args.n);
+        put(second, to, column + 32, args.n);
+      }
+      if (is_swiglu) put(inner, y, column / 2, args.n / 2);
+    }
+  }
+}
+
+constexpr int kCluster = 2;
+
+// For many rows: blocks of threads stay and take one tile after the other, and two that are
+// neighbours in rows bring each other half of the weights, since what L2 gives would bind. The next
+// tile's operands arrive while this one's results leave.
+template <int kFeatures>
+__global__ __launch_bounds__(384, 1) void wide_kernel(const __grid_constant__ CUtensorMap x_map,
+                                                      const __grid_constant__ CUtensorMap w_map,
+                                                      const __grid_constant__ LinearArgs args) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  auto* full = reinterpret_cast<uint64_t*>(shared);
+  uint64_t* empty = full + kMaxStages;
+  constexpr int kRowBytes = 128 * 128, kWeightBytes = kFeatures * 128;
+  constexpr int kStageBytes = kRowBytes + kWeightBytes;
+  uint8_t* stages = shared + kBarrierBytes;
+  const int rank = static_cast<int>(block_in_cluster());
+  const int row_tiles = (args.t + kCluster * 128 - 1) / (kCluster * 128);
+  const int num_work = row_tiles * ((args.n + kFeatures - 1) / kFeatures);
+  const int first_work = static_cast<int>(blockIdx.x) / kCluster;
+  const int stride = static_cast<int>(gridDim.x) / kCluster;
+  const int steps = (args.k + kDepth - 1) / kDepth;
+  if (threadIdx.x == 0) {
+    prefetch_map(&w_map);
+    prefetch_map(&x_map);
+    for (int i = 0; i < args.stages; ++i) {
+      barrier_init(full + i, 1);
+      barrier_init(empty + i, 8 * kCluster);
+    }
+    fence_barrier_init();
+  }
+  cluster_sync();
+  start_dependents();
+  wait_for_previous();
+  int stage = 0;
+  uint32_t phase = 0;
+  const auto advance = [&] {
+    if (++stage == args.stages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  };
+  if (threadIdx.x >= 256) {
+    give_registers<40>();
+    if (threadIdx.x == 256) {
+      for (int work = first_work; work < num_work; work += stride) {
+        const int row = (work % row_tiles * kCluster + rank) * 128;
+        const int feature = work / row_tiles * kFeatures;
+        for (int k = 0; k < steps; ++k, advance()) {
+          uint8_t* to = stages + stage * kStageBytes;
+          barrier_wait(empty + stage, phase ^ 1);
+          barrier_expect_bytes(full + stage, kStageBytes);
+          copy_box(to, &x_map, full + stage, k * kDepth, row, kEvictNormal);
+          constexpr int kPart = kFeatures / kCluster;
+          copy_box_to_blocks(to + kRowBytes + rank * kPart * 128, &w_map, full + stage, k * kDepth,
+                             feature + rank * kPart, (1 << kCluster) - 1, kEvictNormal);
+        }
+      }
+    }
+    __syncwarp();
+  } else {
+    take_registers<232>();
+    const int group = static_cast<int>(threadIdx.x) / 128;
+    const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
+    const auto release = [&](int s) {
+      if (threadIdx.x % 32 != 0) return;
+      for (uint32_t block = 0; block < kCluster; ++block) barrier_arrive_at(empty + s, block);
+    };
+    float acc[kFeatures / 2];
+    for (int work = first_work; work < num_work; work += stride) {
+      int previous = -1;
+      for (int k = 0; k < steps; ++k, advance()) {
+        barrier_wait(full + stage, phase);
+        uint8_t* from = stages + stage * kStageBytes;
+        const uint64_t a = descriptor_k_major(from + group * 64 * 128);
+        const uint64_t b = descriptor_k_major(from + kRowBytes);
+        pin_registers(acc);
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < kDepth / 16; ++step) {
+          Wgmma<kFeatures, 0, 0>::run(acc, a + 2 * step, b + 2 * step, k + step > 0);
+        }
+        wgmma_commit();
+        if (previous >= 0) {
+          wgmma_wait<1>();
+          release(previous);
+        }
+        previous = stage;
+      }
+      wgmma_wait<0>();
+      pin_registers(acc);
+      release(previous);
+      const int row = (work % row_tiles * kCluster + rank) * 128 + warp_row;
+      if (row < args.t) {
+        store_wide_tile<kFeatures>(acc, args, row, work / row_tiles * kFeatures);
+      }
+    }
+  }
+  cluster_sync();  // the other one may still copy to this one and count on it
+}
+
 template <int kGroups, int kFeatures, int kBlocks>
 __global__ __launch_bounds__(128 * kGroups + 32,
                              1) void linear_kernel(const __grid_constant__ CUtensorMap x_map,
@@ -208,8 +385,7 @@ __global__ __launch_bounds__(128 * kGroups + 32,
   store_tile<kFeatures>(acc, args, first_row + warp_row, first_feature);
 }
 
-template <int kGroups, int kFeatures, int kBlocks>
-CudaCode launch_stages(const LinearParams& p, CudaErrorText* error) {
+LinearArgs arguments_of(const LinearParams& p) {
   LinearArgs args = {};
   args.bias = p.bias_N;
   args.y = p.y;
@@ -220,6 +396,32 @@ CudaCode launch_stages(const LinearParams& p, CudaErrorText* error) {
   args.n = static_cast<int>(p.n);
   args.k = static_cast<int>(p.k);
   args.output = p.output;
+  return args;
+}
+
+template <int kFeatures>
+CudaCode launch_wide(const LinearParams& p, CudaErrorText* error) {
+  LinearArgs args = arguments_of(p);
+  constexpr int kStageBytes = (128 + kFeatures) * 128, kBudget = 208 * 1024;
+  args.stages = kBudget / kStageBytes;
+  constexpr int kBytes = kBarrierBytes + kBudget / kStageBytes * kStageBytes;
+  CUtensorMap x_map, w_map;
+  GRADUS_CUDA_RETURN(encode_rows(&x_map, p.x_TK, p.t, p.k, 128, kDepth, error));
+  GRADUS_CUDA_RETURN(encode_rows(&w_map, p.w_NK, p.n, p.k, kFeatures / kCluster, kDepth, error));
+  const int64_t rows = kCluster * 128;
+  const int64_t work = (p.t + rows - 1) / rows * ((p.n + kFeatures - 1) / kFeatures);
+  const int64_t clusters = num_processors() / kCluster;
+  auto kernel = wide_kernel<kFeatures>;
+  GRADUS_CUDA_CALL(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  return launch_clusters(
+      kernel, dim3(static_cast<unsigned>((work < clusters ? work : clusters) * kCluster)),
+      dim3(kCluster), 384, kBytes, p.stream, error, x_map, w_map, args);
+}
+
+template <int kGroups, int kFeatures, int kBlocks>
+CudaCode launch_stages(const LinearParams& p, CudaErrorText* error) {
+  LinearArgs args = arguments_of(p);
   const int tile_rows = 64 * kGroups;
   const int padded_rows = static_cast<int>((p.t + 7) / 8 * 8);
   args.x_rows = kGroups == 1 && padded_rows < 64 ? padded_rows : tile_rows;
@@ -272,6 +474,20 @@ struct Tile {
 constexpr Tile kTiles[] = {{1, 8},   {1, 16}, {1, 32},  {1, 64},
                            {1, 128}, {2, 64}, {2, 128}, {2, 256}};
 
+// Rows from which on the kernel for many is taken.
+constexpr int64_t kWideRows = 1024;
+
+// 128 or 256 features: what takes less of the processors' time. Narrow ones need a third more of L2
+// for the same work.
+Tile choose_wide_tile(const LinearParams& p) {
+  const int64_t clusters = num_processors() / kCluster, rows = kCluster * 128;
+  const auto time = [&](int64_t features) {
+    const int64_t work = (p.t + rows - 1) / rows * ((p.n + features - 1) / features);
+    return (work + clusters - 1) / clusters * features;
+  };
+  return {4, 4 * time(128) < 3 * time(256) ? 128 : 256};
+}
+
 // The tile of the least time by what 64 columns take: a processor's reading of its operands at 64
 // bytes a clock, everybody's reading of them from L2, multiplying, or the latency of the chain.
 Tile choose_tile(const LinearParams& p) {
@@ -300,7 +516,8 @@ Tile choose_tile(const LinearParams& p) {
 }
 
 CudaCode linear(const LinearParams& p, CudaErrorText* error) {
-  Tile tile = choose_tile(p);
+  const bool has_whole_pieces = p.y_stride % 8 == 0;
+  Tile tile = p.t >= kWideRows && has_whole_pieces ? choose_wide_tile(p) : choose_tile(p);
   if (p.force_groups > 0) tile = {p.force_groups, p.force_features};
   switch (tile.groups * 1000 + tile.features) {
     case 1008:
@@ -319,6 +536,10 @@ CudaCode linear(const LinearParams& p, CudaErrorText* error) {
       return launch<2, 128>(p, error);
     case 2256:
       return launch<2, 256>(p, error);
+    case 4128:
+      return launch_wide<128>(p, error);
+    case 4256:
+      return launch_wide<256>(p, error);
     default:
       break;
   }

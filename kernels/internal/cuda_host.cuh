@@ -88,6 +88,8 @@ CudaCode rotate_rows(const DeviceRotateRowsParams& p, CudaErrorText* error);
 CudaCode rotate_backward(const DeviceRotateBackwardParams& p, CudaErrorText* error);
 CudaCode embed_backward(const DeviceEmbedBackwardParams& p, CudaErrorText* error);
 CudaCode round_rows(const float* x, void* y, int64_t count, void* stream, CudaErrorText* error);
+CudaCode adamw(const DeviceAdamWParams& p, CudaErrorText* error);
+CudaCode sum_of_squares(const DeviceSumOfSquaresParams& p, CudaErrorText* error);
 CudaCode attention_backward(const DeviceAttentionBackwardParams& p, CudaErrorText* error);
 
 }  // namespace gradus::kernels::cuda

@@ -11,6 +11,8 @@ struct LmHeadScoreParams;
 struct LmHeadBackwardParams;
 struct LmHeadTrainParams;
 struct DeviceProductParams;
+struct DeviceAdamWParams;
+struct DeviceSumOfSquaresParams;
 struct LinearParams;
 struct DeviceEmbedParams;
 struct DeviceRmsNormParams;
@@ -94,6 +96,12 @@ struct BackwardFunctions {
   CudaCode (*attention)(const DeviceAttentionBackwardParams&, CudaErrorText*);
 };
 
+// kernels/device_optimizer.h
+struct OptimizerFunctions {
+  CudaCode (*adamw)(const DeviceAdamWParams&, CudaErrorText*);
+  CudaCode (*sum_of_squares)(const DeviceSumOfSquaresParams&, CudaErrorText*);
+};
+
 // Streams, and work that was recorded once to be launched often.
 struct StreamFunctions {
   CudaCode (*create)(void** stream, CudaErrorText*);
@@ -161,7 +169,7 @@ struct NcclFunctions {
   CudaCode (*abort)(void* communicator, CudaErrorText*);  // instead of destroy()
 };
 
-inline constexpr uint32_t kCudaTableVersion = 6;
+inline constexpr uint32_t kCudaTableVersion = 7;
 struct CudaTable {
   uint32_t version;  // kCudaTableVersion of the library's build
   uint32_t bytes;    // sizeof(CudaTable)
@@ -171,6 +179,7 @@ struct CudaTable {
   ForwardFunctions forward;
   ProductFunctions product;
   BackwardFunctions backward;
+  OptimizerFunctions optimizer;
   CheckFunctions check;
   NcclFunctions nccl;
 };

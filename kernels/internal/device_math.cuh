@@ -42,8 +42,8 @@ __device__ inline void start_dependents() {
 __device__ inline void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 template <class Kernel, class... Arguments>
-CudaCode launch_dependent(Kernel kernel, dim3 grid, int threads, int shared_bytes, Stream stream,
-                          CudaErrorText* error, const Arguments&... arguments) {
+CudaCode launch_clusters(Kernel kernel, dim3 grid, dim3 cluster, int threads, int shared_bytes,
+                         Stream stream, CudaErrorText* error, const Arguments&... arguments) {
   // One division of a processor's memory for all kernels: to change it, a processor must be empty,
   // and the next kernel could not begin beside this one.
   GRADUS_CUDA_CALL(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
@@ -53,13 +53,21 @@ CudaCode launch_dependent(Kernel kernel, dim3 grid, int threads, int shared_byte
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {cluster.x, cluster.y, cluster.z};
+  config.attrs = attributes;
+  config.numAttrs = cluster.x * cluster.y * cluster.z > 1 ? 2 : 1;
   GRADUS_CUDA_CALL(cudaLaunchKernelEx(&config, kernel, arguments...));
   return CudaCode::kOk;
+}
+
+template <class Kernel, class... Arguments>
+CudaCode launch_dependent(Kernel kernel, dim3 grid, int threads, int shared_bytes, Stream stream,
+                          CudaErrorText* error, const Arguments&... arguments) {
+  return launch_clusters(kernel, grid, dim3(1), threads, shared_bytes, stream, error, arguments...);
 }
 
 }  // namespace gradus::kernels::cuda

@@ -110,6 +110,18 @@ __device__ inline void cluster_sync() {
       "barrier.cluster.wait.acquire.aligned;\n" ::
           : "memory");
 }
+// The number at this place of another block's shared memory.
+__device__ inline float2 read_at(const float2* place, uint32_t block) {
+  float2 value;
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %2, %3;\n"
+      "ld.shared::cluster.v2.f32 {%0, %1}, [remote];\n}\n"
+      : "=f"(value.x), "=f"(value.y)
+      : "r"(shared_address(place)), "r"(block)
+      : "memory");
+  return value;
+}
 __device__ inline void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }

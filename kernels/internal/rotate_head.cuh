@@ -10,6 +10,29 @@
 
 namespace gradus::kernels::cuda {
 
+// Eight neighbouring bf16 numbers.
+union Eight {
+  uint4 bits;
+  __nv_bfloat162 pairs[4];
+};
+
+// Eight columns of a head and their partners, without norms: what rotate_head.cuh does to them, or,
+// backward, the turn the other way round.
+template <bool kBackward>
+__device__ inline void turn(Eight& low, Eight& high, const float* cosines, const float* sines) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const float2 a = __bfloat1622float2(low.pairs[j]), b = __bfloat1622float2(high.pairs[j]);
+    const float2 c = *reinterpret_cast<const float2*>(cosines + 2 * j);
+    float2 s = *reinterpret_cast<const float2*>(sines + 2 * j);
+    if (kBackward) s = {-s.x, -s.y};
+    low.pairs[j] = __floats2bfloat162_rn(__fmaf_rn(-b.x, s.x, __fmul_rn(a.x, c.x)),
+                                         __fmaf_rn(-b.y, s.y, __fmul_rn(a.y, c.y)));
+    high.pairs[j] = __floats2bfloat162_rn(__fmaf_rn(a.x, s.x, __fmul_rn(b.x, c.x)),
+                                          __fmaf_rn(a.y, s.y, __fmul_rn(b.y, c.y)));
+  }
+}
+
 // One head of q, k or v in the registers of a warp: lane l holds columns l + 32 j and, kWidth / 2
 // further, their partners in the rotation.
 template <int kWidth>

@@ -15,10 +15,16 @@
 #include "model/training_pass.h"
 #include "model/transformer.h"
 #include "tests/kernels/head_case.h"
+#include "tests/support/device_model.h"
 
 namespace gradus::rollout {
 namespace {
 
+using gradus::testing::DeviceModel;
+using gradus::testing::qwen2_like;
+using gradus::testing::qwen3_like;
+using gradus::testing::random_ids;
+using gradus::testing::rounded_to_bf16;
 using ::testing::HasSubstr;
 
 class Collector : public TrajectorySink {
@@ -31,73 +37,6 @@ class Collector : public TrajectorySink {
   std::vector<data::Trajectory> trajectories;
   std::vector<int> seen;
 };
-
-float rounded_to_bf16(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  return std::bit_cast<float>((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000u);
-}
-
-// A small model whose weights are bf16 numbers, so that CPU and GPU have the same.
-struct Model {
-  Model(const kernels::Cuda& cuda, model::ModelConfig config, uint64_t seed) : cpu(config) {
-    model::init_parameters(config, cpu.layout(), seed, 0.08, cpu.parameters());
-    for (int64_t i = 0; i < cpu.layout().size; ++i) {
-      cpu.parameters()[i] = rounded_to_bf16(cpu.parameters()[i]);
-    }
-    if (config.attention_bias) {
-      float* bias = cpu.parameters() + cpu.layout().layers[0].qkv_bias;
-      for (int i = 0; i < 64; ++i) bias[i] = rounded_to_bf16(0.05f * static_cast<float>(i - 32));
-    }
-    device = upload(cuda);
-  }
-  std::unique_ptr<model::DeviceTransformer> upload(const kernels::Cuda& cuda) {
-    auto created = model::DeviceTransformer::create(
-        cuda, cpu.config(), [&](const model::WeightSpec& spec, float* out) {
-          return model::read_parameter(cpu.layout(), cpu.parameters(), spec, out);
-        });
-    EXPECT_TRUE(created.ok()) << created.status().message();
-    return std::move(*created);
-  }
-  model::Transformer cpu;
-  std::unique_ptr<model::DeviceTransformer> device;
-};
-
-// Like Qwen3: norms of heads, wide heads, a tied head.
-model::ModelConfig qwen3_like() {
-  return {.family = model::Family::kQwen3,
-          .vocab_size = 1003,
-          .hidden_size = 192,
-          .intermediate_size = 328,
-          .num_layers = 3,
-          .num_heads = 4,
-          .num_kv_heads = 2,
-          .head_dim = 128,
-          .max_position_embeddings = 2048,
-          .tie_embeddings = true,
-          .qk_norm = true};
-}
-// Like Qwen2: biases, seven heads a group, a head of its own.
-model::ModelConfig qwen2_like() {
-  return {.family = model::Family::kQwen2,
-          .vocab_size = 517,
-          .hidden_size = 448,
-          .intermediate_size = 600,
-          .num_layers = 2,
-          .num_heads = 7,
-          .num_kv_heads = 1,
-          .head_dim = 64,
-          .max_position_embeddings = 1024,
-          .attention_bias = true};
-}
-
-std::vector<int32_t> random_ids(int64_t count, int64_t vocab, uint64_t seed) {
-  std::vector<int32_t> ids;
-  for (int64_t i = 0; i < count; ++i) {
-    ids.push_back(static_cast<int32_t>(hash64({seed, static_cast<uint64_t>(i)}) %
-                                       static_cast<uint64_t>(vocab)));
-  }
-  return ids;
-}
 
 // Groups of several samples, prompts shorter and longer than a page and exactly one, all kinds of
 // sampling, responses that end early.
@@ -165,7 +104,7 @@ INSTANTIATE_TEST_SUITE_P(Models, DeviceEngineSmall, ::testing::Values(0, 1));
 
 TEST_P(DeviceEngineSmall, LogProbsOfDecodingAreThoseOfScoringBitForBit) {
   GRADUS_NEEDS_GPU(cuda);
-  Model m(*cuda, config(), 5);
+  DeviceModel m(*cuda, config(), 5);
   const auto requests = mixed_requests(config(), 12, 90);
   const auto trajectories = run(*m.device, requests, options_of(16, 300, 400, config()));
   for (const double temperature : {1.0, 0.7}) {
@@ -197,7 +136,7 @@ TEST_P(DeviceEngineSmall, LogProbsOfDecodingAreThoseOfScoringBitForBit) {
 
 TEST_P(DeviceEngineSmall, AWeightThatDiffersInItsLastBitIsSeenInTheLogProbs) {
   GRADUS_NEEDS_GPU(cuda);
-  Model m(*cuda, config(), 5);
+  DeviceModel m(*cuda, config(), 5);
   const auto requests = mixed_requests(config(), 2, 40);
   const auto trajectories = run(*m.device, requests, options_of(8, 300, 60, config()));
   float& weight = m.cpu.parameters()[m.cpu.layout().layers[1].down + 5];
@@ -214,7 +153,7 @@ TEST_P(DeviceEngineSmall, AWeightThatDiffersInItsLastBitIsSeenInTheLogProbs) {
 
 TEST_P(DeviceEngineSmall, NeitherBatchNorPlaceNorChunksNorMemoryChangeABit) {
   GRADUS_NEEDS_GPU(cuda);
-  Model m(*cuda, config(), 6);
+  DeviceModel m(*cuda, config(), 6);
   const auto requests = mixed_requests(config(), 12, 70);
   const auto expected = run(*m.device, requests, options_of(64, 8192, 600, config()));
   const auto expect_same = [&](const EngineOptions& options, bool reversed) {
@@ -243,7 +182,7 @@ TEST_P(DeviceEngineSmall, NeitherBatchNorPlaceNorChunksNorMemoryChangeABit) {
 
 TEST_P(DeviceEngineSmall, AgreesWithTheCpuAsFarAsBf16Goes) {
   GRADUS_NEEDS_GPU(cuda);
-  Model m(*cuda, config(), 7);
+  DeviceModel m(*cuda, config(), 7);
   auto requests = mixed_requests(config(), 6, 60);
   for (data::RolloutRequest& request : requests) request.sampling.temperature = 1;
   const auto trajectories = run(*m.device, requests, options_of(32, 512, 400, config()));
@@ -281,7 +220,7 @@ TEST_P(DeviceEngineSmall, AgreesWithTheCpuAsFarAsBf16Goes) {
 TEST(DeviceEngineSmallRun, GoesOnWithAnInterruptedResponseAsIfItHadNotBeen) {
   GRADUS_NEEDS_GPU(cuda);
   const model::ModelConfig config = qwen3_like();
-  Model m(*cuda, config, 8);
+  DeviceModel m(*cuda, config, 8);
   auto requests = mixed_requests(config, 4, 60);
   for (data::RolloutRequest& request : requests) request.sampling.stop_ids = {};
   const EngineOptions options = options_of(16, 200, 200, config);
@@ -307,7 +246,7 @@ TEST(DeviceEngineSmallRun, GoesOnWithAnInterruptedResponseAsIfItHadNotBeen) {
 TEST(DeviceEngineSmallRun, CanBeCancelledAndRunsAgain) {
   GRADUS_NEEDS_GPU(cuda);
   const model::ModelConfig config = qwen2_like();
-  Model m(*cuda, config, 9);
+  DeviceModel m(*cuda, config, 9);
   auto requests = mixed_requests(config, 6, 400);
   for (data::RolloutRequest& request : requests) request.sampling.stop_ids = {};
   auto engine = DeviceEngine::create(*m.device, nullptr, options_of(4, 200, 60, config));
@@ -335,7 +274,7 @@ TEST(DeviceEngineSmallRun, CanBeCancelledAndRunsAgain) {
 TEST(DeviceEngineSmallRun, SaysWhatIsWrong) {
   GRADUS_NEEDS_GPU(cuda);
   const model::ModelConfig config = qwen2_like();
-  Model m(*cuda, config, 10);
+  DeviceModel m(*cuda, config, 10);
   auto engine = DeviceEngine::create(*m.device, nullptr, options_of(4, 200, 2, config));
   ASSERT_TRUE(engine.ok()) << engine.status().message();
   data::RolloutRequest request;

@@ -1,0 +1,868 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/device_training.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <utility>
+
+#include "common/parallel.h"
+#include "kernels/device_optimizer.h"
+#include "kernels/device_product.h"
+#include "kernels/gemm.h"
+#include "kernels/lm_head.h"
+
+namespace gradus::model {
+namespace {
+
+using kernels::CudaBuffer;
+
+constexpr int64_t kBf16 = 2, kF32 = 4, kPage = kernels::kDevicePageTokens;
+
+int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+int64_t pages_for(int64_t num_tokens) { return (num_tokens + kPage - 1) / kPage; }
+
+struct Columns {
+  int64_t width, inner, q, kv, qkv;
+  explicit Columns(const ModelConfig& config)
+      : width(config.hidden_size),
+        inner(config.intermediate_size),
+        q(config.num_heads * config.head_dim),
+        kv(config.num_kv_heads * config.head_dim),
+        qkv(q + 2 * kv) {}
+};
+
+}  // namespace
+
+// --- state ---
+
+std::vector<DeviceTrainingState::Tensor> DeviceTrainingState::tensors_of(
+    const std::vector<DevicePart>& parts, int64_t* num_floats) {
+  std::vector<Tensor> tensors;
+  *num_floats = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const int64_t index = static_cast<int64_t>(i);
+    if (tensors.empty() || tensors.back().offset != parts[i].offset) {
+      if (!tensors.empty()) *num_floats += (tensors.back().size() + 63) / 64 * 64;
+      tensors.push_back({.offset = parts[i].offset,
+                         .first = *num_floats,
+                         .columns = parts[i].columns,
+                         .first_part = index});
+    }
+    tensors.back().rows += parts[i].rows;
+    tensors.back().end_part = index + 1;
+  }
+  if (!tensors.empty()) *num_floats += (tensors.back().size() + 63) / 64 * 64;
+  return tensors;
+}
+
+DeviceTrainingState::DeviceTrainingState(DeviceTransformer& transformer, const Transformer& host,
+                                         std::vector<Tensor> tensors, int64_t num_floats,
+                                         CudaBuffer masters, CudaBuffer gradients, CudaBuffer m,
+                                         CudaBuffer v, CudaBuffer sums)
+    : transformer_(transformer),
+      layout_(host.layout()),
+      parts_(transformer.parts()),
+      tensors_(std::move(tensors)),
+      num_floats_(num_floats),
+      masters_(std::move(masters)),
+      gradients_(std::move(gradients)),
+      m_(std::move(m)),
+      v_(std::move(v)),
+      sums_(std::move(sums)) {}
+
+Result<std::unique_ptr<DeviceTrainingState>> DeviceTrainingState::create(
+    DeviceTransformer& transformer, const Transformer& host) {
+  int64_t num_floats = 0;
+  std::vector<Tensor> tensors = tensors_of(transformer.parts(), &num_floats);
+  std::vector<CudaBuffer> buffers;
+  for (const char* what : {"master weights", "gradients", "AdamW's first moments",
+                           "AdamW's second moments", "sums of squares"}) {
+    const bool is_last = buffers.size() == 4;
+    Result<CudaBuffer> buffer =
+        CudaBuffer::allocate(transformer.cuda(), is_last ? kernels::device_sum_of_squares_bytes()
+                                                         : static_cast<size_t>(num_floats * kF32));
+    if (!buffer.ok()) return buffer.status().with_prefix(what);
+    GRADUS_RETURN_IF_ERROR(buffer->fill(0));
+    buffers.push_back(std::move(*buffer));
+  }
+  std::unique_ptr<DeviceTrainingState> state(new DeviceTrainingState(
+      transformer, host, std::move(tensors), num_floats, std::move(buffers[0]),
+      std::move(buffers[1]), std::move(buffers[2]), std::move(buffers[3]), std::move(buffers[4])));
+  GRADUS_RETURN_IF_ERROR(state->upload(host.parameters()));
+  return state;
+}
+
+int64_t DeviceTrainingState::bytes(const ModelConfig& config) {
+  int64_t floats = 0;
+  for (const WeightSpec& spec : weight_specs(config)) {
+    int64_t size = 1;
+    for (const int64_t extent : spec.shape) size *= extent;
+    floats += (size + 63) / 64 * 64;
+  }
+  return 4 * floats * kF32;
+}
+
+float* DeviceTrainingState::gradient_at(int64_t offset) const {
+  if (offset < 0) return nullptr;
+  for (const Tensor& tensor : tensors_) {
+    if (tensor.offset == offset) return gradients_.as<float>() + tensor.first;
+  }
+  GRADUS_CHECK(false, "no weight at this offset");
+}
+
+// Row-major rows of the tensors of the device, from the packed panels of the host.
+Status DeviceTrainingState::from_host(const float* host, const CudaBuffer& to) const {
+  std::vector<float> values, tensor_values;
+  for (const Tensor& tensor : tensors_) {
+    tensor_values.resize(static_cast<size_t>(tensor.size()));
+    for (int64_t i = tensor.first_part; i < tensor.end_part; ++i) {
+      const DevicePart& part = parts_[static_cast<size_t>(i)];
+      const ParameterPlace& place = find_place(layout_, part.hf_name);
+      const int64_t columns = std::max<int64_t>(part.columns, 1);
+      values.resize(static_cast<size_t>(part.rows * columns));
+      read_parameter(place, host + place.offset, values.data());
+      parallel_for(part.rows, 64, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          std::copy_n(values.data() + row * columns, columns,
+                      tensor_values.data() + part.row_of(row) * columns);
+        }
+      });
+    }
+    GRADUS_RETURN_IF_ERROR(
+        kernels::copy_to_device(transformer_.cuda(), to.as<float>() + tensor.first,
+                                tensor_values.data(), tensor_values.size() * sizeof(float)));
+  }
+  return {};
+}
+
+Status DeviceTrainingState::to_host(const CudaBuffer& from, float* host) const {
+  std::vector<float> all(static_cast<size_t>(num_floats_)), values;
+  GRADUS_RETURN_IF_ERROR(from.copy_to_host(all.data(), all.size() * sizeof(float)));
+  for (const Tensor& tensor : tensors_) {
+    for (int64_t i = tensor.first_part; i < tensor.end_part; ++i) {
+      const DevicePart& part = parts_[static_cast<size_t>(i)];
+      const ParameterPlace& place = find_place(layout_, part.hf_name);
+      const int64_t columns = std::max<int64_t>(part.columns, 1);
+      values.resize(static_cast<size_t>(part.rows * columns));
+      parallel_for(part.rows, 64, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          std::copy_n(all.data() + tensor.first + part.row_of(row) * columns, columns,
+                      values.data() + row * columns);
+        }
+      });
+      if (part.columns == 0) {
+        std::copy(values.begin(), values.end(), host + place.offset);
+      } else {
+        kernels::pack_weight(values.data(), part.columns, part.rows, part.columns,
+                             host + place.offset);
+      }
+    }
+  }
+  return {};
+}
+
+Status DeviceTrainingState::upload(const float* parameters) {
+  GRADUS_RETURN_IF_ERROR(from_host(parameters, masters_));
+  for (const Tensor& tensor : tensors_) {
+    const float* from = masters_.as<float>() + tensor.first;
+    if (tensor.columns > 0) {
+      GRADUS_RETURN_IF_ERROR(kernels::device_round(transformer_.cuda(), from,
+                                                   transformer_.at<uint8_t>(tensor.offset),
+                                                   tensor.size(), nullptr));
+    } else {
+      GRADUS_RETURN_IF_ERROR(kernels::device_copy(transformer_.cuda(),
+                                                  transformer_.at<uint8_t>(tensor.offset), from,
+                                                  tensor.size() * kF32, nullptr));
+    }
+  }
+  return kernels::synchronize(transformer_.cuda());
+}
+
+Status DeviceTrainingState::download(float* parameters) const {
+  return to_host(masters_, parameters);
+}
+
+Status DeviceTrainingState::clear_gradients() {
+  return kernels::device_zero(transformer_.cuda(), gradients_.data(), num_floats_ * kF32, nullptr);
+}
+
+Status DeviceTrainingState::gradients_to_host(float* gradients) const {
+  return to_host(gradients_, gradients);
+}
+
+Status DeviceTrainingState::moments_to_host(float* m, float* v) const {
+  GRADUS_RETURN_IF_ERROR(to_host(m_, m));
+  return to_host(v_, v);
+}
+
+Status DeviceTrainingState::moments_from_host(const float* m, const float* v) {
+  GRADUS_RETURN_IF_ERROR(from_host(m, m_));
+  return from_host(v, v_);
+}
+
+Result<double> DeviceTrainingState::gradient_norm() {
+  GRADUS_RETURN_IF_ERROR(kernels::device_sum_of_squares(
+      transformer_.cuda(),
+      {.values = gradients_.as<float>(), .count = num_floats_, .sums = sums_.as<double>()}));
+  double sum = 0;
+  GRADUS_RETURN_IF_ERROR(kernels::copy_to_host(
+      transformer_.cuda(), &sum, sums_.as<double>() + kernels::kSquaresParts, sizeof(sum)));
+  return std::sqrt(sum);
+}
+
+Status DeviceTrainingState::apply(const AdamwStep& step) {
+  const double number = static_cast<double>(step.step);
+  kernels::DeviceAdamWParams params;
+  params.gradient_scale = static_cast<float>(step.scale);
+  params.learning_rate = static_cast<float>(step.learning_rate);
+  params.beta1 = static_cast<float>(step.beta1);
+  params.beta2 = static_cast<float>(step.beta2);
+  params.eps = static_cast<float>(step.eps);
+  params.correction1 = static_cast<float>(1.0 - std::pow(step.beta1, number));
+  params.correction2 = static_cast<float>(1.0 - std::pow(step.beta2, number));
+  for (const Tensor& tensor : tensors_) {
+    params.weights = masters_.as<float>() + tensor.first;
+    params.gradients = gradients_.as<float>() + tensor.first;
+    params.m = m_.as<float>() + tensor.first;
+    params.v = v_.as<float>() + tensor.first;
+    params.count = tensor.size();
+    const bool is_matrix = tensor.columns > 0;
+    params.weight_decay = is_matrix ? static_cast<float>(step.weight_decay) : 0.0f;
+    params.weights_bf16 = is_matrix ? transformer_.at<uint8_t>(tensor.offset) : nullptr;
+    params.weights_f32 = is_matrix ? nullptr : transformer_.at<float>(tensor.offset);
+    GRADUS_RETURN_IF_ERROR(kernels::device_adamw(transformer_.cuda(), params));
+  }
+  // Products ask for weights before the kernel before them has ended.
+  return kernels::synchronize(transformer_.cuda());
+}
+
+// --- pass ---
+
+// The rows of a pack in the device's order, prompts first and then responses, group by group, and
+// everything that kernels are told about them, in one array of bytes.
+struct DeviceTrainingPass::Order {
+  int64_t num_rows = 0, num_first_rows = 0, num_targets = 0, num_pages = 0, longest = 0;
+  int64_t table_stride = 0, num_copies = 0, num_tiles = 0, num_key_tiles = 0, num_tokens = 0;
+  // Places in `bytes`.
+  int64_t tokens = 0, positions = 0, table_rows = 0, tables = 0, copies = 0, tiles = 0;
+  int64_t query_tiles = 0, key_tiles = 0, embed_tokens = 0, embed_begin = 0, embed_rows = 0;
+  int64_t target_rows = 0, target_tokens = 0, temperatures = 0;
+  std::vector<uint8_t> bytes;
+  std::vector<int32_t> rows_of_targets, tokens_of_targets;
+
+  Order(const data::Pack& pack, float temperature);
+  template <class T>
+  int64_t add(const std::vector<T>& values) {
+    const size_t at = static_cast<size_t>(aligned(static_cast<int64_t>(bytes.size())));
+    bytes.resize(at + values.size() * sizeof(T));
+    if (!values.empty()) std::memcpy(bytes.data() + at, values.data(), values.size() * sizeof(T));
+    return static_cast<int64_t>(at);
+  }
+};
+
+DeviceTrainingPass::Order::Order(const data::Pack& pack, float temperature) {
+  const size_t num_runs = pack.runs.size();
+  num_rows = pack.num_rows();
+  num_targets = static_cast<int64_t>(pack.targets.size());
+  std::vector<int64_t> begin(num_runs);  // device row of each run
+  int64_t next_row = 0;
+  for (const bool is_prompt : {true, false}) {
+    for (size_t r = 0; r < num_runs; ++r) {
+      if ((pack.runs[r].prompt_run < 0) != is_prompt) continue;
+      begin[r] = next_row;
+      next_row += pack.runs[r].num_rows;
+    }
+    if (is_prompt) num_first_rows = next_row;
+  }
+  GRADUS_CHECK(next_row == num_rows, "runs cover all rows");
+  for (const data::PackRun& run : pack.runs) {
+    longest = std::max(longest, run.first_position + run.num_rows);
+  }
+  table_stride = pages_for(longest);
+  const size_t stride = static_cast<size_t>(table_stride);
+
+  std::vector<int32_t> token_ids(static_cast<size_t>(num_rows)), places(token_ids.size()),
+      rows_table(token_ids.size()), page_tables(num_runs * stride, 0);
+  std::vector<int32_t> device_row(token_ids.size());
+  std::vector<kernels::PageCopy> page_copies;
+  std::vector<kernels::AttentionTile> forward_tiles;
+  std::vector<kernels::AttentionBackwardTile> backward_queries, backward_keys;
+  for (size_t r = 0; r < num_runs; ++r) {
+    const data::PackRun& run = pack.runs[r];
+    const int64_t end = begin[r] + run.num_rows;
+    for (int64_t i = 0; i < run.num_rows; ++i) {
+      const size_t from = static_cast<size_t>(run.row_begin + i);
+      const size_t to = static_cast<size_t>(begin[r] + i);
+      device_row[from] = static_cast<int32_t>(to);
+      token_ids[to] = pack.token_ids[from];
+      places[to] = pack.positions[from];
+      rows_table[to] = static_cast<int32_t>(r);
+    }
+    int32_t* table = page_tables.data() + r * stride;
+    const int64_t num_run_pages = pages_for(run.first_position + run.num_rows);
+    int64_t shared = 0;
+    kernels::AttentionBackwardTile tile = {.own_begin = static_cast<int32_t>(begin[r]),
+                                           .own_end = static_cast<int32_t>(end)};
+    if (run.prompt_run >= 0) {
+      const size_t prompt = static_cast<size_t>(run.prompt_run);
+      const int32_t* prompt_table = page_tables.data() + prompt * stride;
+      shared = run.first_position / kPage;
+      std::copy_n(prompt_table, shared, table);
+      if (run.first_position % kPage != 0) {
+        page_copies.push_back({prompt_table[shared], static_cast<int32_t>(num_pages)});
+      }
+      tile.other_begin = static_cast<int32_t>(begin[prompt]);
+      tile.other_end = static_cast<int32_t>(begin[prompt] + pack.runs[prompt].num_rows);
+    }
+    for (int64_t page = shared; page < num_run_pages; ++page) {
+      table[page] = static_cast<int32_t>(num_pages++);
+    }
+    add_tiles(forward_tiles, begin[r], run.num_rows, run.first_position, static_cast<int64_t>(r));
+    kernels::AttentionBackwardTile key_tile = tile;
+    key_tile.other_begin = key_tile.other_end = 0;
+    if (run.prompt_run < 0) {
+      for (size_t other = r + 1; other < num_runs; ++other) {
+        if (pack.runs[other].prompt_run != static_cast<int64_t>(r)) continue;
+        if (key_tile.other_end == 0) key_tile.other_begin = static_cast<int32_t>(begin[other]);
+        GRADUS_CHECK(key_tile.other_end == 0 || key_tile.other_end == begin[other],
+                     "a group's responses follow one another");
+        key_tile.other_end = static_cast<int32_t>(begin[other] + pack.runs[other].num_rows);
+      }
+    }
+    for (int64_t row = begin[r]; row < end; row += kPage) {
+      for (auto* tiles_of : {&tile, &key_tile}) {
+        tiles_of->row_begin = static_cast<int32_t>(row);
+        tiles_of->num_rows = static_cast<int32_t>(std::min(kPage, end - row));
+      }
+      backward_queries.push_back(tile);
+      backward_keys.push_back(key_tile);
+    }
+  }
+  num_copies = static_cast<int64_t>(page_copies.size());
+  num_tiles = static_cast<int64_t>(forward_tiles.size());
+  num_key_tiles = static_cast<int64_t>(backward_keys.size());
+
+  // Rows of each token, in order.
+  std::vector<int32_t> by_token(token_ids.size()), distinct, first_of;
+  std::iota(by_token.begin(), by_token.end(), 0);
+  std::stable_sort(by_token.begin(), by_token.end(), [&](int32_t a, int32_t b) {
+    return token_ids[static_cast<size_t>(a)] < token_ids[static_cast<size_t>(b)];
+  });
+  for (size_t i = 0; i < by_token.size(); ++i) {
+    const int32_t token = token_ids[static_cast<size_t>(by_token[i])];
+    if (!distinct.empty() && distinct.back() == token) continue;
+    distinct.push_back(token);
+    first_of.push_back(static_cast<int32_t>(i));
+  }
+  first_of.push_back(static_cast<int32_t>(by_token.size()));
+  num_tokens = static_cast<int64_t>(distinct.size());
+  for (const data::PackTarget& target : pack.targets) {
+    rows_of_targets.push_back(device_row[static_cast<size_t>(target.row)]);
+    tokens_of_targets.push_back(target.token);
+  }
+  tokens = add(token_ids);
+  positions = add(places);
+  table_rows = add(rows_table);
+  tables = add(page_tables);
+  copies = add(page_copies);
+  tiles = add(forward_tiles);
+  query_tiles = add(backward_queries);
+  key_tiles = add(backward_keys);
+  embed_tokens = add(distinct);
+  embed_begin = add(first_of);
+  embed_rows = add(by_token);
+  target_rows = add(rows_of_targets);
+  target_tokens = add(tokens_of_targets);
+  temperatures = add(std::vector<float>(pack.targets.size(), temperature));
+}
+
+// Where things are in the memory of a pass, bytes.
+struct DeviceTrainingPass::Places {
+  // Of one layer, from its beginning.
+  int64_t raw_qkv = 0, attention = 0, lse = 0, middle = 0, gate_up = 0, layer_size = 0;
+  int64_t inputs = 0, input_size = 0, layers = 0, num_kept_layers = 0;
+  int64_t final_stream = 0, normed = 0, qkv = 0, inner = 0, pages = 0;
+  int64_t hidden = 0, scores = 0, score_workspace = 0;
+  // Of the backward.
+  int64_t dx = 0, dy = 0, dqkv = 0, dnormed = 0, dattention = 0, delta = 0, rstd = 0, partial = 0;
+  int64_t dhidden = 0, active = 0, head_workspace = 0;
+  int64_t size = 0;
+
+  Places(const ModelConfig& config, int64_t rows, int64_t targets, int64_t num_pages,
+         bool checkpointing, bool keep, int64_t score_workspace_bytes,
+         int64_t head_workspace_bytes) {
+    const Columns columns(config);
+    const auto take = [](int64_t& next, int64_t bytes) {
+      return std::exchange(next, next + aligned(bytes));
+    };
+    raw_qkv = take(layer_size, rows * columns.qkv * kBf16);
+    attention = take(layer_size, rows * columns.q * kBf16);
+    lse = take(layer_size, rows * config.num_heads * kF32);
+    middle = take(layer_size, rows * columns.width * kF32);
+    gate_up = take(layer_size, 2 * rows * columns.inner * kBf16);
+    input_size = aligned(rows * columns.width * kF32);
+    num_kept_layers = keep && !checkpointing ? config.num_layers : 1;
+    inputs = take(size, (keep ? config.num_layers : 1) * input_size);
+    layers = take(size, num_kept_layers * layer_size);
+    final_stream = take(size, input_size);
+    normed = take(size, rows * columns.width * kBf16);
+    qkv = take(size, rows * columns.qkv * kBf16);
+    inner = take(size, rows * columns.inner * kBf16);
+    pages = take(size, num_pages * 2 * columns.kv * kPage * kBf16);
+    hidden = take(size, targets * columns.width * kBf16);
+    scores = take(size, 3 * targets * kF32);
+    score_workspace = take(size, score_workspace_bytes);
+    if (!keep) return;
+    dx = take(size, rows * columns.width * kF32);
+    dy = take(size, rows * columns.width * kBf16);
+    dqkv = take(size, rows * columns.qkv * kBf16);
+    dnormed = take(size, rows * columns.width * kBf16);
+    dattention = take(size, rows * columns.q * kBf16);
+    delta = take(size, rows * config.num_heads * kF32);
+    rstd = take(size, rows * kF32);
+    const int64_t widest = std::max({columns.width, columns.qkv, 2 * columns.inner});
+    partial = take(size, kF32 * std::max(kernels::column_sums_partial_floats(widest),
+                                         kernels::rotate_backward_partial_floats(config.head_dim)));
+    dhidden = take(size, targets * columns.width * kF32);
+    active = take(size, 8 * aligned((targets + 1) * kF32));
+    head_workspace = take(size, head_workspace_bytes);
+  }
+};
+
+struct DeviceTrainingPass::Memory {
+  std::optional<CudaBuffer> rows, order;
+  std::optional<Places> places;
+  template <class T = uint8_t>
+  T* at(int64_t offset) const {
+    return reinterpret_cast<T*>(rows->as<uint8_t>() + offset);
+  }
+  template <class T>
+  const T* in_order(int64_t offset) const {
+    return reinterpret_cast<const T*>(order->as<uint8_t>() + offset);
+  }
+};
+
+DeviceTrainingPass::DeviceTrainingPass(DeviceTransformer& transformer, DeviceTrainingState* state,
+                                       bool gradient_checkpointing)
+    : transformer_(transformer),
+      state_(state),
+      gradient_checkpointing_(gradient_checkpointing),
+      memory_(std::make_unique<Memory>()) {}
+DeviceTrainingPass::~DeviceTrainingPass() = default;
+
+void DeviceTrainingPass::release() { memory_ = std::make_unique<Memory>(); }
+
+int64_t DeviceTrainingPass::planned_bytes(const ModelConfig& config, int64_t num_rows,
+                                          bool gradient_checkpointing, bool keep_for_backward) {
+  constexpr int64_t kWorkspaces = 320ll << 20;
+  return Places(config, num_rows, num_rows, 2 * pages_for(num_rows), gradient_checkpointing,
+                keep_for_backward, 0, keep_for_backward ? kWorkspaces : kWorkspaces / 8)
+      .size;
+}
+
+Status DeviceTrainingPass::reserve(const Order& order, int64_t num_targets) {
+  const kernels::Cuda& cuda = transformer_.cuda();
+  const ModelConfig& config = transformer_.config();
+  GRADUS_RETURN_IF_ERROR(transformer_.reserve(0, order.longest));
+  const int64_t targets = std::max<int64_t>(num_targets, 1);
+  const Places places(
+      config, order.num_rows, targets, order.num_pages, gradient_checkpointing_, keep_for_backward_,
+      static_cast<int64_t>(
+          kernels::lm_head_score_workspace_bytes(cuda, targets, config.vocab_size)),
+      keep_for_backward_ ? static_cast<int64_t>(kernels::lm_head_backward_workspace_bytes(
+                               cuda, targets, config.vocab_size, config.hidden_size))
+                         : 0);
+  const auto grow = [&](std::optional<CudaBuffer>& buffer, int64_t bytes,
+                        const char* what) -> Status {
+    if (buffer && static_cast<int64_t>(buffer->bytes()) >= bytes) return {};
+    GRADUS_RETURN_IF_ERROR(kernels::synchronize(cuda));
+    buffer.reset();
+    Result<CudaBuffer> made = CudaBuffer::allocate(cuda, static_cast<size_t>(bytes));
+    if (!made.ok()) return made.status().with_prefix(what);
+    buffer.emplace(std::move(*made));
+    return {};
+  };
+  GRADUS_RETURN_IF_ERROR(grow(memory_->rows, places.size,
+                              "activations of a training pass; a smaller "
+                              "backward.micro_batch_tokens or gradient_checkpointing needs less"));
+  GRADUS_RETURN_IF_ERROR(
+      grow(memory_->order, static_cast<int64_t>(order.bytes.size()), "places of rows"));
+  memory_->places = places;
+  // Keys that no row has written are read, masked, and must be numbers.
+  return kernels::device_zero(cuda, memory_->at(places.pages), places.hidden - places.pages,
+                              nullptr);
+}
+
+Status DeviceTrainingPass::forward(const data::Pack& pack, float temperature,
+                                   bool keep_for_backward) {
+  GRADUS_CHECK(!keep_for_backward || state_ != nullptr, "a backward needs a state");
+  keep_for_backward_ = keep_for_backward;
+  temperature_ = temperature;
+  order_ = std::make_unique<Order>(pack, temperature);
+  GRADUS_RETURN_IF_ERROR(reserve(*order_, order_->num_targets));
+  GRADUS_RETURN_IF_ERROR(
+      memory_->order->copy_from_host(order_->bytes.data(), order_->bytes.size()));
+  const Places& places = *memory_->places;
+  const int64_t num_layers = transformer_.config().num_layers;
+  const auto input_of = [&](int64_t layer) {
+    return memory_->at<float>(places.inputs + (keep_for_backward_ ? layer : 0) * places.input_size);
+  };
+  GRADUS_RETURN_IF_ERROR(transformer_.embed(
+      {.num_rows = order_->num_rows, .token_ids = memory_->in_order<int32_t>(order_->tokens)},
+      num_layers > 0 ? input_of(0) : memory_->at<float>(places.final_stream), nullptr));
+  for (int64_t i = 0; i < num_layers; ++i) {
+    const bool is_last = i + 1 == num_layers;
+    GRADUS_RETURN_IF_ERROR(
+        layer_forward(i, is_last ? memory_->at<float>(places.final_stream) : input_of(i + 1)));
+  }
+  return head_forward();
+}
+
+Status DeviceTrainingPass::layer_forward(int64_t layer, float* output) {
+  const Places& places = *memory_->places;
+  const int64_t kept = places.layers + (keeps_layers() ? layer : 0) * places.layer_size;
+  const DevicePass pass = {
+      .num_rows = order_->num_rows,
+      .token_ids = memory_->in_order<int32_t>(order_->tokens),
+      .positions = memory_->in_order<int32_t>(order_->positions),
+      .table_rows = memory_->in_order<int32_t>(order_->table_rows),
+      .tables = memory_->in_order<int32_t>(order_->tables),
+      .table_stride = order_->table_stride,
+      .tiles = memory_->in_order<kernels::AttentionTile>(order_->tiles),
+      .num_tiles = order_->num_tiles,
+      .num_first_rows = order_->num_first_rows,
+      .copies = memory_->in_order<kernels::PageCopy>(order_->copies),
+      .num_copies = order_->num_copies,
+  };
+  const ModelConfig& config = transformer_.config();
+  const DeviceLayerRows rows = {
+      .input_TD =
+          memory_->at<float>(places.inputs + (keep_for_backward_ ? layer : 0) * places.input_size),
+      .middle_TD = memory_->at<float>(kept + places.middle),
+      .output_TD = output,
+      .normed_TD = memory_->at(places.normed),
+      .raw_qkv = keep_for_backward_ ? memory_->at(kept + places.raw_qkv) : nullptr,
+      .qkv = memory_->at(places.qkv),
+      .attention = memory_->at(kept + places.attention),
+      .lse_TH = keep_for_backward_ ? memory_->at<float>(kept + places.lse) : nullptr,
+      .gate_up = keep_for_backward_ ? memory_->at(kept + places.gate_up) : nullptr,
+      .inner = memory_->at(places.inner)};
+  return transformer_.layer_forward(layer, pass,
+                                    {.pages = memory_->at(places.pages),
+                                     .num_kv_heads = config.num_kv_heads,
+                                     .head_width = config.head_dim},
+                                    rows, nullptr);
+}
+
+Status DeviceTrainingPass::head_forward() {
+  const kernels::Cuda& cuda = transformer_.cuda();
+  const ModelConfig& config = transformer_.config();
+  const Places& places = *memory_->places;
+  const int64_t count = order_->num_targets;
+  const size_t size = static_cast<size_t>(count);
+  logprobs_.resize(size);
+  entropies_.resize(size);
+  lse_.resize(size);
+  if (count == 0) return {};
+  const int32_t* rows = memory_->in_order<int32_t>(order_->target_rows);
+  GRADUS_RETURN_IF_ERROR(transformer_.final_norm(memory_->at<float>(places.final_stream), rows,
+                                                 count, memory_->at(places.hidden), nullptr));
+  const size_t workspace_bytes =
+      kernels::lm_head_score_workspace_bytes(cuda, count, config.vocab_size);
+  GRADUS_RETURN_IF_ERROR(kernels::device_zero(cuda, memory_->at(places.score_workspace),
+                                              static_cast<int64_t>(workspace_bytes), nullptr));
+  float* scores = memory_->at<float>(places.scores);
+  GRADUS_RETURN_IF_ERROR(
+      kernels::lm_head_score(cuda, {.w_VD = transformer_.head(),
+                                    .h_BD = memory_->at(places.hidden),
+                                    .temperature_B = memory_->in_order<float>(order_->temperatures),
+                                    .token_B = memory_->in_order<int32_t>(order_->target_tokens),
+                                    .b = count,
+                                    .v = config.vocab_size,
+                                    .d = config.hidden_size,
+                                    .logprob_B = scores,
+                                    .lse_B = scores + count,
+                                    .entropy_B = scores + 2 * count,
+                                    .workspace = memory_->at(places.score_workspace),
+                                    .workspace_bytes = workspace_bytes}));
+  std::vector<float> all(3 * size);
+  GRADUS_RETURN_IF_ERROR(kernels::copy_to_host(cuda, all.data(), scores, all.size() * kF32));
+  std::copy_n(all.begin(), size, logprobs_.begin());
+  std::copy_n(all.begin() + static_cast<std::ptrdiff_t>(size), size, lse_.begin());
+  std::copy_n(all.begin() + static_cast<std::ptrdiff_t>(2 * size), size, entropies_.begin());
+  return {};
+}
+
+// Leaves the gradient of the residual stream after the last layer in dx.
+Status DeviceTrainingPass::head_backward(std::span<const float> dlogprobs,
+                                         std::span<const float> dentropies, bool* is_any) {
+  const kernels::Cuda& cuda = transformer_.cuda();
+  const ModelConfig& config = transformer_.config();
+  const Places& places = *memory_->places;
+  // Targets with a gradient by row, since the last row of a prompt predicts several.
+  std::vector<size_t> active;
+  for (size_t i = 0; i < dlogprobs.size(); ++i) {
+    if (dlogprobs[i] != 0 || dentropies[i] != 0) active.push_back(i);
+  }
+  *is_any = !active.empty();
+  if (active.empty()) return {};
+  std::stable_sort(active.begin(), active.end(), [&](size_t a, size_t b) {
+    return order_->rows_of_targets[a] < order_->rows_of_targets[b];
+  });
+  std::vector<int32_t> rows, tokens, distinct, begin;
+  std::vector<float> lse, entropy, dlogprob, dentropy;
+  for (size_t i = 0; i < active.size(); ++i) {
+    const size_t target = active[i];
+    rows.push_back(order_->rows_of_targets[target]);
+    tokens.push_back(order_->tokens_of_targets[target]);
+    lse.push_back(lse_[target]);
+    entropy.push_back(entropies_[target]);
+    dlogprob.push_back(dlogprobs[target]);
+    dentropy.push_back(dentropies[target]);
+    if (!distinct.empty() && distinct.back() == rows.back()) continue;
+    distinct.push_back(rows.back());
+    begin.push_back(static_cast<int32_t>(i));
+  }
+  begin.push_back(static_cast<int32_t>(active.size()));
+  const int64_t count = static_cast<int64_t>(active.size());
+  const int64_t slot = aligned((order_->num_targets + 1) * kF32);
+  std::vector<uint8_t> bytes(static_cast<size_t>(8 * slot));
+  int64_t next = 0;
+  const auto put = [&](const auto& values) {
+    std::memcpy(bytes.data() + next, values.data(), values.size() * sizeof(values[0]));
+    return std::exchange(next, next + slot) + places.active;
+  };
+  const int64_t rows_at = put(rows), tokens_at = put(tokens), lse_at = put(lse);
+  const int64_t entropy_at = put(entropy), dlogprob_at = put(dlogprob);
+  const int64_t dentropy_at = put(dentropy), distinct_at = put(distinct), begin_at = put(begin);
+  GRADUS_RETURN_IF_ERROR(
+      kernels::copy_to_device(cuda, memory_->at(places.active), bytes.data(), bytes.size()));
+
+  const float* final_stream = memory_->at<float>(places.final_stream);
+  GRADUS_RETURN_IF_ERROR(transformer_.final_norm(final_stream, memory_->at<int32_t>(rows_at), count,
+                                                 memory_->at(places.hidden), nullptr));
+  const size_t workspace_bytes =
+      kernels::lm_head_backward_workspace_bytes(cuda, count, config.vocab_size, config.hidden_size);
+  GRADUS_RETURN_IF_ERROR(
+      kernels::lm_head_backward(cuda, {.w_VD = transformer_.head(),
+                                       .h_BD = memory_->at(places.hidden),
+                                       .token_B = memory_->at<int32_t>(tokens_at),
+                                       .lse_B = memory_->at<float>(lse_at),
+                                       .entropy_B = memory_->at<float>(entropy_at),
+                                       .dlogprob_B = memory_->at<float>(dlogprob_at),
+                                       .dentropy_B = memory_->at<float>(dentropy_at),
+                                       .temperature = temperature_,
+                                       .b = count,
+                                       .v = config.vocab_size,
+                                       .d = config.hidden_size,
+                                       .dh_BD = memory_->at<float>(places.dhidden),
+                                       .dw_VD = state_->gradient_at(transformer_.head_offset()),
+                                       .workspace = memory_->at(places.head_workspace),
+                                       .workspace_bytes = workspace_bytes}));
+  float* dx = memory_->at<float>(places.dx);
+  float* rstd = memory_->at<float>(places.rstd);
+  GRADUS_RETURN_IF_ERROR(
+      kernels::device_zero(cuda, dx, order_->num_rows * config.hidden_size * kF32, nullptr));
+  const kernels::GradientRows dy = {.f32_ND = memory_->at<float>(places.dhidden),
+                                    .begin_R = memory_->at<int32_t>(begin_at)};
+  const int64_t num_distinct = static_cast<int64_t>(distinct.size());
+  GRADUS_RETURN_IF_ERROR(kernels::device_rms_norm_backward(
+      cuda, {.x_TD = final_stream,
+             .weight_D = transformer_.at<float>(transformer_.final_norm_offset()),
+             .rows_R = memory_->at<int32_t>(distinct_at),
+             .dy = dy,
+             .r = num_distinct,
+             .d = config.hidden_size,
+             .eps = static_cast<float>(config.rms_norm_eps),
+             .dx_TD = dx,
+             .rstd_R = rstd}));
+  return kernels::device_column_sums(
+      cuda, {.dy = dy,
+             .x_TD = final_stream,
+             .rows_R = memory_->at<int32_t>(distinct_at),
+             .rstd_R = rstd,
+             .r = num_distinct,
+             .d = config.hidden_size,
+             .partial = memory_->at<float>(places.partial),
+             .sum_D = state_->gradient_at(transformer_.final_norm_offset())});
+}
+
+Status DeviceTrainingPass::layer_backward(int64_t index) {
+  const kernels::Cuda& cuda = transformer_.cuda();
+  const ModelConfig& config = transformer_.config();
+  const Columns columns(config);
+  const Places& places = *memory_->places;
+  const DeviceTransformer::Layer& layer = transformer_.layers()[static_cast<size_t>(index)];
+  const int64_t rows = order_->num_rows;
+  const int64_t kept = places.layers + (keeps_layers() ? index : 0) * places.layer_size;
+  const float* input = memory_->at<float>(places.inputs + index * places.input_size);
+  const float* middle = memory_->at<float>(kept + places.middle);
+  uint8_t* gate_up = memory_->at(kept + places.gate_up);
+  uint8_t* normed = memory_->at(places.normed);
+  uint8_t* dnormed = memory_->at(places.dnormed);
+  uint8_t* inner = memory_->at(places.inner);
+  uint8_t* dy = memory_->at(places.dy);
+  float* dx = memory_->at<float>(places.dx);
+  float* rstd = memory_->at<float>(places.rstd);
+  float* partial = memory_->at<float>(places.partial);
+  const float eps = static_cast<float>(config.rms_norm_eps);
+
+  // Of y = x w^T + bias: dw += dy^T x, dbias += sums of dy.
+  const auto weight_gradient = [&](const void* dy_TN, int64_t n, const void* x_TK, int64_t k,
+                                   int64_t weight, int64_t bias) -> Status {
+    GRADUS_RETURN_IF_ERROR(kernels::device_product(cuda, {.a = dy_TN,
+                                                          .b = x_TK,
+                                                          .c = state_->gradient_at(weight),
+                                                          .m = n,
+                                                          .n = k,
+                                                          .k = rows,
+                                                          .a_transposed = true,
+                                                          .accumulate = true}));
+    if (bias < 0) return {};
+    return kernels::device_column_sums(cuda, {.dy = {.bf16_RD = dy_TN},
+                                              .r = rows,
+                                              .d = n,
+                                              .partial = partial,
+                                              .sum_D = state_->gradient_at(bias)});
+  };
+  // dx = dy w.
+  const auto input_gradient = [&](const void* dy_TN, int64_t n, int64_t weight, int64_t k,
+                                  void* dx_TK) {
+    return kernels::device_product(cuda, {.a = dy_TN,
+                                          .b = transformer_.at<uint8_t>(weight),
+                                          .c = dx_TK,
+                                          .m = rows,
+                                          .n = k,
+                                          .k = n,
+                                          .c_bf16 = true});
+  };
+  const auto norm_again = [&](const float* x, int64_t weight) {
+    return kernels::device_rms_norm(cuda, {.x_TD = x,
+                                           .weight_D = transformer_.at<float>(weight),
+                                           .r = rows,
+                                           .d = columns.width,
+                                           .eps = eps,
+                                           .y_RD = normed});
+  };
+  const auto norm_backward = [&](const float* x, int64_t weight) -> Status {
+    const kernels::GradientRows gradient = {.bf16_RD = dnormed};
+    GRADUS_RETURN_IF_ERROR(
+        kernels::device_rms_norm_backward(cuda, {.x_TD = x,
+                                                 .weight_D = transformer_.at<float>(weight),
+                                                 .dy = gradient,
+                                                 .r = rows,
+                                                 .d = columns.width,
+                                                 .eps = eps,
+                                                 .dx_TD = dx,
+                                                 .rstd_R = rstd}));
+    return kernels::device_column_sums(cuda, {.dy = gradient,
+                                              .x_TD = x,
+                                              .rstd_R = rstd,
+                                              .r = rows,
+                                              .d = columns.width,
+                                              .partial = partial,
+                                              .sum_D = state_->gradient_at(weight)});
+  };
+  const auto round_stream = [&] {
+    return kernels::device_round(cuda, dx, dy, rows * columns.width, nullptr);
+  };
+
+  // The layer's second half.
+  GRADUS_RETURN_IF_ERROR(round_stream());
+  GRADUS_RETURN_IF_ERROR(input_gradient(dy, columns.width, layer.down, columns.inner, inner));
+  GRADUS_RETURN_IF_ERROR(kernels::device_swiglu_backward(
+      cuda, {.gate_up_T = gate_up, .inner_TF = inner, .t = rows, .f = columns.inner}));
+  GRADUS_RETURN_IF_ERROR(
+      weight_gradient(dy, columns.width, inner, columns.inner, layer.down, layer.down_bias));
+  GRADUS_RETURN_IF_ERROR(norm_again(middle, layer.mlp_norm));
+  GRADUS_RETURN_IF_ERROR(weight_gradient(gate_up, 2 * columns.inner, normed, columns.width,
+                                         layer.gate_up, layer.gate_up_bias));
+  GRADUS_RETURN_IF_ERROR(
+      input_gradient(gate_up, 2 * columns.inner, layer.gate_up, columns.width, dnormed));
+  GRADUS_RETURN_IF_ERROR(norm_backward(middle, layer.mlp_norm));
+
+  // Its first half.
+  const void* raw_qkv = memory_->at(kept + places.raw_qkv);
+  const void* attention = memory_->at(kept + places.attention);
+  void* qkv = memory_->at(places.qkv);
+  void* dqkv = memory_->at(places.dqkv);
+  void* dattention = memory_->at(places.dattention);
+  const int32_t* positions = memory_->in_order<int32_t>(order_->positions);
+  GRADUS_RETURN_IF_ERROR(round_stream());
+  GRADUS_RETURN_IF_ERROR(
+      weight_gradient(dy, columns.width, attention, columns.q, layer.output, layer.output_bias));
+  GRADUS_RETURN_IF_ERROR(input_gradient(dy, columns.width, layer.output, columns.q, dattention));
+  GRADUS_RETURN_IF_ERROR(
+      kernels::device_rotate_rows(cuda, {.raw_T = raw_qkv,
+                                         .qkv_T = qkv,
+                                         .t = rows,
+                                         .num_heads = config.num_heads,
+                                         .num_kv_heads = config.num_kv_heads,
+                                         .head_width = config.head_dim,
+                                         .rotation = transformer_.rotation(index),
+                                         .positions_T = positions}));
+  GRADUS_RETURN_IF_ERROR(kernels::device_attention_backward(
+      cuda, {.qkv_T = qkv,
+             .out_T = attention,
+             .dout_T = dattention,
+             .lse_TH = memory_->at<float>(kept + places.lse),
+             .delta_TH = memory_->at<float>(places.delta),
+             .dqkv_T = dqkv,
+             .t = rows,
+             .num_heads = config.num_heads,
+             .num_kv_heads = config.num_kv_heads,
+             .head_width = config.head_dim,
+             .scale = transformer_.attention_scale(),
+             .query_tiles = memory_->in_order<kernels::AttentionBackwardTile>(order_->query_tiles),
+             .key_tiles = memory_->in_order<kernels::AttentionBackwardTile>(order_->key_tiles),
+             .num_query_tiles = order_->num_key_tiles,
+             .num_key_tiles = order_->num_key_tiles}));
+  GRADUS_RETURN_IF_ERROR(
+      kernels::device_rotate_backward(cuda, {.raw_T = raw_qkv,
+                                             .dqkv_T = dqkv,
+                                             .t = rows,
+                                             .num_heads = config.num_heads,
+                                             .num_kv_heads = config.num_kv_heads,
+                                             .head_width = config.head_dim,
+                                             .rotation = transformer_.rotation(index),
+                                             .positions_T = positions,
+                                             .partial = partial,
+                                             .dq_norm_K = state_->gradient_at(layer.q_norm),
+                                             .dk_norm_K = state_->gradient_at(layer.k_norm)}));
+  GRADUS_RETURN_IF_ERROR(norm_again(input, layer.attention_norm));
+  GRADUS_RETURN_IF_ERROR(
+      weight_gradient(dqkv, columns.qkv, normed, columns.width, layer.qkv, layer.qkv_bias));
+  GRADUS_RETURN_IF_ERROR(input_gradient(dqkv, columns.qkv, layer.qkv, columns.width, dnormed));
+  return norm_backward(input, layer.attention_norm);
+}
+
+Status DeviceTrainingPass::backward(std::span<const float> dlogprobs,
+                                    std::span<const float> dentropies) {
+  GRADUS_CHECK(order_ != nullptr && keep_for_backward_, "a backward follows its forward");
+  GRADUS_CHECK(dlogprobs.size() == logprobs_.size() && dentropies.size() == logprobs_.size(),
+               fmt::format("{} and {} gradients for {} targets", dlogprobs.size(),
+                           dentropies.size(), logprobs_.size()));
+  bool is_any = false;
+  GRADUS_RETURN_IF_ERROR(head_backward(dlogprobs, dentropies, &is_any));
+  if (!is_any) return {};
+  const Places& places = *memory_->places;
+  for (int64_t i = transformer_.config().num_layers - 1; i >= 0; --i) {
+    if (!keeps_layers()) {
+      // What it leaves is not read again: the stream after the last layer has served.
+      GRADUS_RETURN_IF_ERROR(layer_forward(i, memory_->at<float>(places.final_stream)));
+    }
+    GRADUS_RETURN_IF_ERROR(layer_backward(i));
+  }
+  return kernels::device_embed_backward(
+      transformer_.cuda(), {.dx_TD = memory_->at<float>(places.dx),
+                            .tokens_N = memory_->in_order<int32_t>(order_->embed_tokens),
+                            .begin_N = memory_->in_order<int32_t>(order_->embed_begin),
+                            .rows_M = memory_->in_order<int32_t>(order_->embed_rows),
+                            .n = order_->num_tokens,
+                            .d = transformer_.config().hidden_size,
+                            .dembedding_VD = state_->gradient_at(transformer_.embedding_offset())});
+}
+
+}  // namespace gradus::model
