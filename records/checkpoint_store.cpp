@@ -10,16 +10,15 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
 #include <utility>
 
 #include "common/atomic_file.h"
 #include "common/strings.h"
+#include "records/checkpoint_manifest.h"
 #include "records/internal/durable_file.h"
 #include "records/internal/file_regions.h"
-#include "records/internal/json_text.h"
 
 namespace fs = std::filesystem;
 
@@ -28,21 +27,8 @@ namespace {
 
 constexpr char kManifest[] = "manifest.json";
 constexpr char kDraftPrefix[] = ".tmp_";
-constexpr int kManifestVersion = 2;
 // How often rank 0 looks whether other ranks have written their shares.
 constexpr auto kShareInterval = std::chrono::milliseconds(2);
-
-struct FileRecord {
-  std::string name;  // relative to the checkpoint
-  int64_t num_bytes = 0;
-  std::vector<internal::FileRegion> regions;  // that cover it
-};
-
-struct Manifest {
-  int64_t step = 0;
-  std::optional<double> metric;
-  std::vector<FileRecord> files;
-};
 
 std::string step_name(int64_t step) { return fmt::format("step_{}", step); }
 
@@ -57,83 +43,19 @@ std::optional<int64_t> step_of(const std::string& name) {
   return step;
 }
 
-std::string share_note(int share) { return fmt::format("{}share_{}.json", kDraftPrefix, share); }
-
-// [{"name", "bytes", "regions": [["name", offset, bytes, "hash"], ...]}, ...]
-std::string files_text(const std::vector<FileRecord>& files) {
-  std::string text = "[";
-  const char* separator = "\n    ";
-  for (const FileRecord& file : files) {
-    text += separator;
-    text += "{\"name\": ";
-    internal::append_json_string(text, file.name);
-    text += fmt::format(", \"bytes\": {}, \"regions\": [", file.num_bytes);
-    const char* region_separator = "\n      [";
-    for (const internal::FileRegion& region : file.regions) {
-      text += region_separator;
-      internal::append_json_string(text, region.name);
-      text += fmt::format(", {}, {}, \"{:016x}\"]", region.offset, region.num_bytes, region.hash);
-      region_separator = ",\n      [";
-    }
-    text += "]}";
-    separator = ",\n    ";
-  }
-  return text + "]";
-}
-
-// Throws what nlohmann and std::stoull throw.
-std::vector<FileRecord> parse_files(const nlohmann::json& json) {
-  std::vector<FileRecord> files;
-  for (const auto& file : json) {
-    FileRecord record{file.at("name").get<std::string>(), file.at("bytes").get<int64_t>(), {}};
-    for (const auto& region : file.at("regions")) {
-      record.regions.push_back({region.at(0).get<std::string>(), region.at(1).get<int64_t>(),
-                                region.at(2).get<int64_t>(),
-                                std::stoull(region.at(3).get<std::string>(), nullptr, 16)});
-    }
-    files.push_back(std::move(record));
-  }
-  return files;
-}
-
-std::string manifest_text(const Manifest& manifest, const std::string& metric_name) {
-  std::string text = fmt::format("{{\n  \"format\": \"gradus checkpoint\",\n  \"version\": {},\n",
-                                 kManifestVersion);
-  text += fmt::format("  \"step\": {},\n", manifest.step);
-  if (manifest.metric.has_value()) {
-    text += "  \"metric\": {\"name\": ";
-    internal::append_json_string(text, metric_name);
-    text += ", \"value\": ";
-    internal::append_json_number(text, *manifest.metric);
-    text += "},\n";
-  }
-  return text + "  \"files\": " + files_text(manifest.files) + "\n}\n";
-}
+std::string share_note(int share) { return fmt::format("{}share_{}.pb", kDraftPrefix, share); }
 
 // The manifest of a folder whose files have the recorded sizes.
-Result<Manifest> read_manifest(const std::string& folder) {
+Result<CheckpointManifest> read_manifest(const std::string& folder) {
   const std::string path = folder + "/" + kManifest;
   const Result<std::string> text = internal::read_file(path);
   if (!text.ok() && text.status().code() == StatusCode::kNotFound) {
     return data_loss("{}: no {}; writing or copying it did not finish", folder, kManifest);
   }
   GRADUS_RETURN_IF_ERROR(text.status());
-  Manifest manifest;
-  try {
-    const auto json = nlohmann::json::parse(*text);
-    if (json.at("version").get<int>() != kManifestVersion) {
-      return data_loss("{}: manifest version {}; this build reads version {}", path,
-                       json.at("version").get<int>(), kManifestVersion);
-    }
-    manifest.step = json.at("step").get<int64_t>();
-    if (json.contains("metric") && json["metric"].at("value").is_number()) {
-      manifest.metric = json["metric"]["value"].get<double>();
-    }
-    manifest.files = parse_files(json.at("files"));
-  } catch (const std::exception& error) {
-    return data_loss("{}: not a manifest: {}", path, error.what());
-  }
-  for (const FileRecord& file : manifest.files) {
+  const Result<CheckpointManifest> manifest = manifest_from_json(*text);
+  if (!manifest.ok()) return manifest.status().with_prefix(path);
+  for (const FileRecord& file : manifest->files) {
     const std::string file_path = folder + "/" + file.name;
     std::error_code error;
     const auto size = fs::file_size(file_path, error);
@@ -145,10 +67,10 @@ Result<Manifest> read_manifest(const std::string& folder) {
   return manifest;
 }
 
-Status verify_hashes(const std::string& folder, const Manifest& manifest) {
+Status verify_hashes(const std::string& folder, const CheckpointManifest& manifest) {
   for (const FileRecord& file : manifest.files) {
     const std::string path = folder + "/" + file.name;
-    for (const internal::FileRegion& region : file.regions) {
+    for (const FileRegion& region : file.regions) {
       const Result<uint64_t> hash = internal::hash_file(path, region.offset, region.num_bytes);
       GRADUS_RETURN_IF_ERROR(hash.status());
       if (*hash == region.hash) continue;
@@ -169,7 +91,7 @@ Result<FileRecord> flush_file(const std::string& folder, const std::string& name
   const auto size = static_cast<int64_t>(fs::file_size(path, error));
   if (error) return internal::file_error(path, "read", error.value());
   GRADUS_RETURN_IF_ERROR(internal::sync_file(path));
-  Result<std::vector<internal::FileRegion>> regions = internal::hash_regions(path, size);
+  Result<std::vector<FileRegion>> regions = internal::hash_regions(path, size);
   GRADUS_RETURN_IF_ERROR(regions.status());
   return FileRecord{name, size, std::move(*regions)};
 }
@@ -183,11 +105,9 @@ Result<std::vector<FileRecord>> take_notes(const std::string& folder) {
     if (!fs::exists(path, error)) return files;
     const Result<std::string> text = internal::read_file(path);
     GRADUS_RETURN_IF_ERROR(text.status());
-    try {
-      std::ranges::move(parse_files(nlohmann::json::parse(*text)), std::back_inserter(files));
-    } catch (const std::exception& exception) {
-      return data_loss("{}: not a list of files: {}", path, exception.what());
-    }
+    Result<CheckpointManifest> share_manifest = decode_manifest(*text);
+    if (!share_manifest.ok()) return share_manifest.status().with_prefix(path);
+    std::ranges::move(share_manifest->files, std::back_inserter(files));
     fs::remove(path, error);
   }
 }
@@ -270,9 +190,9 @@ Status CheckpointStore::commit(CheckpointDraft draft, std::optional<double> metr
   Result<std::vector<FileRecord>> files = flush_files(draft.folder());
   GRADUS_RETURN_IF_ERROR(files.status());
   GRADUS_CHECK(!files->empty(), "a checkpoint without files");
-  Manifest manifest{draft.step(), metric, std::move(*files)};
-  GRADUS_RETURN_IF_ERROR(write_file_atomically(draft.folder() + "/" + kManifest,
-                                               manifest_text(manifest, policy_.best_metric)));
+  const CheckpointManifest manifest{draft.step(), policy_.best_metric, metric, std::move(*files)};
+  GRADUS_RETURN_IF_ERROR(
+      write_file_atomically(draft.folder() + "/" + kManifest, to_json(manifest)));
   GRADUS_RETURN_IF_ERROR(internal::sync_folder(draft.folder()));
   GRADUS_RETURN_IF_ERROR(publish(draft));
   draft.folder_.clear();
@@ -296,13 +216,13 @@ Status CheckpointStore::await_shares(const CheckpointDraft& draft, int num_share
 
 Status CheckpointStore::finish_share(const std::string& draft_folder, int share,
                                      std::span<const std::string> files) {
-  std::vector<FileRecord> records;
+  CheckpointManifest manifest;  // of the share alone: step and metric are rank 0's to say
   for (const std::string& name : files) {
     Result<FileRecord> file = flush_file(draft_folder, name);
     GRADUS_RETURN_IF_ERROR(file.status());
-    records.push_back(std::move(*file));
+    manifest.files.push_back(std::move(*file));
   }
-  return write_file_atomically(draft_folder + "/" + share_note(share), files_text(records));
+  return write_file_atomically(draft_folder + "/" + share_note(share), encode(manifest));
 }
 
 Status CheckpointStore::publish(const CheckpointDraft& draft) const {
@@ -331,7 +251,7 @@ Status CheckpointStore::prune(int64_t newest_step) const {
     const std::string folder = entry.path();
     if (!step_of(entry.path().filename()).has_value()) continue;
     // A broken one is left for people to look at, and is no reason to delete a whole one.
-    if (const Result<Manifest> manifest = read_manifest(folder); manifest.ok()) {
+    if (const Result<CheckpointManifest> manifest = read_manifest(folder); manifest.ok()) {
       all.push_back({manifest->step, folder, manifest->metric});
     }
   }
@@ -367,7 +287,7 @@ std::vector<Checkpoint> CheckpointStore::list() const {
     const std::string folder = entry.path();
     const std::optional<int64_t> step = step_of(entry.path().filename());
     if (!step.has_value()) continue;
-    const Result<Manifest> manifest = read_manifest(folder);
+    const Result<CheckpointManifest> manifest = read_manifest(folder);
     if (!manifest.ok()) {
       warn_(manifest.status().message() + "; the checkpoint is not used");
     } else if (manifest->step != *step) {
@@ -385,7 +305,7 @@ std::vector<Checkpoint> CheckpointStore::list() const {
 std::optional<Checkpoint> CheckpointStore::latest() const {
   std::vector<Checkpoint> all = list();
   for (; !all.empty(); all.pop_back()) {
-    const Result<Manifest> manifest = read_manifest(all.back().folder);
+    const Result<CheckpointManifest> manifest = read_manifest(all.back().folder);
     const Status status =
         manifest.ok() ? verify_hashes(all.back().folder, *manifest) : manifest.status();
     if (status.ok()) return all.back();
@@ -403,7 +323,7 @@ Result<Checkpoint> CheckpointStore::at(int64_t step) const {
     return not_found("{}: no checkpoint of step {}; there are: {}", folder_, step,
                      names.empty() ? "none" : join(names, ", "));
   }
-  const Result<Manifest> manifest = read_manifest(folder);
+  const Result<CheckpointManifest> manifest = read_manifest(folder);
   GRADUS_RETURN_IF_ERROR(manifest.status());
   GRADUS_RETURN_IF_ERROR(verify_hashes(folder, *manifest));
   return Checkpoint{step, folder, manifest->metric};
@@ -414,7 +334,7 @@ std::optional<Checkpoint> CheckpointStore::best() const {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
     if (!step_of(entry.path().filename()).has_value()) continue;
-    const Result<Manifest> manifest = read_manifest(entry.path());
+    const Result<CheckpointManifest> manifest = read_manifest(entry.path());
     if (!manifest.ok() || !manifest->metric.has_value() || std::isnan(*manifest->metric)) continue;
     const Checkpoint candidate{manifest->step, entry.path(), manifest->metric};
     // Of equals the earliest: later ones have only drifted further from the start.

@@ -6,17 +6,11 @@
 #include <vector>
 
 #include "common/status.h"
+#include "records/checkpoint_manifest.h"
 
 // The parts of a file that a message can name: the tensors of a safetensors file, the entries of a
 // state file.
 namespace gradus::records::internal {
-
-struct FileRegion {
-  std::string name;  // empty: what lies between the named ones, or a file without parts
-  int64_t offset = 0;
-  int64_t num_bytes = 0;
-  uint64_t hash = 0;
-};
 
 // Regions that cover the file in order, hashed. A file of unknown or broken form is one region.
 // NotFound or Unavailable when it cannot be read.

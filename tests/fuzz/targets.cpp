@@ -17,6 +17,7 @@
 #include "data/tokenizer.h"
 #include "model/gguf.h"
 #include "model/safetensors.h"
+#include "records/checkpoint_manifest.h"
 #include "records/metrics_log.h"
 #include "records/rollout_dump.h"
 #include "records/rollout_messages.h"
@@ -143,6 +144,8 @@ void run_state_file(std::string_view bytes) {
 void run_wire(std::string_view bytes) {
   const auto rollouts = records::decode_rollouts(bytes);
   if (rollouts.ok()) static_cast<void>(records::encode(*rollouts));
+  const auto manifest = records::decode_manifest(bytes);
+  if (manifest.ok()) static_cast<void>(records::to_json(*manifest));
   const auto work = trainer::decode_work(bytes);
   if (work.ok()) static_cast<void>(trainer::encode(*work));
   const auto answer = trainer::decode_answer(bytes);
