@@ -7,6 +7,7 @@
 
 #include "common/parallel.h"
 #include "federated/internal/fixed_point.h"
+#include "federated/internal/round_plan.h"
 #include "federated/internal/secure_sum.h"
 
 namespace gradus::federated {
@@ -75,30 +76,23 @@ bool by_client(const ClientReport& a, const ClientReport& b) { return a.client_i
 
 // The weight of each of this rank's updates in `vector` of the payload.
 std::vector<double> local_weights(const RoundResult& result, std::span<const ModelDelta> deltas,
-                                  bool is_uniform) {
+                                  int64_t vector) {
   std::vector<double> weights;
   for (const ModelDelta& delta : deltas) {
     const auto found =
         std::lower_bound(result.reports_K.begin(), result.reports_K.end(), delta.report, by_client);
     const auto k = static_cast<size_t>(found - result.reports_K.begin());
-    weights.push_back(is_uniform ? 1 / static_cast<double>(result.reports_K.size())
-                                 : result.weights_K[k]);
+    weights.push_back(internal::weight_in(result, k, vector));
   }
   return weights;
 }
 
 // out[j] = sum_k w_k values_k[offset + j] over all ranks.
-void weighted_sum(const RoundResult& result, std::span<const ModelDelta> deltas, bool is_uniform,
+void weighted_sum(const RoundResult& result, std::span<const ModelDelta> deltas, int64_t vector,
                   int64_t offset, comm::Communicator* ranks, std::span<double> out) {
-  double largest = 0;  // over all ranks: from the reports that every rank has
-  const double uniform = 1 / static_cast<double>(result.reports_K.size());
-  for (size_t k = 0; k < result.reports_K.size(); ++k) {
-    const double w = is_uniform ? uniform : std::fabs(result.weights_K[k]);
-    largest = std::max(largest, w * result.reports_K[k].max_abs);
-  }
-  const int exponent =
-      internal::fixed_point_exponent(largest, static_cast<int64_t>(result.reports_K.size()));
-  const std::vector<double> weights = local_weights(result, deltas, is_uniform);
+  // From the reports, which every rank has.
+  const int exponent = internal::exponent_of(result, vector);
+  const std::vector<double> weights = local_weights(result, deltas, vector);
   const bool is_alone = ranks == nullptr || ranks->size() == 1;
   std::vector<int64_t> sums(is_alone ? 0 : out.size(), 0);
   const auto sum_tile = [&](size_t begin, size_t size) {
@@ -171,7 +165,7 @@ std::vector<const float*> gathered_values(const RoundResult& result,
 // The same sum by secure aggregation. The updates of all ranks come together on rank 0, which plays
 // all its clients.
 Status secure_sum(const SecureSum& plan, int64_t round, const RoundResult& result,
-                  std::span<const ModelDelta> deltas, bool is_uniform, int64_t offset,
+                  std::span<const ModelDelta> deltas, int64_t vector, int64_t offset,
                   comm::Communicator* ranks, std::span<double> out) {
   std::vector<std::string> storage;
   const std::vector<const float*> values = gathered_values(result, deltas, ranks, storage);
@@ -182,7 +176,7 @@ Status secure_sum(const SecureSum& plan, int64_t round, const RoundResult& resul
     std::vector<internal::SecureTerm> terms;
     for (size_t k = 0; k < values.size(); ++k) {
       terms.push_back({result.reports_K[k].client_id,
-                       is_uniform ? 1 / static_cast<double>(values.size()) : result.weights_K[k],
+                       internal::weight_in(result, k, vector),
                        {values[k] + offset, out.size()}});
     }
     status = internal::add_securely(plan, round, terms, sums);
@@ -231,46 +225,13 @@ void measure(ModelDelta& delta) {
 }
 
 Status Round::add(ModelDelta delta, bool is_measured) {
-  const ClientReport& report = delta.report;
   const int64_t length = aggregator_.context().num_parameters * aggregator_.num_vectors();
   if (static_cast<int64_t>(delta.values.size()) != length) {
     return invalid_argument("client {}: its update has {} values; the model has {}",
-                            report.client_id, delta.values.size(), length);
-  }
-  if (report.client_id < 0 || report.client_id >= aggregator_.context().num_clients) {
-    return invalid_argument("client {}: unknown; the run's clients are 0 to {}", report.client_id,
-                            aggregator_.context().num_clients - 1);
-  }
-  if (report.base_version > version_ ||
-      (report.base_version < version_ && aggregator_.config().staleness_exponent == 0)) {
-    return invalid_argument(
-        "client {}: its update is of model version {}, this round's is {}; train on the current "
-        "model, or set staleness_exponent above 0 to take older ones",
-        report.client_id, report.base_version, version_);
-  }
-  if (report.num_samples < 1) {
-    return invalid_argument("client {}: num_samples is {}; it must be at least 1", report.client_id,
-                            report.num_samples);
-  }
-  if ((report.score && !std::isfinite(*report.score)) ||
-      (report.loss && !std::isfinite(*report.loss))) {
-    return invalid_argument("client {}: its loss or score is not finite", report.client_id);
+                            delta.report.client_id, delta.values.size(), length);
   }
   if (!is_measured) measure(delta);
-  if (!report.is_finite) {
-    return invalid_argument("client {}: its update has values that are not finite",
-                            report.client_id);
-  }
-  const double max_norm = options_.max_norm;
-  if (options_.secure_sum && report.max_abs >= internal::kSecureMaxValue) {
-    return invalid_argument(
-        "client {}: its update has a value of {:.4g}; secure aggregation carries values below {}",
-        report.client_id, report.max_abs, internal::kSecureMaxValue);
-  }
-  if (max_norm > 0 && report.squared_norm > max_norm * max_norm) {
-    return invalid_argument("client {}: its update has norm {:.4g}; the limit is {:.4g}",
-                            report.client_id, std::sqrt(report.squared_norm), max_norm);
-  }
+  GRADUS_RETURN_IF_ERROR(internal::check_report(aggregator_, version_, options_, delta.report));
   deltas_.push_back(std::move(delta));
   return {};
 }
@@ -285,36 +246,8 @@ Result<RoundResult> Round::finish(comm::Communicator* ranks) {
       append_reports(bytes, result.reports_K);
     }
   }
-  std::vector<ClientReport>& reports = result.reports_K;
-  std::sort(reports.begin(), reports.end(), by_client);
-  for (size_t k = 0; k + 1 < reports.size(); ++k) {
-    if (reports[k].client_id == reports[k + 1].client_id) {
-      return invalid_argument("client {}: two updates in one round; a client has one",
-                              reports[k].client_id);
-    }
-  }
-  const AggregatorConfig& config = aggregator_.config();
-  const int64_t needed = options_.private_sum ? 0 : std::max<int64_t>(aggregator_.min_updates(), 1);
-  if (static_cast<int64_t>(reports.size()) < needed) {
-    return unavailable("{} updates; strategy {} needs at least {}", reports.size(), config.name,
-                       needed);
-  }
-  for (ClientReport& report : reports) report.staleness = version_ - report.base_version;
-  if (options_.private_sum) {
-    std::vector<int64_t> samples;
-    for (const ClientReport& report : reports) samples.push_back(report.num_samples);
-    Result<privacy::PrivateWeights> weights = privacy::private_weights(
-        samples, options_.private_sum->sample_cap, options_.private_sum->expected_weight);
-    if (!weights.ok()) return weights.status();
-    result.shares_K = result.weights_K = std::move(weights->weights_K);
-  } else {
-    Result<std::vector<double>> shares = aggregator_.shares(reports);
-    if (!shares.ok()) return shares.status();
-    result.shares_K = *shares;
-    Result<std::vector<double>> weights = aggregator_.weights(reports, std::move(*shares));
-    if (!weights.ok()) return weights.status();
-    result.weights_K = std::move(*weights);
-  }
+  GRADUS_RETURN_IF_ERROR(internal::weigh(aggregator_, version_, options_, result));
+  const std::vector<ClientReport>& reports = result.reports_K;
 
   const int64_t p = aggregator_.context().num_parameters;
   const int64_t vectors = aggregator_.num_vectors();
@@ -330,9 +263,9 @@ Result<RoundResult> Round::finish(comm::Communicator* ranks) {
           std::span(result.delta_P).subspan(static_cast<size_t>(v * p), static_cast<size_t>(p));
       if (options_.secure_sum) {
         GRADUS_RETURN_IF_ERROR(
-            secure_sum(*options_.secure_sum, version_, result, deltas_, v > 0, v * p, ranks, out));
+            secure_sum(*options_.secure_sum, version_, result, deltas_, v, v * p, ranks, out));
       } else {
-        weighted_sum(result, deltas_, v > 0, v * p, ranks, out);
+        weighted_sum(result, deltas_, v, v * p, ranks, out);
       }
     }
   }

@@ -10,7 +10,8 @@
 #include "common/log.h"
 #include "common/parallel.h"
 #include "common/rng.h"
-#include "federated/compression.h"
+#include "federated/internal/client_update.h"
+#include "federated/internal/round_metrics.h"
 #include "privacy/gaussian.h"
 #include "records/state_file.h"
 
@@ -19,78 +20,11 @@ namespace {
 
 constexpr double kSecondsPerSample = 1e-3;  // of the simulated clock, for a client of speed 1
 // What a draw is for, so that none is used twice.
-constexpr uint64_t kSample = 1, kDrop = 2, kDuration = 3, kSpeed = 4, kStraggler = 5, kBad = 6,
-                   kTrain = 7, kNoise = 8;
+constexpr uint64_t kSample = internal::kDrawSample, kDrop = 2, kDuration = 3, kSpeed = 4,
+                   kStraggler = 5, kBad = 6, kTrain = internal::kDrawTraining, kNoise = 8;
 
 double uniform_of(std::initializer_list<uint64_t> words) {
   return RngSequence(hash64(words), RngStream::kSampling).uniform();
-}
-
-// `count` different numbers below `bound`, sorted; costs what it gives (Floyd 1987).
-std::vector<int64_t> sample_below(int64_t bound, int64_t count, RngSequence& random) {
-  std::unordered_set<int64_t> chosen;
-  for (int64_t j = bound - count; j < bound; ++j) {
-    const auto t = static_cast<int64_t>(random.below(static_cast<uint64_t>(j) + 1));
-    if (!chosen.insert(t).second) chosen.insert(j);
-  }
-  std::vector<int64_t> sorted(chosen.begin(), chosen.end());
-  std::sort(sorted.begin(), sorted.end());
-  return sorted;
-}
-
-// Each number below `bound` with `probability`; costs what it gives, by geometric gaps.
-std::vector<int64_t> poisson_below(int64_t bound, double probability, RngSequence& random) {
-  std::vector<int64_t> chosen;
-  if (probability >= 1) {
-    for (int64_t k = 0; k < bound; ++k) chosen.push_back(k);
-    return chosen;
-  }
-  for (int64_t k = -1;;) {
-    const double gap = std::floor(std::log(random.uniform()) / std::log1p(-probability));
-    if (gap >= static_cast<double>(bound - k - 1)) return chosen;
-    k += 1 + static_cast<int64_t>(gap);
-    chosen.push_back(k);
-  }
-}
-
-double quantile(std::vector<double> sorted, double q) {
-  const double at = q * static_cast<double>(sorted.size() - 1);
-  const auto low = static_cast<size_t>(at);
-  const size_t high = std::min(low + 1, sorted.size() - 1);
-  return sorted[low] + (at - static_cast<double>(low)) * (sorted[high] - sorted[low]);
-}
-
-void add_result_metrics(const RoundResult& result, Metrics& metrics) {
-  double sum = 0, squares = 0, loss = 0, norm = 0, staleness = 0;
-  std::vector<double> scores;
-  for (size_t k = 0; k < result.weights_K.size(); ++k) {
-    const ClientReport& report = result.reports_K[k];
-    sum += result.weights_K[k];
-    squares += result.weights_K[k] * result.weights_K[k];
-    loss += report.train_loss.value_or(0);
-    norm += std::sqrt(report.squared_norm);
-    staleness += static_cast<double>(report.staleness);
-    if (report.score) scores.push_back(*report.score);
-  }
-  double step = 0;
-  for (const double d : result.delta_P) step += d * d;
-  metrics.set("federated/step_norm", std::sqrt(step));
-  if (result.weights_K.empty()) return;  // of noise alone
-  const auto count = static_cast<double>(result.weights_K.size());
-  const auto [low, high] = std::minmax_element(result.weights_K.begin(), result.weights_K.end());
-  metrics.set("federated/weights/min", *low);
-  metrics.set("federated/weights/max", *high);
-  metrics.set("federated/weights/effective_clients", squares > 0 ? sum * sum / squares : 0);
-  metrics.set("federated/train_loss", loss / count);
-  metrics.set("federated/update_norm", norm / count);
-  metrics.set("federated/staleness", staleness / count);
-  if (scores.empty()) return;
-  std::sort(scores.begin(), scores.end());
-  metrics.set("federated/score/min", scores.front());
-  metrics.set("federated/score/p25", quantile(scores, 0.25));
-  metrics.set("federated/score/median", quantile(scores, 0.5));
-  metrics.set("federated/score/p75", quantile(scores, 0.75));
-  metrics.set("federated/score/max", scores.back());
 }
 
 }  // namespace
@@ -116,13 +50,7 @@ Result<std::unique_ptr<Simulation>> Simulation::make(const FederatedConfig& conf
                                                      const std::string& state_path,
                                                      bool is_resumed) {
   std::unique_ptr<Simulation> made(new Simulation(config, seed, task, ranks));
-  Result<std::unique_ptr<Aggregator>> aggregator =
-      make_aggregator(config.strategy, {.num_parameters = task.num_parameters(),
-                                        .num_clients = task.num_clients(),
-                                        .num_rounds = config.num_rounds,
-                                        .client_lr = config.local.lr,
-                                        .client_momentum = config.local.momentum,
-                                        .tensors = task.tensors()});
+  Result<std::unique_ptr<Aggregator>> aggregator = internal::aggregator_of(config, task);
   if (!aggregator.ok()) return aggregator.status();
   made->aggregator_ = std::move(*aggregator);
   const int64_t state_size = made->state_size();
@@ -137,14 +65,9 @@ Result<std::unique_ptr<Simulation>> Simulation::make(const FederatedConfig& conf
     }
     GRADUS_RETURN_IF_ERROR(comm::agree(ranks, status));
   }
-  task.initialize(hash64({seed, 0x101}),
+  task.initialize(internal::initial_seed(seed),
                   {made->model_.data(), static_cast<size_t>(task.num_parameters())});
-  if (config.clients.sampler == SamplerKind::kWeighted) {
-    double sum = 0;
-    for (int64_t k = 0; k < task.num_clients(); ++k) {
-      made->cumulated_samples_.push_back(sum += static_cast<double>(task.num_samples(k)));
-    }
-  }
+  made->cumulated_samples_ = internal::cumulated_samples(config.clients, task);
   if (config.privacy.is_on()) {
     const auto cap = static_cast<double>(config.privacy.sample_cap);
     for (int64_t k = 0; k < task.num_clients(); ++k) {
@@ -179,35 +102,9 @@ double Simulation::duration_s(int64_t client, int64_t job) const {
 
 Simulation::Outcome Simulation::pick_sync() {
   const ClientsConfig& clients = config_.clients;
-  const int64_t n = task_.num_clients();
   const auto round = static_cast<uint64_t>(round_);
-  RngSequence random(hash64({seed_, kSample, round}), RngStream::kSampling);
-  std::vector<int64_t> chosen;
-  switch (clients.sampler) {
-    case SamplerKind::kUniform:
-      chosen = sample_below(n, clients.per_round, random);
-      break;
-    case SamplerKind::kPoisson:
-      chosen =
-          poisson_below(n, static_cast<double>(clients.per_round) / static_cast<double>(n), random);
-      break;
-    case SamplerKind::kCyclic:
-      for (int64_t i = 0; i < clients.per_round; ++i) {
-        chosen.push_back((round_ * clients.per_round + i) % n);
-      }
-      std::sort(chosen.begin(), chosen.end());
-      break;
-    case SamplerKind::kWeighted: {
-      std::set<int64_t> set;
-      while (static_cast<int64_t>(set.size()) < clients.per_round) {
-        const double at = random.uniform() * cumulated_samples_.back();
-        set.insert(std::upper_bound(cumulated_samples_.begin(), cumulated_samples_.end(), at) -
-                   cumulated_samples_.begin());
-      }
-      chosen.assign(set.begin(), set.end());
-      break;
-    }
-  }
+  std::vector<int64_t> chosen =
+      internal::choose_clients(clients, task_.num_clients(), cumulated_samples_, seed_, round_);
   Outcome outcome;
   double slowest = 0;
   for (const int64_t client : chosen) {
@@ -313,33 +210,6 @@ void Simulation::attack(const Flight& flight, std::span<float> update) const {
   }
 }
 
-int64_t Simulation::state_size() const {
-  const bool keeps = config_.compression.is_on() && config_.compression.has_error_feedback;
-  return task_state_size() + (keeps ? p_ * aggregator_->num_vectors() : 0);
-}
-
-void Simulation::pass_on(std::span<float> update, std::span<float> remainder) const {
-  if (config_.compression.is_on()) {
-    const auto size = static_cast<int64_t>(update.size());
-    Result<std::vector<uint8_t>> bytes = std::vector<uint8_t>();
-    if (remainder.empty()) {
-      bytes = compress(config_.compression.config(), update);
-    } else {
-      ErrorFeedback feedback(size);
-      std::copy(remainder.begin(), remainder.end(), feedback.remainder().begin());
-      bytes = feedback.compress(config_.compression.config(), update);
-      if (bytes.ok()) std::ranges::copy(feedback.remainder(), remainder.begin());
-    }
-    // Values that are not finite go on as they are: the round refuses them by name.
-    if (!bytes.ok()) return;
-    const Result<std::vector<float>> values = decompress(*bytes, size);
-    GRADUS_CHECK(values.ok(), values.status().message());
-    std::copy(values->begin(), values->end(), update.begin());
-  }
-  // Refused by the round too, if it cannot be clipped.
-  if (config_.privacy.is_on()) (void)privacy::clip_update(update, config_.privacy.clip_norm);
-}
-
 RoundOptions Simulation::round_options(const Outcome& outcome) const {
   RoundOptions options{.max_norm = config_.clients.max_norm};
   if (config_.privacy.is_on()) {
@@ -394,17 +264,15 @@ Status Simulation::train(const std::vector<Flight>& mine, const ClientTerms& ter
           state.empty() ? state : state.first(static_cast<size_t>(task_state_size()));
       deltas[at].report =
           worker->train({.client_id = flight.client_id,
-                         .seed = hash64({seed_, kTrain, static_cast<uint64_t>(flight.job),
-                                         static_cast<uint64_t>(flight.client_id)}),
+                         .seed = internal::training_seed(seed_, flight.job, flight.client_id),
                          .model_P = from,
                          .broadcast_P = aggregator_->broadcast(),
                          .terms = &terms,
-                         .lr = config_.local.lr * std::pow(config_.local.lr_decay,
-                                                           static_cast<double>(flight.version))},
+                         .lr = internal::client_lr(config_.local, flight.version)},
                         update, task_state);
       deltas[at].report.base_version = flight.version;
       attack(flight, update);
-      pass_on(update, state.subspan(task_state.size()));
+      internal::compress_and_clip(config_, update, state.subspan(task_state.size()));
       deltas[at].values = update;
       measure(deltas[at]);
     }
@@ -462,7 +330,7 @@ Status Simulation::run_round(Metrics& metrics) {
       x[j] =
           static_cast<float>(static_cast<double>(x[j]) + result->delta_P[static_cast<size_t>(j)]);
     }
-    add_result_metrics(*result, metrics);
+    internal::add_result_metrics(*result, metrics);
   }
   ++round_;
   if (is_async) {
@@ -483,8 +351,7 @@ Status Simulation::run_round(Metrics& metrics) {
   metrics.set("federated/late", static_cast<double>(outcome.num_late));
   metrics.set("federated/skipped_rounds", has_quorum ? 0 : 1);
   metrics.set("federated/clock_s", clock_s_);
-  metrics.set("federated/client_lr",
-              config_.local.lr * std::pow(config_.local.lr_decay, static_cast<double>(round_ - 1)));
+  metrics.set("federated/client_lr", internal::client_lr(config_.local, round_ - 1));
   if (terms.flood.is_on) metrics.set("federated/flood_weight", terms.flood.weight);
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();

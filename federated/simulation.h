@@ -15,6 +15,7 @@
 #include "federated/aggregator.h"
 #include "federated/federated_config.h"
 #include "federated/internal/client_states.h"
+#include "federated/internal/client_update.h"
 #include "federated/local_task.h"
 #include "federated/replay_guard.h"
 #include "federated/round.h"
@@ -76,12 +77,9 @@ class Simulation {
   Status train(const std::vector<Flight>& mine, const ClientTerms& terms, Round& round,
                int64_t& num_refused);
   void attack(const Flight& flight, std::span<float> update) const;
-  // What the update is after compression and clipping; `remainder` is the client's.
-  void pass_on(std::span<float> update, std::span<float> remainder) const;
   RoundOptions round_options(const Outcome& outcome) const;
-  int64_t task_state_size() const { return task_.state_size(aggregator_->client_terms(0)); }
-  // Floats that a client keeps: the task's, then the remainder of its compression.
-  int64_t state_size() const;
+  int64_t task_state_size() const { return internal::task_state_size(*aggregator_, task_); }
+  int64_t state_size() const { return internal::client_state_size(config_, *aggregator_, task_); }
 
   FederatedConfig config_;
   uint64_t seed_;
