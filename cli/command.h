@@ -24,6 +24,7 @@ void add_bench_command(CLI::App& app, Action& action);
 void add_config_command(CLI::App& app, Action& action);
 void add_eval_command(CLI::App& app, Action& action);
 void add_federate_command(CLI::App& app, Action& action);
+void add_deployment_commands(CLI::App& federate, Action& action);  // serve, join, keygen
 void add_generate_command(CLI::App& app, Action& action);
 void add_launch_command(CLI::App& app, Action& action);
 void add_index_command(CLI::App& app, Action& action);

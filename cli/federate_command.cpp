@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <sys/resource.h>
 
+#include <CLI/CLI.hpp>
 #include <optional>
 
 #include "cli/command.h"
@@ -192,8 +193,26 @@ Status federate(const RunArguments& arguments) {
 }  // namespace
 
 void add_federate_command(CLI::App& app, Action& action) {
-  add_run_command(app, action, "federate",
-                  "Federated learning with simulated clients (docs/federated.md)", federate);
+  auto arguments = add_run_command(app, action, "federate",
+                                   "Federated learning with simulated clients, or with clients on "
+                                   "other machines (docs/federated.md)",
+                                   federate);
+  CLI::App* command = app.get_subcommand("federate");
+  add_deployment_commands(*command, action);
+  // One of serve, join and keygen stands in the place of a simulation's configuration. This runs
+  // after the callback of the command below.
+  command->get_option("CONFIG")->required(false);
+  command->callback([&action, command, arguments] {
+    if (!command->get_subcommands().empty()) return;
+    action = [arguments]() -> Status {
+      if (arguments->config->path.empty()) {
+        return invalid_argument(
+            "gradus federate: CONFIG is required; name the YAML file of a simulation, or one of "
+            "serve, join, keygen");
+      }
+      return federate(*arguments);
+    };
+  });
 }
 
 }  // namespace gradus::cli

@@ -184,6 +184,23 @@ void add_secure_rules(const FederatedConfig& config, bool needs_all, ConfigRules
 
 }  // namespace
 
+void DeployConfig::visit(FieldVisitor& v) {
+  v.field(
+      "round_timeout_s", round_timeout_s,
+      "Seconds that a round waits for its clients to train, and again for their updates; then it "
+      "goes on without those that are missing.",
+      greater_than(0));
+  v.field("io_timeout_s", io_timeout_s,
+          "Seconds without a byte after which a connection counts as gone.", greater_than(0));
+  v.field("max_transfers", max_transfers,
+          "Models and updates that the server sends and takes at once; others wait.", at_least(1));
+  v.field("retry_s", retry_s, "Seconds that a client tries to reach a server that is gone.",
+          at_least(0));
+  v.field("linger_s", linger_s,
+          "Seconds that the server waits after the last round to tell clients that are away.",
+          at_least(0));
+}
+
 Result<double> epsilon_after(const FederatedConfig& config, int64_t num_rounds) {
   const privacy::SampledGaussian run = {
       .sampling_rate = static_cast<double>(config.clients.per_round) /
@@ -217,6 +234,7 @@ void FederatedConfig::visit(FieldVisitor& v) {
   v.field("privacy", privacy, "Differential privacy of clients (docs/privacy.md).");
   v.field("secure_aggregation", secure_aggregation, "Sums that hide their terms (docs/privacy.md).",
           shorthand_for("is_on"));
+  v.field("deploy", deploy, "Clients in processes of their own (gradus federate serve and join).");
 }
 
 Status validate(const FederatedConfig& config) {

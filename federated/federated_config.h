@@ -125,6 +125,17 @@ struct SecureAggregationConfig {
   void visit(FieldVisitor& v);
 };
 
+// `federated.deploy`: of `gradus federate serve` and `join` alone.
+struct DeployConfig {
+  double round_timeout_s = 600;
+  double io_timeout_s = 30;
+  int64_t max_transfers = 16;
+  double retry_s = 60;
+  double linger_s = 5;
+
+  void visit(FieldVisitor& v);
+};
+
 enum class FederatedMode { kSync, kAsync };
 
 struct FederatedConfig {
@@ -139,6 +150,7 @@ struct FederatedConfig {
   UpdateCompression compression;
   UpdatePrivacy privacy;
   SecureAggregationConfig secure_aggregation;
+  DeployConfig deploy;
 
   void visit(FieldVisitor& v);
 };

@@ -7,6 +7,7 @@
 
 #include "common/parallel.h"
 #include "federated/internal/fixed_point.h"
+#include "federated/internal/measurement.h"
 #include "federated/internal/round_plan.h"
 #include "federated/internal/secure_sum.h"
 
@@ -198,28 +199,10 @@ Status secure_sum(const SecureSum& plan, int64_t round, const RoundResult& resul
 }  // namespace
 
 void measure(ModelDelta& delta) {
-  // Lanes of their own, so that the loop vectorises; their order is fixed.
-  constexpr size_t kLanes = 16;
-  double squares[kLanes] = {};
-  float largest[kLanes] = {};
-  const float* v = delta.values.data();
-  const size_t count = delta.values.size();
-  const auto take = [&](size_t lane, float x) {
-    squares[lane] += static_cast<double>(x) * static_cast<double>(x);
-    const float size = std::fabs(x);
-    largest[lane] = size > largest[lane] ? size : largest[lane];
-  };
-  size_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) take(lane, v[j + lane]);
-  }
-  for (size_t lane = 0; j + lane < count; ++lane) take(lane, v[j + lane]);
-  delta.report.squared_norm = 0;
-  delta.report.max_abs = 0;
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    delta.report.squared_norm += squares[lane];
-    delta.report.max_abs = std::max(delta.report.max_abs, static_cast<double>(largest[lane]));
-  }
+  internal::Measurement measurement;
+  measurement.add(delta.values);
+  delta.report.squared_norm = measurement.squared_norm();
+  delta.report.max_abs = measurement.max_abs();
   // The squares of floats cannot overflow a double: not finite means that a value was not.
   delta.report.is_finite = std::isfinite(delta.report.squared_norm);
 }

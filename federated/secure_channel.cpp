@@ -162,7 +162,12 @@ Clock::time_point deadline_in(double seconds) {
 void prepare(int socket) {
   const int on = 1;
   setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  // A host that vanished without a word is noticed after a minute.
+  const int idle_s = 30, interval_s = 10, count = 3;
   setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+  setsockopt(socket, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+  setsockopt(socket, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
+  setsockopt(socket, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
   fcntl(socket, F_SETFL, fcntl(socket, F_GETFL) | O_NONBLOCK);
 }
 
@@ -282,10 +287,13 @@ Status SecureChannel::send(std::span<const std::byte> frame, double timeout_s) {
   return {};
 }
 
-bool SecureChannel::wait(double timeout_s) {
+bool SecureChannel::wait(double timeout_s, int wake) {
   State& state = *state_;
-  return SSL_has_pending(state.ssl.get()) == 1 ||
-         poll_for(state.socket, POLLIN, deadline_in(timeout_s));
+  if (SSL_has_pending(state.ssl.get()) == 1) return true;
+  if (wake < 0) return poll_for(state.socket, POLLIN, deadline_in(timeout_s));
+  pollfd wait[2] = {{state.socket, POLLIN, 0}, {wake, POLLIN, 0}};
+  poll(wait, 2, static_cast<int>(std::clamp(timeout_s * 1000, 0.0, 1e9)));
+  return wait[0].revents != 0;
 }
 
 Status SecureChannel::receive(std::string& frame, double timeout_s) {

@@ -35,8 +35,9 @@ class SecureChannel {
   Status send(std::span<const std::byte> frame, double timeout_s);
 
   // Whether there is something to receive, waiting for it up to `timeout_s`; 0 asks alone. An end
-  // that is gone counts as something: receive() then says so.
-  bool wait(double timeout_s);
+  // that is gone counts as something: receive() then says so. Ends early, with false, when the file
+  // descriptor `wake` becomes readable.
+  bool wait(double timeout_s, int wake = -1);
 
   // The next frame, into `frame`. Unavailable if the other end is gone or sends nothing for
   // `timeout_s`; DataLoss if a frame is larger than kMaxFrameBytes or cut off.

@@ -330,7 +330,7 @@ Status Simulation::run_round(Metrics& metrics) {
       x[j] =
           static_cast<float>(static_cast<double>(x[j]) + result->delta_P[static_cast<size_t>(j)]);
     }
-    internal::add_result_metrics(*result, metrics);
+    internal::add_result_metrics(*result, result->delta_P, metrics);
   }
   ++round_;
   if (is_async) {

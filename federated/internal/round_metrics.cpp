@@ -16,7 +16,8 @@ double quantile(std::vector<double> sorted, double q) {
 
 }  // namespace
 
-void add_result_metrics(const RoundResult& result, Metrics& metrics) {
+void add_result_metrics(const RoundResult& result, std::span<const double> delta_P,
+                        Metrics& metrics) {
   double sum = 0, squares = 0, loss = 0, norm = 0, staleness = 0;
   std::vector<double> scores;
   for (size_t k = 0; k < result.weights_K.size(); ++k) {
@@ -29,7 +30,7 @@ void add_result_metrics(const RoundResult& result, Metrics& metrics) {
     if (report.score) scores.push_back(*report.score);
   }
   double step = 0;
-  for (const double d : result.delta_P) step += d * d;
+  for (const double d : delta_P) step += d * d;
   metrics.set("federated/step_norm", std::sqrt(step));
   if (result.weights_K.empty()) return;  // of noise alone
   const auto count = static_cast<double>(result.weights_K.size());
