@@ -209,8 +209,8 @@ void add_deployment_commands(CLI::App& federate, Action& action) {
       ->required();
   client
       ->add_option("--state", joining->state,
-                   "Where it keeps its update and what it remembers; "
-                   "unset is RUN_FOLDER_client_N.bin")
+                   "Where it keeps what it remembers, if it does; unset is "
+                   "RUN_FOLDER_client_N.bin")
       ->type_name("FILE");
   client->callback([&action, joining] { action = [joining] { return join_run(*joining); }; });
 

@@ -67,8 +67,8 @@ struct ClientOptions {
   int64_t client_id = 0;
   std::string server;  // host:port
   PublicKey server_key;
-  // Where the client keeps what it must not lose: its update of the round, and what the strategy
-  // has it remember.
+  // Where a client keeps what its strategy or compression has it remember, with the update of the
+  // round that it remembers; no file if it remembers nothing.
   std::string state_path;
   std::function<void(const std::string& message)> say;
   std::function<bool()> is_stopped;

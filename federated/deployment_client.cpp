@@ -3,10 +3,10 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
-#include <random>
 #include <thread>
 
 #include "common/config/rules.h"
+#include "common/rng.h"
 #include "federated/deployment.h"
 #include "federated/internal/client_update.h"
 #include "federated/internal/deployment_wire.h"
@@ -172,9 +172,13 @@ class Client {
       report_ = delta.report;
       held_round_ = round;
       held_model_ = order.model_hash();
-      std::random_device entropy;
-      nonce_ = (static_cast<uint64_t>(entropy()) << 32) | entropy();
-      GRADUS_RETURN_IF_ERROR(save());
+      // Of the update itself: a client that was killed and has trained again to the same bits goes
+      // on where its upload stopped, and one with other bits is a second update.
+      nonce_ = hash64({hash64(std::string_view(reinterpret_cast<const char*>(update_.data()),
+                                               update_.size() * sizeof(float))),
+                       static_cast<uint64_t>(round), static_cast<uint64_t>(options_.client_id)});
+      // What it remembers has changed, and it could not train again from what it was before.
+      if (!state_.empty()) GRADUS_RETURN_IF_ERROR(save());
     }
     wire::Message message;
     *message.mutable_report() = internal::report_message(report_, round, nonce_);
@@ -194,6 +198,10 @@ class Client {
     broadcast_.resize(static_cast<size_t>(order.num_broadcast()));
     const int64_t total = order.num_values() + order.num_broadcast();
     std::vector<float> values;
+    // Others may be served first.
+    while (!channel_->wait(kLookS)) {
+      if (options_.is_stopped()) return unavailable("stopped");
+    }
     for (int64_t at = 0; at < total;) {
       GRADUS_RETURN_IF_ERROR(receive(message));
       if (!message.has_tile()) return unexpected(message);
@@ -203,12 +211,14 @@ class Client {
         return data_loss("{}: a tile of {} values at {}; expected one at {}", options_.server,
                          values.size(), message.tile().offset(), at);
       }
-      for (const float value : values) {
-        const bool is_model = at < order.num_values();
-        (is_model ? model_[static_cast<size_t>(at)]
-                  : broadcast_[static_cast<size_t>(at - order.num_values())]) = value;
-        ++at;
-      }
+      // A tile is of one of the two.
+      const bool is_model = at < order.num_values();
+      const std::span<float> to = is_model ? std::span(model_) : std::span(broadcast_);
+      const auto begin = static_cast<size_t>(is_model ? at : at - order.num_values());
+      if (values.size() > to.size() - begin)
+        return data_loss("{}: a tile over two vectors", options_.server);
+      std::copy(values.begin(), values.end(), to.begin() + static_cast<std::ptrdiff_t>(begin));
+      at += static_cast<int64_t>(values.size());
     }
     return {};
   }

@@ -376,6 +376,7 @@ class Session {
     const auto found = server_.members.find(id_);
     const bool is_open = server_.phase == Phase::kReports || server_.phase == Phase::kUploads;
     if (!is_open || found == server_.members.end()) {
+      drop_transfer();
       is_idle = true;
       return {};
     }
@@ -396,6 +397,7 @@ class Session {
     const bool may_upload = server_.phase == Phase::kUploads &&
                             member.standing == Standing::kReported &&
                             reported_round_ == server_.round && !member.is_sending;
+    if (!may_upload) drop_transfer();
     if (!may_upload || !take_transfer()) {
       is_idle = true;
       return {};
@@ -434,6 +436,15 @@ class Session {
     if (!has_transfer_) return;
     has_transfer_ = is_queued_ = false;
     server_.release_transfer();
+  }
+
+  // Gives up what take_transfer() queued for or got: the round has gone on.
+  void drop_transfer() {
+    if (is_queued_ && !has_transfer_) {
+      std::erase(server_.waiting, this);
+      is_queued_ = false;
+    }
+    end_transfer();
   }
 
   Status send_model() {
@@ -570,8 +581,7 @@ class Session {
   void leave() {
     {
       const std::lock_guard lock(server_.mutex);
-      std::erase(server_.waiting, this);
-      end_transfer();
+      drop_transfer();
       const auto mine = server_.sessions.find(id_);
       if (mine != server_.sessions.end() && mine->second == this) server_.sessions.erase(mine);
     }
