@@ -16,6 +16,7 @@
 #include "records/terminal.h"
 #include "rollout/cpu_engine.h"
 #include "rollout/device_engine.h"
+#include "trainer/device_parts.h"
 
 namespace gradus::cli {
 namespace {
@@ -103,10 +104,7 @@ Result<std::unique_ptr<model::DeviceTransformer>> to_device(const model::Transfo
   GRADUS_RETURN_IF_ERROR(model::DeviceTransformer::check_supported(transformer.config()));
   const Result<kernels::Cuda> cuda = kernels::Cuda::open();
   if (!cuda.ok()) return cuda.status();
-  return model::DeviceTransformer::create(
-      *cuda, transformer.config(), [&](const model::WeightSpec& spec, float* out) {
-        return model::read_parameter(transformer.layout(), transformer.parameters(), spec, out);
-      });
+  return trainer::to_device(*cuda, transformer);
 }
 
 CLI::Option* add_device_option(CLI::App& command, std::string& device) {

@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "common/config/rules.h"
+#include "kernels/lm_head_params.h"
 #include "rewards/reward.h"
 #include "rewards/rubric.h"
 #include "trainer/algorithm.h"
@@ -90,6 +91,49 @@ void check_zero(const RunConfig& config, const trainer::OptimizerConfig& optimiz
                 section, backward.zero_stage, config.lora.rank > 0 ? "lora.rank" : "model.adapter");
 }
 
+// What the GPU does not do yet, each by its key.
+void check_device(const RunConfig& config, RunKind kind, ConfigRules& rules) {
+  if (config.run.device == trainer::RunDevice::kCpu) return;
+  const auto refuse = [&](bool is_asked_for, const std::string& seen, const std::string& remedy) {
+    rules.require(!is_asked_for, "run.device is cuda but {}, which runs on the CPU alone; {}", seen,
+                  remedy);
+  };
+  const std::string or_cpu = ", or run.device to cpu";
+  if (kind != RunKind::kTrain && kind != RunKind::kSft) {
+    return refuse(true, "this command is not train or sft", "set run.device to cpu");
+  }
+  const bool is_sft = kind == RunKind::kSft;
+  const std::string section = is_sft ? "sft" : "trainer";
+  const trainer::OptimizerConfig& optimizer =
+      is_sft ? config.sft.optimizer : config.trainer.optimizer;
+  const trainer::BackwardConfig& backward = is_sft ? config.sft.backward : config.trainer.backward;
+  refuse(config.lora.rank > 0, fmt::format("lora.rank is {}", config.lora.rank),
+         "set lora.rank to 0 to train all weights" + or_cpu);
+  refuse(!config.model.adapter.empty(), "model.adapter is set",
+         "make one model of the two (gradus merge), or set run.device to cpu");
+  refuse(optimizer.optimizer == trainer::OptimizerKind::kMuon,
+         fmt::format("{}.optimizer is muon", section),
+         fmt::format("set {}.optimizer to adamw", section) + or_cpu);
+  refuse(optimizer.ema_decay > 0, fmt::format("{}.ema_decay is {}", section, optimizer.ema_decay),
+         fmt::format("set {}.ema_decay to 0", section) + or_cpu);
+  refuse(backward.zero_stage > 0, fmt::format("{}.zero_stage is {}", section, backward.zero_stage),
+         fmt::format("set {}.zero_stage to 0", section) + or_cpu);
+  if (is_sft) return;
+  refuse(config.trainer.critic.has_value(),
+         "trainer.algorithm.advantage is gae, whose critic has a score head",
+         "choose another advantage, e.g. grpo, or set run.device to cpu");
+  refuse(config.trainer.federated.has_value(), "trainer.federated is set",
+         "leave it out, or set run.device to cpu");
+  refuse(!config.rollout.tools.empty(), "rollout.tools is not empty",
+         "leave the tools out, or set run.device to cpu");
+  refuse(config.cluster.mode != trainer::ClusterMode::kColocated, "cluster.mode is not colocated",
+         "set cluster.mode to colocated" + or_cpu);
+  rules.require(config.rollout.max_batch <= kernels::kLmHeadMaxRows,
+                "rollout.max_batch is {} but run.device is cuda, whose sampler takes at most {} "
+                "rows; lower it",
+                config.rollout.max_batch, kernels::kLmHeadMaxRows);
+}
+
 void check_training(const RunConfig& config, int64_t world_size, ConfigRules& rules) {
   rules.add(trainer::validate(config.cluster, world_size, config.trainer.dynamic_sampling));
   rules.add(trainer::validate(
@@ -134,10 +178,12 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
   ConfigRules rules;
   rules.add(trainer::validate(config.run));
   if (kind == RunKind::kFederate) {
+    check_device(config, kind, rules);
     rules.add(federated::validate(config.federated));
     return rules.status();
   }
   if (kind == RunKind::kHarr) {
+    check_device(config, kind, rules);
     rules.add(trainer::validate(*config.harr, world_size));
     rules.require(config.lora.targets == std::vector<std::string>{"all"},
                   "lora.targets is set, but an encoder's adapter is on all matrices of its layers; "
@@ -150,6 +196,7 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
                   "data.eval.files is not set");
     return rules.status();
   }
+  check_device(config, kind, rules);
   rules.add(model::validate(config.model));
   rules.add(data::validate(config.data));
   rules.add(rewards::validate(config.reward));

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cli/command.h"
+#include "cli/device_plan.h"
 #include "cli/replay.h"
 #include "cli/run_command.h"
 #include "cli/run_setup.h"
@@ -23,11 +24,12 @@ int64_t longest_of(const std::vector<data::Prompt>& prompts) {
   return static_cast<int64_t>(longest);
 }
 
-Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
-                                              const model::ModelConfig& model,
-                                              const model::LoraConfig& adapter,
-                                              const rewards::RewardSum& rewards,
-                                              int64_t longest_prompt, int64_t num_ranks) {
+namespace {
+
+Result<PlannedWork> work_of_training(const RunConfig& config, const model::ModelConfig& model,
+                                     const model::LoraConfig& adapter,
+                                     const rewards::RewardSum& rewards, int64_t longest_prompt,
+                                     int64_t num_ranks) {
   const bool is_colocated = config.cluster.mode == trainer::ClusterMode::kColocated;
   PlannedWork work = {
       .num_ranks = config.trainer.federated ? 1 : trainer::num_trainers(config.cluster, num_ranks),
@@ -47,6 +49,22 @@ Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
     work.critic = std::move(*critic);
     work.critic_optimizer = config.trainer.critic->optimizer;
   }
+  return work;
+}
+
+}  // namespace
+
+Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
+                                              const model::ModelConfig& model,
+                                              const model::LoraConfig& adapter,
+                                              const rewards::RewardSum& rewards,
+                                              int64_t longest_prompt, int64_t num_ranks) {
+  const Result<PlannedWork> planned =
+      work_of_training(config, model, adapter, rewards, longest_prompt, num_ranks);
+  if (!planned.ok()) return planned.status();
+  const PlannedWork& work = *planned;
+  if (config.run.device == trainer::RunDevice::kCuda) return plan_host_memory(model, work);
+  const bool is_colocated = config.cluster.mode == trainer::ClusterMode::kColocated;
   std::vector<MemoryPart> parts =
       plan_memory(model, work, config.trainer.optimizer, config.trainer.backward,
                   is_colocated || work.has_evaluation ? &config.rollout : nullptr);
@@ -97,21 +115,24 @@ Status check_lengths(const std::vector<data::Prompt>& prompts,
   return {};
 }
 
-std::vector<MemoryPart> plan_fine_tuning(const RunConfig& config, const model::ModelConfig& model,
-                                         const model::LoraConfig& adapter,
-                                         const std::vector<trainer::SftExample>& examples,
-                                         const std::vector<trainer::SftExample>& held_out,
-                                         int num_ranks) {
+PlannedWork work_of_fine_tuning(const RunConfig& config, const model::LoraConfig& adapter,
+                                const std::vector<trainer::SftExample>& examples,
+                                const std::vector<trainer::SftExample>& held_out, int num_ranks) {
   size_t longest = 0;
   for (const std::vector<trainer::SftExample>* part : {&examples, &held_out}) {
     for (const trainer::SftExample& example : *part) {
       longest = std::max(longest, example.prompt.size() + example.response.size() - 1);
     }
   }
-  const PlannedWork work = {.num_ranks = num_ranks,
-                            .groups_per_update = config.sft.batch_rows,
-                            .rows_per_group = static_cast<int64_t>(longest),
-                            .adapter = adapter};
+  return {.num_ranks = num_ranks,
+          .groups_per_update = config.sft.batch_rows,
+          .rows_per_group = static_cast<int64_t>(longest),
+          .adapter = adapter};
+}
+
+std::vector<MemoryPart> plan_fine_tuning(const RunConfig& config, const model::ModelConfig& model,
+                                         const PlannedWork& work) {
+  if (config.run.device == trainer::RunDevice::kCuda) return plan_host_memory(model, work);
   return plan_memory(model, work, config.sft.optimizer, config.sft.backward, nullptr);
 }
 
@@ -120,6 +141,7 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
   const RunConfig& config = loaded.value;
   const Result<model::ModelConfig> model = trainer::policy_config(config.model);
   if (!model.ok()) return model.status();
+  GRADUS_RETURN_IF_ERROR(check_device_model(config, *model));
   const Result<model::LoraConfig> adapter =
       trainer::trained_adapter(config.model, config.lora, *model);
   if (!adapter.ok()) return adapter.status();
@@ -153,6 +175,11 @@ Status dry_run(const LoadedConfig<RunConfig>& loaded, int num_ranks) {
   fmt::print("run        {} steps of {} into {}\nmemory\n", config.trainer.num_steps,
              config.trainer.algorithm.name, run_folder_of(config));
   print_memory(*memory);
+  const Result<PlannedWork> work =
+      work_of_training(config, *model, *adapter, *rewards, longest, num_ranks);
+  if (!work.ok()) return work.status();
+  GRADUS_RETURN_IF_ERROR(
+      dry_run_device(config, *model, *work, config.trainer.backward, &config.rollout, "trainer"));
   fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
   return {};
 }
@@ -173,6 +200,7 @@ Result<std::vector<trainer::SftExample>> load_held_out(const RunConfig& config,
 Status sft_dry_run(const RunConfig& config, int num_ranks) {
   const Result<model::ModelConfig> model = trainer::policy_config(config.model);
   if (!model.ok()) return model.status();
+  GRADUS_RETURN_IF_ERROR(check_device_model(config, *model));
   const Result<model::LoraConfig> adapter =
       trainer::trained_adapter(config.model, config.lora, *model);
   if (!adapter.ok()) return adapter.status();
@@ -189,7 +217,9 @@ Status sft_dry_run(const RunConfig& config, int num_ranks) {
   fmt::print("data       {} examples looked at, {} held out\n", examples->size(), held_out->size());
   fmt::print("run        {} steps of {} rows into {}\nmemory\n", config.sft.num_steps,
              config.sft.batch_rows, run_folder_of(config));
-  print_memory(plan_fine_tuning(config, *model, *adapter, *examples, *held_out, num_ranks));
+  const PlannedWork work = work_of_fine_tuning(config, *adapter, *examples, *held_out, num_ranks);
+  print_memory(plan_fine_tuning(config, *model, work));
+  GRADUS_RETURN_IF_ERROR(dry_run_device(config, *model, work, config.sft.backward, nullptr, "sft"));
   fmt::print("the configuration is sound; nothing was trained (--dry-run)\n");
   return {};
 }
@@ -337,6 +367,18 @@ Status train(const RunArguments& arguments) {
     if (!critic.ok()) return critic.status();
     setup.critic = std::move(*critic);
   }
+  const model::ModelConfig& model = policy->transformer->config();
+  const int64_t longest = longest_of(setup.train_prompts);
+  Result<DeviceRun> device = DeviceRun();
+  if (config.run.device == trainer::RunDevice::kCuda) {
+    const Result<PlannedWork> work =
+        work_of_training(config, model, {}, *rewards, longest, ranks.size());
+    if (!work.ok()) return work.status();
+    device = start_device(config, *policy, *work, config.trainer.optimizer, config.trainer.backward,
+                          &config.rollout, "trainer", *trainers);
+    if (!device.ok()) return device.status();
+    setup.parts = std::move(device->parts);
+  }
   Result<OpenedRun> run = open_run(*loaded, arguments.resume, *trainers);
   if (!run.ok()) return run.status();
   if (run->resume_from.empty() && !replay.checkpoint.empty()) {
@@ -346,8 +388,6 @@ Status train(const RunArguments& arguments) {
   records::RunDisplay display({.num_steps = config.trainer.num_steps,
                                .first_step = run->resume_step + 1,
                                .is_quiet = ranks.rank() != 0});
-  const model::ModelConfig& model = policy->transformer->config();
-  const int64_t longest = longest_of(setup.train_prompts);
   const Result<std::vector<MemoryPart>> memory =
       plan_training(config, model, adapter_of(*policy), *rewards, longest, ranks.size());
   if (!memory.ok()) return memory.status();
@@ -361,6 +401,7 @@ Status train(const RunArguments& arguments) {
     return train_clients(std::move(setup), *policy, *rewards, *algorithm, *trainers, *run, display,
                          run_folder_of(config));
   }
+  if (!device->text.empty()) display.print(device->text);
   const std::unique_ptr<trainer::RolloutClient> client =
       rollout_client(config.cluster, policy->transformer->layout(), ranks, *trainers);
   trainer::RlTrainer trainer(std::move(setup), *policy, *rewards, *algorithm, *trainers,
@@ -373,15 +414,17 @@ Status train(const RunArguments& arguments) {
   GRADUS_RETURN_IF_ERROR(trainer.run());
   if (client != nullptr) client->end();
   print_evaluations(trainer.evaluations(), display);
-  if (ranks.rank() == 0 && config.cluster.mode == trainer::ClusterMode::kColocated) {
+  const bool is_on_cpu = config.run.device == trainer::RunDevice::kCpu;
+  if (ranks.rank() == 0 && is_on_cpu && config.cluster.mode == trainer::ClusterMode::kColocated) {
     // All ranks are taken to be of this host: between hosts --bandwidth of `gradus plan` counts.
-    const Device device = measure_cpu(model);
+    const Device cpu = measure_cpu(model);
     const std::string compared = compare_with_measured(
-        model, step_work(config, ranks.size()), device,
-        {device.bytes_per_s / 2, device.bytes_per_s / 2, num_trainers}, trainer.totals());
+        model, step_work(config, ranks.size()), cpu,
+        {cpu.bytes_per_s / 2, cpu.bytes_per_s / 2, num_trainers}, trainer.totals());
     if (!compared.empty()) display.print(compared);
   }
   display.print(peak_text(planned));
+  if (device->peak_bytes) display.print(device->peak_text());
   display.print(fmt::format("{0}{1}; gradus report {1} makes a page of it", kEndMessage,
                             run_folder_of(config)));
   leave_the_dead(ranks);
@@ -409,22 +452,30 @@ Status fine_tune(const RunArguments& arguments) {
   Result<std::vector<trainer::SftExample>> held_out =
       load_held_out(config, *policy, policy->transformer->config(), 0);
   if (!held_out.ok()) return held_out.status();
+  const model::ModelConfig& model = policy->transformer->config();
+  const PlannedWork work =
+      work_of_fine_tuning(config, adapter_of(*policy), *examples, *held_out, ranks.size());
+  Result<DeviceRun> device = DeviceRun();
+  if (config.run.device == trainer::RunDevice::kCuda) {
+    device = start_device(config, *policy, work, config.sft.optimizer, config.sft.backward, nullptr,
+                          "sft", ranks);
+    if (!device.ok()) return device.status();
+  }
   Result<OpenedRun> run = open_run(*loaded, arguments.resume, ranks);
   if (!run.ok()) return run.status();
   records::RunDisplay display({.num_steps = config.sft.num_steps,
                                .first_step = run->resume_step + 1,
                                .columns = records::sft_columns(),
                                .is_quiet = ranks.rank() != 0});
-  const model::ModelConfig& model = policy->transformer->config();
-  const int64_t planned = total_bytes(
-      plan_fine_tuning(config, model, adapter_of(*policy), *examples, *held_out, ranks.size()));
+  const int64_t planned = total_bytes(plan_fine_tuning(config, model, work));
   display.print(fmt::format("{}: {:.2f}M weights, {} examples, {}, planned peak memory {} per rank",
                             config.run.name,
                             static_cast<double>(model::num_parameters(model)) / 1e6,
                             examples->size(), ranks_text(ranks), mebibytes(planned)));
+  if (!device->text.empty()) display.print(device->text);
   trainer::SftTrainer trainer(
       {config.sft, config.run, config.data.shuffle, static_cast<uint64_t>(config.data.seed),
-       std::move(*examples), config.eval, std::move(*held_out)},
+       std::move(*examples), config.eval, std::move(*held_out), std::move(device->parts)},
       *policy, ranks, run->records(), display);
   if (!run->resume_from.empty()) {
     GRADUS_RETURN_IF_ERROR(trainer.resume(run->resume_from));
@@ -433,6 +484,7 @@ Status fine_tune(const RunArguments& arguments) {
   }
   GRADUS_RETURN_IF_ERROR(trainer.run());
   display.print(peak_text(planned));
+  if (device->peak_bytes) display.print(device->peak_text());
   display.print(fmt::format("{0}{1}, its {2} in {1}/checkpoints/latest", kEndMessage,
                             run_folder_of(config),
                             adapter_of(*policy).rank > 0 ? "adapter" : "model"));

@@ -80,14 +80,13 @@ kernels::DeviceKv DeviceKvCache::layer(int64_t index) const {
 Status DeviceTransformer::check_supported(const ModelConfig& config) {
   GRADUS_RETURN_IF_ERROR(validate(config));
   const auto refuse = [](const char* field, int64_t seen, const char* expected) {
-    return invalid_argument(
-        "device cuda: {} is {}; its kernels need {}; run this model with --device cpu", field, seen,
-        expected);
+    return invalid_argument("device cuda: {} is {}; its kernels need {}; run this model on the CPU",
+                            field, seen, expected);
   };
   if (config.head != Head::kLanguage) {
     return invalid_argument(
         "device cuda: the model has a score head; its kernels need a language model; run this "
-        "model with --device cpu");
+        "model on the CPU");
   }
   if (config.head_dim != 64 && config.head_dim != 128) {
     return refuse("head_dim", config.head_dim, "64 or 128");

@@ -107,10 +107,13 @@ struct EvalConfig {
   void visit(FieldVisitor& v);
 };
 
+enum class RunDevice { kCpu, kCuda };
+
 struct RunSettings {
   std::string name = "run";
   std::string dir = "runs";  // the run folder is dir/name
   int64_t seed = 0;
+  RunDevice device = RunDevice::kCpu;
   int64_t checkpoint_every = 50;  // steps; 0: only at the end
   int64_t keep_checkpoints = 2;
   std::string save_best_metric;  // empty: none is kept as best

@@ -93,6 +93,41 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{"model.path=m"},
              "both model.path and model.init are set; keep one: model.path loads a checkpoint, "
              "model.init starts from scratch"},
+        Case{{"run.device=cuda", "trainer.optimizer=muon"},
+             "run.device is cuda but trainer.optimizer is muon, which runs on the CPU alone; set "
+             "trainer.optimizer to adamw, or run.device to cpu"},
+        Case{{"run.device=cuda", "sft.ema_decay=0.9"},
+             "run.device is cuda but sft.ema_decay is 0.9, which runs on the CPU alone; set "
+             "sft.ema_decay to 0, or run.device to cpu",
+             RunKind::kSft},
+        Case{{"run.device=cuda", "trainer.zero_stage=1"},
+             "run.device is cuda but trainer.zero_stage is 1, which runs on the CPU alone; set "
+             "trainer.zero_stage to 0, or run.device to cpu"},
+        Case{{"run.device=cuda", "model.init=~", "model.path=m", "lora.rank=8"},
+             "run.device is cuda but lora.rank is 8, which runs on the CPU alone; set lora.rank to "
+             "0 to train all weights, or run.device to cpu"},
+        Case{{"run.device=cuda", "model.init=~", "model.path=m", "model.adapter=a"},
+             "run.device is cuda but model.adapter is set, which runs on the CPU alone; make one "
+             "model of the two (gradus merge), or set run.device to cpu"},
+        Case{{"run.device=cuda", "trainer.algorithm.advantage=gae"},
+             "run.device is cuda but trainer.algorithm.advantage is gae, whose critic has a score "
+             "head, which runs on the CPU alone; choose another advantage, e.g. grpo, or "
+             "set run.device to cpu"},
+        Case{{"run.device=cuda", "rollout.tools=[{name: calculator}]"},
+             "run.device is cuda but rollout.tools is not empty, which runs on the CPU alone; "
+             "leave the tools out, or set run.device to cpu"},
+        Case{{"run.device=cuda", "cluster.mode=split"},
+             "run.device is cuda but cluster.mode is not colocated, which runs on the CPU alone; "
+             "set cluster.mode to colocated, or run.device to cpu",
+             RunKind::kTrain,
+             2},
+        Case{{"run.device=cuda", "rollout.max_batch=4097"},
+             "rollout.max_batch is 4097 but run.device is cuda, whose sampler takes at most 4096 "
+             "rows; lower it"},
+        Case{{"run.device=cuda", "data.eval.task=chain_sum"},
+             "run.device is cuda but this command is not train or sft, which runs on the CPU "
+             "alone; set run.device to cpu",
+             RunKind::kEval},
         Case{{"trainer.zero_stage=2", "trainer.optimizer=muon"},
              "trainer.zero_stage is 2 but trainer.optimizer is muon, which needs whole matrices "
              "where ranks hold slices; set trainer.zero_stage to 0, or trainer.optimizer to adamw"},

@@ -127,6 +127,37 @@ TEST_F(DryRun, CountsTheInitialModelOfAKlTerm) {
   EXPECT_THAT(test::read_file(path("output")), HasSubstr("\n  its activations "));
 }
 
+// run.device: cuda. A machine without a GPU checks all but whether it fits.
+TEST_F(DryRun, PlansTheMemoryOfTheGpuAndRefusesShapesThatItsKernelsLack) {
+  const std::string on_gpu = "--dry-run --set run.device=cuda";
+  const test::RunOutcome refused = call(arguments("train", "run", on_gpu));
+  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_THAT(refused.messages, HasSubstr("device cuda: head_dim is "));
+  const std::string of_64 = on_gpu + " --set model.init.architecture.head_dim=64";
+  for (const char* command : {"train", "sft"}) {
+    const test::RunOutcome outcome = call(arguments(command, "run", of_64));
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.messages;
+    const std::string plan = test::read_file(path("output"));
+    for (const std::string part :
+         {"\nGPU memory\n", "\n  weights, bf16 ", "\n  weights, gradients and moments, fp32 ",
+          " tokens, updating ", "\n  checkpoint being written "}) {
+      EXPECT_THAT(plan, HasSubstr(part)) << command;
+    }
+    EXPECT_EQ(plan.find("\n  key-value cache, sampling ") != std::string::npos,
+              std::string(command) == "train");
+  }
+  EXPECT_FALSE(fs::exists(path("runs")));
+}
+
+TEST_F(DryRun, WithoutAGpuARunSaysSoAndLeavesNothing) {
+  const test::RunOutcome outcome = call(
+      arguments("train", "run", "--set run.device=cuda --set model.init.architecture.head_dim=64"));
+  if (outcome.exit_code == 0) GTEST_SKIP() << "this machine has a GPU";
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_THAT(outcome.messages, HasSubstr("run.device is cuda: cuda: "));
+  EXPECT_FALSE(fs::exists(path("runs")));
+}
+
 // Regression: only the first step found it. 1 MiB holds 16 pages of this model; 1500 positions need
 // 24, and one more for the prompt's last page.
 TEST_F(DryRun, FindsACacheThatIsTooSmallForOneRequest) {

@@ -104,27 +104,27 @@ TEST(DeviceTransformer, NamesWhatItsKernelsCannotRun) {
   ModelConfig changed = config;
   changed.head_dim = 32;
   EXPECT_EQ(message(changed),
-            "device cuda: head_dim is 32; its kernels need 64 or 128; run this model with --device "
-            "cpu");
+            "device cuda: head_dim is 32; its kernels need 64 or 128; run this model on the "
+            "CPU");
   changed = config;
   changed.hidden_size = 60;
   EXPECT_EQ(message(changed),
-            "device cuda: hidden_size is 60; its kernels need a multiple of 8; run this model with "
-            "--device cpu");
+            "device cuda: hidden_size is 60; its kernels need a multiple of 8; run this model "
+            "on the CPU");
   changed = config;
   changed.intermediate_size = 36;
   EXPECT_EQ(
       message(changed),
       "device cuda: intermediate_size is 36; its kernels need a multiple of 8; run this model "
-      "with --device cpu");
+      "on the CPU");
   changed = config;
   changed.num_heads = 17;
   EXPECT_EQ(message(changed),
             "device cuda: num_heads / num_kv_heads is 17; its kernels need at most 16; run this "
-            "model with --device cpu");
+            "model on the CPU");
   EXPECT_EQ(message(with_score_head(config)),
             "device cuda: the model has a score head; its kernels need a language model; run this "
-            "model with --device cpu");
+            "model on the CPU");
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, TinyModel, ::testing::ValuesIn(testing::tiny_models()),

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <span>
+
+#include "common/status.h"
+#include "data/packing.h"
+#include "model/device_training.h"
+
+namespace gradus::trainer {
+
+// The training of one model on a device, as DeviceLearner asks for it: weights, their gradient and
+// AdamW's moments stay there. Arrays of the host are in the layout of the parameters of the
+// model::Transformer (padding is left alone). Not thread-safe.
+class TrainingDevice {
+ public:
+  virtual ~TrainingDevice() = default;
+
+  virtual Status upload(const float* parameters) = 0;
+  virtual Status download(float* parameters) const = 0;
+
+  virtual Status clear_gradients() = 0;
+  // The sum over all ranks, on every rank, the same bits. Collective.
+  virtual Status sum_gradients_over_ranks() = 0;
+  // L2 over all weights, summed in one order; may be infinite or NaN.
+  virtual Result<double> gradient_norm() = 0;
+  virtual Status gradients_to_host(float* gradients) const = 0;
+
+  virtual Status apply(const model::AdamwStep& step) = 0;
+  virtual Status moments_to_host(float* m, float* v) const = 0;
+  virtual Status moments_from_host(const float* m, const float* v) = 0;
+
+  // As model::TrainingPass; backward() adds to the gradients.
+  virtual Status forward(const data::Pack& pack, float temperature, bool keep_for_backward) = 0;
+  virtual std::span<const float> logprobs() const = 0;   // [targets]
+  virtual std::span<const float> entropies() const = 0;  // [targets]
+  virtual Status backward(std::span<const float> dlogprobs, std::span<const float> dentropies) = 0;
+  // Gives the memory of activations back, so that an engine can have it.
+  virtual void release_activations() = 0;
+};
+
+}  // namespace gradus::trainer
