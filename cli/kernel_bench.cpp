@@ -332,7 +332,7 @@ Status KernelBench::head_training(int64_t rows, int64_t v, int64_t d) {
   };
   const double flops = 2.0 * static_cast<double>(rows * v * d);
   const auto write = [&](const char* kind, const Call& call, double products,
-                         double workspace_bytes, const Times& peer) -> Status {
+                         double workspace_bytes, const Times* peer) -> Status {
     const Result<Times> times = time(call);
     GRADUS_RETURN_IF_ERROR(times.status());
     return report({{"case", "head_training"},
@@ -341,21 +341,22 @@ Status KernelBench::head_training(int64_t rows, int64_t v, int64_t d) {
                    {"v", v},
                    {"d", d},
                    {"workspace_mb", rounded(workspace_bytes / 1e6)}},
-                  *times, 0, products * flops, &peer);
+                  *times, 0, products * flops, peer);
   };
   const auto bytes_of = [](size_t bytes) { return static_cast<double>(bytes); };
-  GRADUS_RETURN_IF_ERROR(write("score", score, 1, bytes_of(score_bytes), *forward_product));
+  GRADUS_RETURN_IF_ERROR(write("score", score, 1, bytes_of(score_bytes), &*forward_product));
   GRADUS_RETURN_IF_ERROR(write(
-      "backward", [&] { return backward(false); }, 3, bytes_of(backward_bytes), three));
+      "backward", [&] { return backward(false); }, 3, bytes_of(backward_bytes), &three));
   GRADUS_RETURN_IF_ERROR(write(
-      "backward, half the rows", [&] { return backward(true); }, 1.5, bytes_of(half_bytes), three));
+      "backward, half the rows", [&] { return backward(true); }, 1.5, bytes_of(half_bytes),
+      nullptr));
   const auto both = [&]() -> Status {
     GRADUS_RETURN_IF_ERROR(score());
     return backward(false);
   };
   GRADUS_RETURN_IF_ERROR(
-      write("score and backward", both, 4, bytes_of(std::max(score_bytes, backward_bytes)), four));
-  GRADUS_RETURN_IF_ERROR(write("train", train, 3, bytes_of(train_bytes), three));
+      write("score and backward", both, 4, bytes_of(std::max(score_bytes, backward_bytes)), &four));
+  GRADUS_RETURN_IF_ERROR(write("train", train, 3, bytes_of(train_bytes), &three));
   const auto write_product = [&](const char* kind, const Times& times) {
     return report({{"case", "head_training"}, {"kind", kind}, {"b", rows}, {"v", v}, {"d", d}},
                   times, 0, flops, nullptr);

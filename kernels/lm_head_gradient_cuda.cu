@@ -93,6 +93,7 @@ __global__ __launch_bounds__(kThreads,
     const int lane_row = t / 32 * 16 + t % 32 / 4;
     const int rank = static_cast<int>(block_in_cluster());
     const int depth_steps = (args.d + kDepth - 1) / kDepth;
+    bool first = true;
     for (Work<S> work(args); work.step < work.end; work.step += work.stride) {
       const int block = work.block(rank);
       const int first_row = work.row_tile() * S::kTileRows + group * S::kRows;
@@ -101,7 +102,8 @@ __global__ __launch_bounds__(kThreads,
       rows[t] = there ? args.rows[first_row + t] : RowGradient{0, 0, 0, 0};
       tokens[t] = there ? args.tokens[first_row + t] - args.first_id - block * kHeadBlock : -1;
       float acc[2][S::kRows / 2];
-      multiply<S>(acc, depth_steps, group, stages, full, empty, ring);
+      multiply<S>(acc, depth_steps, group, stages, full, empty, ring, first);
+      first = false;
       named_barrier(1 + group, 128);
       // The last pair's second block may lie past the end; its ids are not stored.
       store_gradients<S::kRows, true>(

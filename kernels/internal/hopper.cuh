@@ -154,6 +154,10 @@ __device__ inline void pin_registers(float (&d)[kCount]) {
 __device__ inline void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+// Counts for it without waiting.
+__device__ inline void named_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 // Rows of 64 bf16 (128 bytes) in the order that copies with 128-byte swizzle write: eight rows are
 // 1,024 bytes. Sixteen steps of k further is 32 bytes, so + 2.

@@ -94,10 +94,17 @@ __device__ void release(uint64_t* empty, int stage) {
   }
 }
 
-// acc[half] = W rows (64 half ..) x h rows, over all of d in order.
+// acc[half] = W rows (64 half ..) x h rows, over all of d in order. Of warpgroups that split rows
+// the second begins its first tile as late as the ring allows: they stay that far apart, and what
+// one reduces meanwhile the other multiplies.
 template <class S>
 __device__ void multiply(float (&acc)[2][S::kRows / 2], int depth_steps, int group,
-                         const uint8_t* stages, uint64_t* full, uint64_t* empty, Ring& ring) {
+                         const uint8_t* stages, uint64_t* full, uint64_t* empty, Ring& ring,
+                         bool first_tile) {
+  constexpr int kStaggerBarrier = 4;
+  const int ahead = depth_steps < S::kStages ? depth_steps : S::kStages;
+  const bool stagger = S::kSplitRows && first_tile;
+  if (stagger && group == 1) named_barrier(kStaggerBarrier, kConsumers);
   using Product = Wgmma<S::kRows, 0, 0>;
   int previous = -1;
   for (int k = 0; k < depth_steps; ++k) {
@@ -115,6 +122,7 @@ __device__ void multiply(float (&acc)[2][S::kRows / 2], int depth_steps, int gro
       Product::run(acc[1], a1 + 2 * step, b + 2 * step, k + step > 0);
     }
     wgmma_commit();
+    if (stagger && group == 0 && k == ahead - 1) named_arrive(kStaggerBarrier, kConsumers);
     if (previous >= 0) {
       wgmma_wait<1>();
       release<S>(empty, previous);

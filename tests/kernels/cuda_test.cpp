@@ -289,6 +289,8 @@ TEST(LmHeadTraining, NamesTheParameterThatIsOutsideItsRange) {
   p = sound;
   p.r = 5;
   EXPECT_EQ(message(p), "lm_head_backward: r must be in [0, 4], and 0 without rows_R, got 5");
+  p.rows_R = ids;
+  EXPECT_EQ(message(p), "lm_head_backward: r must be in [0, 4], and 0 without rows_R, got 5");
   p = sound;
   p.dentropy_B = floats;
   EXPECT_EQ(message(p), "lm_head_backward: dentropy_B needs entropy_B");

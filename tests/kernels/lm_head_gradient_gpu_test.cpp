@@ -236,7 +236,7 @@ class GradientCase {
 const Shape kShapes[] = {{1000, 64, 1},    {127, 72, 63},        {128, 64, 256},
                          {4097, 136, 200}, {300, 256, 65, 0.5f}, {17000, 8, 2100},
                          {301, 24, 4100},  {5000, 64, 70, 1.7f}, {700, 128, 40, 1, 40},
-                         {2, 8, 9},        {3000, 72, 33, 0.05f}};
+                         {2, 8, 9},        {600, 1032, 150},     {3000, 72, 33, 0.05f}};
 
 void expect_near(const Gradients& got, const Gradients& exact, const Gradients& rounded,
                  double slack, double weights_slack, const std::string& where,
