@@ -98,80 +98,108 @@ __device__ void store_tile(const float (&acc)[kFeatures / 2], const LinearArgs& 
   }
 }
 
-// Lane c of four gets number c of each of them, in their order.
-__device__ inline void exchange_four(uint32_t (&v)[4]) {
-  const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const uint32_t got = __shfl_xor_sync(0xFFFFFFFFu, odd ? v[i] : v[i + 1], 1);
-    (odd ? v[i] : v[i + 1]) = got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t got = __shfl_xor_sync(0xFFFFFFFFu, upper ? v[i] : v[i + 2], 2);
-    (upper ? v[i] : v[i + 2]) = got;
-  }
-}
 __device__ inline uint32_t packed(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
+__device__ inline void store_matrices(uint32_t address, uint32_t a, uint32_t b, uint32_t c,
+                                      uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
 
-// store_tile for many rows: bf16 leaves in pieces of 16 bytes, so that four lanes fill 64 of a row.
+constexpr int kPieceBytes = 16 * 128;  // 16 rows of 64 bf16: what a warp turns around at once
+
+// A warp's 16 rows of 64 columns, as a product leaves them (blocks of 8 columns, halves of 8 rows),
+// to rows `stride` apart, 128 bytes of each at once. `piece` is the warp's own memory.
+__device__ inline void store_piece(const uint32_t (&v)[8][2], uint32_t piece, __nv_bfloat16* to,
+                                   int64_t stride, int num_rows, int num_columns) {
+  const int lane = threadIdx.x % 32, matrix = lane / 8, r = lane % 8;
+  const int row = r + 8 * (matrix & 1);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int block = 2 * i + matrix / 2;
+    store_matrices(piece + static_cast<uint32_t>(row * 128 + ((block ^ r) * 16)), v[2 * i][0],
+                   v[2 * i][1], v[2 * i + 1][0], v[2 * i + 1][1]);
+  }
+  __syncwarp();
+  const int part = lane % 8;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int from = lane / 8 + 4 * i;
+    uint4 bits;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "r"(piece + static_cast<uint32_t>(from * 128 + ((part ^ (from & 7)) * 16)))
+                 : "memory");
+    if (from < num_rows && part * 8 < num_columns) {
+      *reinterpret_cast<uint4*>(to + from * stride + part * 8) = bits;
+    }
+  }
+  __syncwarp();  // the next piece takes its place
+}
+
+// store_tile for many rows: bf16 is turned around in shared memory, so that it leaves in whole
+// lines.
 template <int kFeatures>
-__device__ void store_wide_tile(const float (&acc)[kFeatures / 2], const LinearArgs& args,
-                                int first_row, int first_feature) {
+__device__ void store_wide_tile(float (&acc)[kFeatures / 2], const LinearArgs& args, int first_row,
+                                int first_feature, uint32_t piece) {
   if (args.output == LinearOutput::kAdd) {
     store_tile<kFeatures>(acc, args, first_row, first_feature);
     return;
   }
-  const int lane = threadIdx.x % 32, c = lane % 4;
-  const bool is_swiglu = args.output == LinearOutput::kSwiglu;
-  const auto put = [&](uint32_t(&v)[4], __nv_bfloat16* row, int64_t column, int64_t columns) {
-    exchange_four(v);
-    if (row != nullptr && column + 8 * c < columns) {
-      *reinterpret_cast<uint4*>(row + column + 8 * c) = make_uint4(v[0], v[1], v[2], v[3]);
+  const int c = threadIdx.x % 4;
+  // Without a bias zero is added too: minus zero must not leave here and zero elsewhere.
+#pragma unroll
+  for (int j = 0; j < kFeatures / 8; ++j) {
+    const int n = first_feature + 8 * j + 2 * c;
+    float2 bias = {0, 0};
+    if (args.bias != nullptr && n < args.n) bias = *reinterpret_cast<const float2*>(args.bias + n);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      acc[4 * j + 2 * half] = __fadd_rn(acc[4 * j + 2 * half], bias.x);
+      acc[4 * j + 2 * half + 1] = __fadd_rn(acc[4 * j + 2 * half + 1], bias.y);
     }
-  };
+  }
+  const int rows = args.t - first_row;
+  const bool is_swiglu = args.output == LinearOutput::kSwiglu;
+  __nv_bfloat16* y = static_cast<__nv_bfloat16*>(args.y) + first_row * args.y_stride;
+  __nv_bfloat16* products = is_swiglu ? args.kept : y;
+  const int64_t products_stride = is_swiglu ? args.n : args.y_stride;
+  if (is_swiglu && products != nullptr) products += static_cast<int64_t>(first_row) * args.n;
+  uint32_t v[8][2];
+  if (products != nullptr) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = first_row + lane / 4 + 8 * half;
-    const bool is_there = row < args.t;
-    __nv_bfloat16* y =
-        is_there ? static_cast<__nv_bfloat16*>(args.y) + row * args.y_stride : nullptr;
-    __nv_bfloat16* kept =
-        is_there && args.kept != nullptr ? args.kept + static_cast<int64_t>(row) * args.n : nullptr;
-#pragma unroll
-    for (int j = 0; j < kFeatures / 8; j += 8) {  // 64 columns
-      uint32_t first[4], second[4], inner[4];
+    for (int j = 0; j < kFeatures / 8; j += 8) {
+      const int column = first_feature + 8 * j;
+      if (column >= args.n) break;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const int n = first_feature + 8 * (j + i) + 2 * c;
-        float2 bias = {0, 0};
-        if (args.bias != nullptr && n < args.n) {
-          bias = *reinterpret_cast<const float2*>(args.bias + n);
-        }
-        const float a = __fadd_rn(acc[4 * (j + i) + 2 * half], bias.x);
-        const float b = __fadd_rn(acc[4 * (j + i) + 2 * half + 1], bias.y);
-        (i < 4 ? first[i] : second[i - 4]) = packed(a, b);
-        if (is_swiglu && i % 2 == 1) {  // gate is the block before
-          float2 gate_bias = {0, 0};
-          if (args.bias != nullptr && n < args.n) {
-            gate_bias = *reinterpret_cast<const float2*>(args.bias + n - 8);
-          }
-          inner[i / 2] =
-              packed(swiglu(__fadd_rn(acc[4 * (j + i - 1) + 2 * half], gate_bias.x), a),
-                     swiglu(__fadd_rn(acc[4 * (j + i - 1) + 2 * half + 1], gate_bias.y), b));
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float* from = acc + 4 * (j + i) + 2 * half;
+          v[i][half] = packed(from[0], from[1]);
         }
       }
-      const int column = first_feature + 8 * j;
-      __nv_bfloat16* to = is_swiglu ? kept : y;
-      if (!is_swiglu || args.kept != nullptr) {
-        put(first, to, column, args.n);
-        put(second, to, column + 32, args.n);
-      }
-      if (is_swiglu) put(inner, y, column / 2, args.n / 2);
+      store_piece(v, piece, products + column, products_stride, rows, args.n - column);
     }
+  }
+  if (!is_swiglu) return;
+#pragma unroll
+  for (int j = 0; j < kFeatures / 8; j += 16) {
+    const int column = (first_feature + 8 * j) / 2;
+    if (2 * column >= args.n) break;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* gate = acc + 4 * (j + 2 * i) + 2 * half;
+        const float* up = gate + 4;
+        v[i][half] = packed(swiglu(gate[0], up[0]), swiglu(gate[1], up[1]));
+      }
+    }
+    store_piece(v, piece, y + column, args.y_stride, rows, args.n / 2 - column);
   }
 }
 
@@ -190,6 +218,7 @@ __global__ __launch_bounds__(384, 1) void wide_kernel(const __grid_constant__ CU
   constexpr int kRowBytes = 128 * 128, kWeightBytes = kFeatures * 128;
   constexpr int kStageBytes = kRowBytes + kWeightBytes;
   uint8_t* stages = shared + kBarrierBytes;
+  const uint32_t pieces = shared_address(stages + args.stages * kStageBytes);
   const int rank = static_cast<int>(block_in_cluster());
   const int row_tiles = (args.t + kCluster * 128 - 1) / (kCluster * 128);
   const int num_work = row_tiles * ((args.n + kFeatures - 1) / kFeatures);
@@ -268,7 +297,8 @@ __global__ __launch_bounds__(384, 1) void wide_kernel(const __grid_constant__ CU
       release(previous);
       const int row = (work % row_tiles * kCluster + rank) * 128 + warp_row;
       if (row < args.t) {
-        store_wide_tile<kFeatures>(acc, args, row, work / row_tiles * kFeatures);
+        store_wide_tile<kFeatures>(acc, args, row, work / row_tiles * kFeatures,
+                                   pieces + threadIdx.x / 32 * kPieceBytes);
       }
     }
   }
@@ -402,9 +432,10 @@ LinearArgs arguments_of(const LinearParams& p) {
 template <int kFeatures>
 CudaCode launch_wide(const LinearParams& p, CudaErrorText* error) {
   LinearArgs args = arguments_of(p);
-  constexpr int kStageBytes = (128 + kFeatures) * 128, kBudget = 208 * 1024;
+  constexpr int kStageBytes = (128 + kFeatures) * 128, kBudget = 204 * 1024;
   args.stages = kBudget / kStageBytes;
-  constexpr int kBytes = kBarrierBytes + kBudget / kStageBytes * kStageBytes;
+  constexpr int kBytes = kBarrierBytes + kBudget / kStageBytes * kStageBytes + 8 * kPieceBytes;
+  static_assert(kBytes <= 227 * 1024);
   CUtensorMap x_map, w_map;
   GRADUS_CUDA_RETURN(encode_rows(&x_map, p.x_TK, p.t, p.k, 128, kDepth, error));
   GRADUS_CUDA_RETURN(encode_rows(&w_map, p.w_NK, p.n, p.k, kFeatures / kCluster, kDepth, error));
