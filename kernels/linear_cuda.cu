@@ -74,25 +74,45 @@ __device__ void store_tile(const float (&acc)[kFeatures / 2], const LinearArgs& 
     }
     return;
   }
+  // What is added to comes in pieces of eight blocks of columns before any of them is written: the
+  // compiler cannot know that they are apart.
+  constexpr int kBlocks = kFeatures / 8, kAtOnce = kBlocks < 8 ? kBlocks : 8;
 #pragma unroll
-  for (int j = 0; j < kFeatures / 8; ++j) {
-    const int n = first_feature + 8 * j + 2 * c;
-    if (n >= args.n) break;
-    float2 bias = {0, 0};
-    if (args.bias != nullptr) bias = *reinterpret_cast<const float2*>(args.bias + n);
+  for (int first = 0; first < kBlocks; first += kAtOnce) {
+    float2 old[kAtOnce][2];
+    if (args.output == LinearOutput::kAdd) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (row + 8 * half >= args.t) continue;
-      const int64_t place = (row + 8 * half) * args.y_stride + n;
-      const float a = __fadd_rn(acc[4 * j + 2 * half], bias.x);
-      const float b = __fadd_rn(acc[4 * j + 2 * half + 1], bias.y);
-      if (args.output == LinearOutput::kStore) {
-        *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(args.y) + place) =
-            __floats2bfloat162_rn(a, b);
-      } else {
-        const float2 old = *reinterpret_cast<const float2*>(args.addend + place);
-        *reinterpret_cast<float2*>(static_cast<float*>(args.y) + place) = {__fadd_rn(old.x, a),
-                                                                           __fadd_rn(old.y, b)};
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int n = first_feature + 8 * (first + j) + 2 * c;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          old[j][half] = {0, 0};
+          if (n < args.n && row + 8 * half < args.t) {
+            old[j][half] = *reinterpret_cast<const float2*>(args.addend +
+                                                            (row + 8 * half) * args.y_stride + n);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int n = first_feature + 8 * (first + j) + 2 * c;
+      if (n >= args.n) break;
+      float2 bias = {0, 0};
+      if (args.bias != nullptr) bias = *reinterpret_cast<const float2*>(args.bias + n);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (row + 8 * half >= args.t) continue;
+        const int64_t place = (row + 8 * half) * args.y_stride + n;
+        const float a = __fadd_rn(acc[4 * (first + j) + 2 * half], bias.x);
+        const float b = __fadd_rn(acc[4 * (first + j) + 2 * half + 1], bias.y);
+        if (args.output == LinearOutput::kStore) {
+          *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(args.y) + place) =
+              __floats2bfloat162_rn(a, b);
+        } else {
+          *reinterpret_cast<float2*>(static_cast<float*>(args.y) + place) = {
+              __fadd_rn(old[j][half].x, a), __fadd_rn(old[j][half].y, b)};
+        }
       }
     }
   }
