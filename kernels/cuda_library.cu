@@ -235,7 +235,7 @@ gradus_cuda_table() {
       {device_product},
       {rms_norm_backward, column_sums, swiglu_backward, rotate_rows, rotate_backward,
        embed_backward, round_rows, attention_backward},
-      {adamw, sum_of_squares},
+      {adamw, sum_of_squares, hash_numbers},
       check_functions(),
       nccl_functions()};
   return &table;

@@ -17,4 +17,9 @@ Status device_sum_of_squares(const Cuda& cuda, const DeviceSumOfSquaresParams& p
                    cuda.table().optimizer.sum_of_squares, params);
 }
 
+Status device_hash(const Cuda& cuda, const DeviceHashParams& params) {
+  return cuda_call(fmt::format("device_hash of {} numbers", params.count),
+                   cuda.table().optimizer.hash, params);
+}
+
 }  // namespace gradus::kernels

@@ -34,9 +34,17 @@ struct DeviceSumOfSquaresParams {
   double* sums = nullptr;  // [kSquaresParts + 1]; the last is the result
   Stream stream = nullptr;
 };
+
+struct DeviceHashParams {
+  const void* values = nullptr;  // 32-bit numbers
+  int64_t count = 0;
+  uint64_t* sums = nullptr;  // [kSquaresParts + 1]; the last is the result
+  Stream stream = nullptr;
+};
+
 inline constexpr int64_t kSquaresParts = 1024;
 inline constexpr size_t device_sum_of_squares_bytes() {
-  return (kSquaresParts + 1) * sizeof(double);
+  return (kSquaresParts + 1) * sizeof(double);  // as many as of 64-bit numbers
 }
 
 }  // namespace gradus::kernels

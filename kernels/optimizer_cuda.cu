@@ -40,8 +40,9 @@ __global__ __launch_bounds__(kThreads) void adamw_kernel(
 }
 
 // The block's sum in thread 0, by one tree.
-__device__ double block_total(double x) {
-  __shared__ double shared[kThreads];
+template <class T>
+__device__ T block_total(T x) {
+  __shared__ T shared[kThreads];
   shared[threadIdx.x] = x;
   __syncthreads();
   for (int half = kThreads / 2; half > 0; half /= 2) {
@@ -65,10 +66,32 @@ __global__ __launch_bounds__(kThreads) void squares_kernel(const float* values, 
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-__global__ __launch_bounds__(kThreads) void total_kernel(double* sums) {
+// The mixing step of splitmix64 (Steele et al. 2014).
+__device__ uint64_t mixed(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
+
+__global__ __launch_bounds__(kThreads) void hash_kernel(const uint32_t* values, int64_t count,
+                                                        uint64_t* sums) {
   start_dependents();
   wait_for_previous();
-  double sum = 0;
+  uint64_t sum = 0;
+  const int64_t stride = kSquaresParts * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
+       i += stride) {
+    sum += mixed(mixed(static_cast<uint64_t>(i) + 1) + values[i]);
+  }
+  sum = block_total(sum);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+template <class T>
+__global__ __launch_bounds__(kThreads) void total_kernel(T* sums) {
+  start_dependents();
+  wait_for_previous();
+  T sum = 0;
   for (int64_t i = threadIdx.x; i < kSquaresParts; i += kThreads) sum += sums[i];
   sum = block_total(sum);
   if (threadIdx.x == 0) sums[kSquaresParts] = sum;
@@ -85,7 +108,14 @@ CudaCode adamw(const DeviceAdamWParams& p, CudaErrorText* error) {
 CudaCode sum_of_squares(const DeviceSumOfSquaresParams& p, CudaErrorText* error) {
   GRADUS_CUDA_RETURN(launch_dependent(squares_kernel, dim3(kSquaresParts), kThreads, 0, p.stream,
                                       error, p.values, p.count, p.sums));
-  return launch_dependent(total_kernel, dim3(1), kThreads, 0, p.stream, error, p.sums);
+  return launch_dependent(total_kernel<double>, dim3(1), kThreads, 0, p.stream, error, p.sums);
+}
+
+CudaCode hash_numbers(const DeviceHashParams& p, CudaErrorText* error) {
+  GRADUS_CUDA_RETURN(launch_dependent(hash_kernel, dim3(kSquaresParts), kThreads, 0, p.stream,
+                                      error, static_cast<const uint32_t*>(p.values), p.count,
+                                      p.sums));
+  return launch_dependent(total_kernel<uint64_t>, dim3(1), kThreads, 0, p.stream, error, p.sums);
 }
 
 }  // namespace gradus::kernels::cuda

@@ -212,6 +212,16 @@ Result<double> DeviceTrainingState::gradient_norm() {
   return std::sqrt(sum);
 }
 
+Result<uint64_t> DeviceTrainingState::hash() {
+  GRADUS_RETURN_IF_ERROR(kernels::device_hash(
+      transformer_.cuda(),
+      {.values = masters_.data(), .count = num_floats_, .sums = sums_.as<uint64_t>()}));
+  uint64_t sum = 0;
+  GRADUS_RETURN_IF_ERROR(kernels::copy_to_host(
+      transformer_.cuda(), &sum, sums_.as<uint64_t>() + kernels::kSquaresParts, sizeof(sum)));
+  return sum;
+}
+
 Status DeviceTrainingState::apply(const AdamwStep& step) {
   const double number = static_cast<double>(step.step);
   kernels::DeviceAdamWParams params;

@@ -41,6 +41,9 @@ class DeviceTrainingState {
   Status clear_gradients();
   // L2 norm over all gradients, in one order; may be infinite or NaN.
   Result<double> gradient_norm();
+  // Of the masters' bits, in the device's order: another number than hash_parameters() of the
+  // host's.
+  Result<uint64_t> hash();
   Status gradients_to_host(float* gradients) const;
   Status apply(const AdamwStep& step);
   Status moments_to_host(float* m, float* v) const;

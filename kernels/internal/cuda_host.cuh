@@ -89,6 +89,7 @@ CudaCode rotate_backward(const DeviceRotateBackwardParams& p, CudaErrorText* err
 CudaCode embed_backward(const DeviceEmbedBackwardParams& p, CudaErrorText* error);
 CudaCode round_rows(const float* x, void* y, int64_t count, void* stream, CudaErrorText* error);
 CudaCode adamw(const DeviceAdamWParams& p, CudaErrorText* error);
+CudaCode hash_numbers(const DeviceHashParams& p, CudaErrorText* error);
 CudaCode sum_of_squares(const DeviceSumOfSquaresParams& p, CudaErrorText* error);
 CudaCode attention_backward(const DeviceAttentionBackwardParams& p, CudaErrorText* error);
 

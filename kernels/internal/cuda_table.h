@@ -13,6 +13,7 @@ struct LmHeadTrainParams;
 struct DeviceProductParams;
 struct DeviceAdamWParams;
 struct DeviceSumOfSquaresParams;
+struct DeviceHashParams;
 struct LinearParams;
 struct DeviceEmbedParams;
 struct DeviceRmsNormParams;
@@ -100,6 +101,7 @@ struct BackwardFunctions {
 struct OptimizerFunctions {
   CudaCode (*adamw)(const DeviceAdamWParams&, CudaErrorText*);
   CudaCode (*sum_of_squares)(const DeviceSumOfSquaresParams&, CudaErrorText*);
+  CudaCode (*hash)(const DeviceHashParams&, CudaErrorText*);
 };
 
 // Streams, and work that was recorded once to be launched often.
@@ -169,7 +171,7 @@ struct NcclFunctions {
   CudaCode (*abort)(void* communicator, CudaErrorText*);  // instead of destroy()
 };
 
-inline constexpr uint32_t kCudaTableVersion = 7;
+inline constexpr uint32_t kCudaTableVersion = 8;
 struct CudaTable {
   uint32_t version;  // kCudaTableVersion of the library's build
   uint32_t bytes;    // sizeof(CudaTable)

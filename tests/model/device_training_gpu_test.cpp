@@ -232,6 +232,18 @@ TEST(DeviceTrainingSmall, UpdatesAreTheCpusAndReachTheWeightsThatAreRead) {
   EXPECT_EQ(updated,
             std::vector<float>(fresh_pass.logprobs().begin(), fresh_pass.logprobs().end()));
 
+  // The hash is one of bits and places: of the same masters the same, after an exchange another.
+  const auto hash = state->hash();
+  ASSERT_TRUE(hash.ok());
+  must(state->upload(got.data()));
+  EXPECT_EQ(state->hash().value(), *hash);
+  const ParameterPlace& last = layout.places.back();
+  std::swap(got.data()[last.offset], got.data()[last.offset + 1]);
+  must(state->upload(got.data()));
+  EXPECT_NE(state->hash().value(), *hash);
+  std::swap(got.data()[last.offset], got.data()[last.offset + 1]);
+  must(state->upload(got.data()));
+
   // Moments and masters that were taken away and brought back go on in the same way.
   must(state->apply({.learning_rate = 0.01, .step = 3}));
   AlignedBuffer third(layout.size), again(layout.size);
