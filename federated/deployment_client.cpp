@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -21,6 +22,22 @@ namespace wire = internal::wire;
 constexpr double kLookS = 0.2;          // between looks at is_stopped
 constexpr double kFirstBackoffS = 0.1;  // doubled from try to try
 constexpr double kLargestBackoffS = 5;
+
+// Four chains, which the processor follows at once.
+uint64_t hash_of(std::span<const float> values) {
+  constexpr size_t kChains = 4;
+  uint64_t chains[kChains] = {1, 2, 3, 4};
+  size_t j = 0;
+  for (; j + kChains <= values.size(); j += kChains) {
+    for (size_t c = 0; c < kChains; ++c) {
+      chains[c] = (chains[c] ^ std::bit_cast<uint32_t>(values[j + c])) * 0x9e3779b97f4a7c15u;
+      chains[c] ^= chains[c] >> 29;
+    }
+  }
+  for (; j < values.size(); ++j)
+    chains[0] = hash64({chains[0], std::bit_cast<uint32_t>(values[j])});
+  return hash64({chains[0], chains[1], chains[2], chains[3]});
+}
 
 // A client's side: what it holds, and its answers to the server.
 class Client {
@@ -174,9 +191,8 @@ class Client {
       held_model_ = order.model_hash();
       // Of the update itself: a client that was killed and has trained again to the same bits goes
       // on where its upload stopped, and one with other bits is a second update.
-      nonce_ = hash64({hash64(std::string_view(reinterpret_cast<const char*>(update_.data()),
-                                               update_.size() * sizeof(float))),
-                       static_cast<uint64_t>(round), static_cast<uint64_t>(options_.client_id)});
+      nonce_ = hash64({hash_of(update_), static_cast<uint64_t>(round),
+                       static_cast<uint64_t>(options_.client_id)});
       // What it remembers has changed, and it could not train again from what it was before.
       if (!state_.empty()) GRADUS_RETURN_IF_ERROR(save());
     }

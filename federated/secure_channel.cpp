@@ -26,6 +26,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr int64_t kSmallFrame = 4096;  // bytes, up to which head and body are sent together
+
 struct ContextDeleter {
   void operator()(SSL_CTX* context) const { SSL_CTX_free(context); }
 };
@@ -178,7 +180,6 @@ struct SecureChannel::State {
   Ssl ssl;
   PublicKey peer;
   std::string address;
-  std::string outgoing;
 
   ~State() {
     ssl.reset();
@@ -223,6 +224,24 @@ struct SecureChannel::State {
     return {};
   }
 
+  Status write_all(std::span<const char> bytes, double timeout_s) {
+    for (size_t done = 0; done < bytes.size();) {
+      ERR_clear_error();
+      errno = 0;
+      size_t count = 0;
+      const int result = SSL_write_ex(ssl.get(), bytes.data() + done, bytes.size() - done, &count);
+      if (result == 1) {
+        done += count;
+        continue;
+      }
+      std::string problem;
+      // The time runs from the last byte that went.
+      if (wait_for(result, deadline_in(timeout_s), problem)) continue;
+      return unavailable("{}: {}", address, problem);
+    }
+    return {};
+  }
+
   // Fills all of `bytes`; `what` is what is being read. `at_start`: an end before the first byte is
   // an orderly one.
   Status read_all(std::span<char> bytes, Clock::time_point deadline, bool at_start) {
@@ -263,28 +282,16 @@ Status SecureChannel::send(std::span<const std::byte> frame, double timeout_s) {
   if (size > kMaxFrameBytes) {
     return invalid_argument("a frame of {} bytes; at most {} are sent", size, kMaxFrameBytes);
   }
-  // Head and body in one piece, so that they share records.
-  std::string& bytes = state.outgoing;
-  bytes.resize(4);
-  for (int i = 0; i < 4; ++i)
-    bytes[static_cast<size_t>(i)] = static_cast<char>(size >> (24 - 8 * i));
-  bytes.append(reinterpret_cast<const char*>(frame.data()), frame.size());
-  for (size_t done = 0; done < bytes.size();) {
-    ERR_clear_error();
-    errno = 0;
-    size_t count = 0;
-    const int result =
-        SSL_write_ex(state.ssl.get(), bytes.data() + done, bytes.size() - done, &count);
-    if (result == 1) {
-      done += count;
-      continue;
-    }
-    std::string problem;
-    // The time runs from the last byte that went.
-    if (state.wait_for(result, deadline_in(timeout_s), problem)) continue;
-    return unavailable("{}: {}", state.address, problem);
+  char head[4];
+  for (int i = 0; i < 4; ++i) head[i] = static_cast<char>(size >> (24 - 8 * i));
+  if (size > kSmallFrame) {
+    GRADUS_RETURN_IF_ERROR(state.write_all(head, timeout_s));
+    return state.write_all({reinterpret_cast<const char*>(frame.data()), frame.size()}, timeout_s);
   }
-  return {};
+  // In one record and one packet.
+  std::string bytes(head, sizeof(head));
+  bytes.append(reinterpret_cast<const char*>(frame.data()), frame.size());
+  return state.write_all(bytes, timeout_s);
 }
 
 bool SecureChannel::wait(double timeout_s, int wake) {
