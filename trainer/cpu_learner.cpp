@@ -265,6 +265,11 @@ Status CpuLearner::save(records::StateSnapshot& snapshot) const {
   return {};
 }
 
+Result<uint64_t> CpuLearner::weights_hash() {
+  gather_weights();
+  return model::hash_parameters(transformer_.parameters(), transformer_.layout().size);
+}
+
 Status CpuLearner::whole_weights() {
   gather_weights();
   return {};

@@ -52,6 +52,7 @@ class CudaTrainingDevice : public TrainingDevice {
 
   Status upload(const float* parameters) override { return state_->upload(parameters); }
   Status download(float* parameters) const override { return state_->download(parameters); }
+  Result<uint64_t> weights_hash() override { return state_->hash(); }
   Status clear_gradients() override { return state_->clear_gradients(); }
   Status sum_gradients_over_ranks() override {
     GRADUS_RETURN_IF_ERROR(ranks_->all_reduce(state_->gradients(), state_->gradients(),

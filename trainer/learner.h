@@ -78,6 +78,10 @@ class Learner {
   // Brings all weights together in the host's transformer on every rank, for whoever reads them as
   // a whole, until the next update. Collective.
   virtual Status whole_weights() = 0;
+  // Hash of all weights, which every rollout names: equal weights have equal hashes, in any process
+  // on the same kind of device. Collective; brings the weights together where that is how it is
+  // made.
+  virtual Result<uint64_t> weights_hash() = 0;
   // Calls `body` for ranges of the weights, or of their average, that together are all, while the
   // floats of the range are there. Collective.
   virtual Status visit_weights(const RangeFunction& body) = 0;

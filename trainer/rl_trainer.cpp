@@ -125,9 +125,9 @@ Status RlTrainer::step() {
   load_ = {};
   {
     const Phase phase(clock_, "timing_s/hash_weights");
-    GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, learner_.whole_weights()));
-    weights_hash_ = model::hash_parameters(policy_.transformer->parameters(),
-                                           policy_.transformer->layout().size);
+    const Result<uint64_t> hash = learner_.weights_hash();
+    GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, hash.status()));
+    weights_hash_ = *hash;
   }
   std::map<uint64_t, uint64_t>& known = position_.version_hashes;
   known[position_.policy_version] = weights_hash_;

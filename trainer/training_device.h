@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <span>
 
 #include "common/status.h"
@@ -18,6 +19,9 @@ class TrainingDevice {
 
   virtual Status upload(const float* parameters) = 0;
   virtual Status download(float* parameters) const = 0;
+
+  // Equal weights have equal hashes, in any process.
+  virtual Result<uint64_t> weights_hash() = 0;
 
   virtual Status clear_gradients() = 0;
   // The sum over all ranks, on every rank, the same bits. Collective.

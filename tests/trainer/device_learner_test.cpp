@@ -52,6 +52,7 @@ class FakeDevice : public TrainingDevice {
     std::copy_n(transformer_.parameters(), size(), parameters);
     return {};
   }
+  Result<uint64_t> weights_hash() override { return hash(transformer_); }
   Status clear_gradients() override {
     gradients_.clear();
     is_finished_ = false;
@@ -267,6 +268,8 @@ TEST(DeviceLearner, TheHostGetsWeightsWhenTheyAreAskedForAndOnlyOnce) {
   ASSERT_TRUE(run.update().ok());
   EXPECT_FALSE(run.device->has_activations) << "their memory is for the engine now";
   EXPECT_EQ(hash(*run.transformer), before);
+  EXPECT_NE(run.learner->weights_hash().value(), before);
+  EXPECT_EQ(run.device->num_downloads, 0) << "the device makes the hash";
   EXPECT_NE(run.weights_hash(), before);
   int64_t visited = 0;
   ASSERT_TRUE(
