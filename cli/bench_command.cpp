@@ -76,12 +76,17 @@ struct TrainingBenchArguments {
 
 Status bench_training_command(const TrainingBenchArguments& arguments) {
   GRADUS_RETURN_IF_ERROR(bench_shape(arguments.training.shape).status());
-  const auto cuda = kernels::Cuda::open(arguments.common.library, arguments.common.device);
-  GRADUS_RETURN_IF_ERROR(cuda.status());
-  const auto writer = JsonLinesWriter::open(arguments.common.output);
-  GRADUS_RETURN_IF_ERROR(writer.status());
+  const auto world = comm::make_communicator();
+  GRADUS_RETURN_IF_ERROR(world.status());
+  comm::Communicator& ranks = **world;
+  const auto cuda =
+      kernels::Cuda::open(arguments.common.library, arguments.common.device + ranks.rank());
+  GRADUS_RETURN_IF_ERROR(agree(ranks, cuda.status()));
+  const auto writer =
+      JsonLinesWriter::open(ranks.rank() == 0 ? arguments.common.output : "/dev/null");
+  GRADUS_RETURN_IF_ERROR(agree(ranks, writer.status()));
   GRADUS_RETURN_IF_ERROR(
-      bench_training(*cuda, arguments.training,
+      bench_training(*cuda, ranks, arguments.training,
                      [&](const nlohmann::ordered_json& row) { return (*writer)->write(row); }));
   return (*writer)->finish();
 }
@@ -153,7 +158,7 @@ void add_bench_command(CLI::App& app, Action& action) {
   CLI::App* train = bench->add_subcommand(
       "train",
       "Measure a training step on the GPU with random weights beside the rate of one large matrix "
-      "product; one JSON row");
+      "product; under mpirun also on all devices; one JSON row each");
   const auto training = std::make_shared<TrainingBenchArguments>();
   add_common_options(*train, training->common);
   train->add_option("--shape", training->training.shape,

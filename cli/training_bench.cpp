@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "cli/engine_bench.h"
+#include "comm/device_communicator.h"
 #include "common/parallel.h"
 #include "common/rng.h"
 #include "kernels/cuda_check.h"
@@ -84,7 +85,8 @@ double flops_of_training(const model::ModelConfig& config, int64_t sequences, in
   return 6 * tokens * (weights + attention);
 }
 
-Status bench_training(const kernels::Cuda& cuda, const TrainingBenchOptions& options,
+Status bench_training(const kernels::Cuda& cuda, comm::Communicator& ranks,
+                      const TrainingBenchOptions& options,
                       const std::function<Status(const nlohmann::ordered_json&)>& write) {
   const Result<model::ModelConfig> config = bench_shape(options.shape);
   GRADUS_RETURN_IF_ERROR(config.status());
@@ -118,47 +120,68 @@ Status bench_training(const kernels::Cuda& cuda, const TrainingBenchOptions& opt
   const std::vector<float> dlogprobs(pack.targets.size(),
                                      -1.0f / static_cast<float>(pack.targets.size()));
   const std::vector<float> dentropies(pack.targets.size(), 0.0f);
-  std::vector<double> forward, backward, update, whole;
-  for (int64_t i = 0; i < options.repeats + 2; ++i) {
-    const Clock::time_point start = Clock::now();
-    GRADUS_RETURN_IF_ERROR(state->clear_gradients());
-    GRADUS_RETURN_IF_ERROR(pass.forward(pack, 1, true));
-    GRADUS_RETURN_IF_ERROR(kernels::synchronize(cuda));
-    const double after_forward = seconds_since(start);
-    GRADUS_RETURN_IF_ERROR(pass.backward(dlogprobs, dentropies));
-    GRADUS_RETURN_IF_ERROR(kernels::synchronize(cuda));
-    const double after_backward = seconds_since(start);
-    const Result<double> norm = state->gradient_norm();
-    GRADUS_RETURN_IF_ERROR(norm.status());
-    GRADUS_CHECK(std::isfinite(*norm), "the gradient of the benchmark is not finite");
-    GRADUS_RETURN_IF_ERROR(state->apply({.learning_rate = 1e-5, .step = i + 1}));
-    const double end = seconds_since(start);
-    if (i < 2) continue;  // memory and cuBLAS' choices
-    forward.push_back(after_forward);
-    backward.push_back(after_backward - after_forward);
-    update.push_back(end - after_backward);
-    whole.push_back(end);
-  }
-  const Result<kernels::CudaMemory> after = kernels::device_memory(cuda);
-  GRADUS_RETURN_IF_ERROR(after.status());
+  Result<std::unique_ptr<comm::DeviceCommunicator>> devices =
+      comm::DeviceCommunicator::create(cuda, ranks);
+  GRADUS_RETURN_IF_ERROR(devices.status());
+  int64_t num_steps = 0;
   const double flops = flops_of_training(*config, options.sequences, options.length);
-  const double seconds = median(whole);
-  return write(
-      {{"case", "train"},
-       {"device", cuda.description()},
-       {"shape", options.shape},
-       {"sequences", options.sequences},
-       {"length", options.length},
-       {"gradient_checkpointing", options.gradient_checkpointing},
-       {"step_ms", rounded(seconds * 1e3)},
-       {"forward_ms", rounded(median(forward) * 1e3)},
-       {"backward_ms", rounded(median(backward) * 1e3)},
-       {"update_ms", rounded(median(update) * 1e3)},
-       {"tokens_per_s", rounded(static_cast<double>(options.sequences * options.length) / seconds)},
-       {"model_tflops", rounded(flops / seconds / 1e12)},
-       {"product_tflops", rounded(*rate / 1e12)},
-       {"percent_of_product", rounded(100 * flops / seconds / *rate)},
-       {"memory_gib", rounded(static_cast<double>(before->free - after->free) / (1 << 30))}});
+  const auto run = [&](bool all_ranks) -> Status {
+    std::vector<double> forward, backward, exchange, update, whole;
+    for (int64_t i = 0; i < options.repeats + 2; ++i) {
+      const Clock::time_point start = Clock::now();
+      GRADUS_RETURN_IF_ERROR(state->clear_gradients());
+      GRADUS_RETURN_IF_ERROR(pass.forward(pack, 1, true));
+      GRADUS_RETURN_IF_ERROR(kernels::synchronize(cuda));
+      const double after_forward = seconds_since(start);
+      GRADUS_RETURN_IF_ERROR(pass.backward(dlogprobs, dentropies));
+      GRADUS_RETURN_IF_ERROR(kernels::synchronize(cuda));
+      const double after_backward = seconds_since(start);
+      if (all_ranks) {
+        GRADUS_RETURN_IF_ERROR((*devices)->all_reduce(state->gradients(), state->gradients(),
+                                                      state->num_floats(), nullptr));
+        GRADUS_RETURN_IF_ERROR((*devices)->wait("sum of gradients"));
+      }
+      const double after_exchange = seconds_since(start);
+      const Result<double> norm = state->gradient_norm();
+      GRADUS_RETURN_IF_ERROR(norm.status());
+      GRADUS_CHECK(std::isfinite(*norm), "the gradient of the benchmark is not finite");
+      GRADUS_RETURN_IF_ERROR(state->apply({.learning_rate = 1e-5, .step = ++num_steps}));
+      const double end = seconds_since(start);
+      if (i < 2) continue;  // memory and cuBLAS' choices
+      forward.push_back(after_forward);
+      backward.push_back(after_backward - after_forward);
+      exchange.push_back(after_exchange - after_backward);
+      update.push_back(end - after_exchange);
+      whole.push_back(end);
+    }
+    const Result<kernels::CudaMemory> after = kernels::device_memory(cuda);
+    GRADUS_RETURN_IF_ERROR(after.status());
+    const double seconds = median(whole);
+    const int num_devices = all_ranks ? ranks.size() : 1;
+    return write(
+        {{"case", "train"},
+         {"device", cuda.description()},
+         {"devices", num_devices},
+         {"shape", options.shape},
+         {"sequences", options.sequences},
+         {"length", options.length},
+         {"gradient_checkpointing", options.gradient_checkpointing},
+         {"step_ms", rounded(seconds * 1e3)},
+         {"forward_ms", rounded(median(forward) * 1e3)},
+         {"backward_ms", rounded(median(backward) * 1e3)},
+         {"exchange_ms", rounded(median(exchange) * 1e3)},
+         {"update_ms", rounded(median(update) * 1e3)},
+         {"tokens_per_s",
+          rounded(static_cast<double>(options.sequences * options.length * num_devices) / seconds)},
+         {"model_tflops", rounded(flops / seconds / 1e12)},
+         {"product_tflops", rounded(*rate / 1e12)},
+         {"percent_of_product", rounded(100 * flops / seconds / *rate)},
+         {"memory_gib", rounded(static_cast<double>(before->free - after->free) / (1 << 30))}});
+  };
+  const Status alone = ranks.rank() == 0 ? run(false) : Status();
+  GRADUS_RETURN_IF_ERROR(comm::agree(ranks, alone));
+  if (ranks.size() == 1) return {};
+  return comm::agree(ranks, run(true));
 }
 
 }  // namespace gradus::cli

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "comm/communicator.h"
 #include "common/status.h"
 #include "kernels/cuda.h"
 #include "model/model_config.h"
@@ -25,8 +26,12 @@ struct TrainingBenchOptions {
 double flops_of_training(const model::ModelConfig& config, int64_t sequences, int64_t length);
 
 // Times a training step on the device, random weights and tokens: forward, backward and update of
-// packed sequences, beside the rate of one large bf16 product in the same call. One JSON row.
-Status bench_training(const kernels::Cuda& cuda, const TrainingBenchOptions& options,
+// packed sequences, beside the rate of one large bf16 product in the same call. One JSON row. On
+// several ranks, a device each, a second row with the same sequences on every one and gradients
+// summed over them: the first one is that of rank 0 alone. Collective; `write` gets the rows on
+// every rank.
+Status bench_training(const kernels::Cuda& cuda, comm::Communicator& ranks,
+                      const TrainingBenchOptions& options,
                       const std::function<Status(const nlohmann::ordered_json&)>& write);
 
 }  // namespace gradus::cli
