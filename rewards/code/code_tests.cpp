@@ -3,6 +3,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "rewards/code/assert_tests.h"
+
 namespace gradus::rewards::code {
 namespace {
 
@@ -10,7 +12,8 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kExpected =
     "expected {\"function\", \"tests\": [{\"arguments\", \"returns\"}]}, "
-    "{\"tests\": [{\"stdin\", \"stdout\"}]} or {\"inputs\", \"outputs\"}";
+    "{\"tests\": [{\"stdin\", \"stdout\"}]}, {\"inputs\", \"outputs\"}, {\"test_list\": "
+    "[\"assert ..\"]} or {\"test\", \"entry_point\"}";
 
 Result<CodeTest> parse_test(const Json& json) {
   if (!json.is_object()) return invalid_argument("is {}; expected an object", json.type_name());
@@ -116,16 +119,47 @@ Result<CodeTests> parse_list(const Json& json) {
   return tests;
 }
 
+// MBPP's list of statements, or the one text of HumanEval.
+Result<CodeTests> parse_statements(const Json& json) {
+  const bool is_list = json.is_array() || json.contains("test_list");
+  const Json statements = json.is_array() ? json : json[is_list ? "test_list" : "test"];
+  const Json name = json.is_array() ? Json() : json.value("entry_point", Json());
+  std::string text;
+  if (is_list && statements.is_array()) {
+    for (const Json& one : statements) {
+      if (!one.is_string()) {
+        return invalid_argument("tests: one is {}; expected texts", one.type_name());
+      }
+      text += one.get<std::string>() + "\n";
+    }
+  } else if (!is_list && statements.is_string() && name.is_string()) {
+    text = statements.get<std::string>();
+  } else {
+    return invalid_argument("tests: {}", kExpected);
+  }
+  auto tests = parse_asserts(text, name.is_string() ? name.get<std::string>() : std::string());
+  if (!tests.ok()) return tests.status().with_prefix("tests");
+  return tests;
+}
+
+bool has_statements(const Json& json) {
+  if (json.is_array()) return !json.empty() && json[0].is_string();
+  return json.is_object() && (json.contains("test_list") || json.contains("test"));
+}
+
 }  // namespace
 
 Result<CodeTests> parse_code_tests(std::string_view text) {
   const Json json = Json::parse(text.begin(), text.end(), nullptr, false);
   if (json.is_discarded()) return invalid_argument("tests: are no JSON; {}", kExpected);
   const bool has_list = json.is_array() || (json.is_object() && json.contains("tests"));
-  if (!has_list && !(json.is_object() && json.contains("inputs"))) {
+  const bool are_statements = has_statements(json);
+  if (!are_statements && !has_list && !(json.is_object() && json.contains("inputs"))) {
     return invalid_argument("tests: {}", kExpected);
   }
-  auto tests = has_list ? parse_list(json) : parse_pairs(json);
+  auto tests = are_statements ? parse_statements(json)
+               : has_list     ? parse_list(json)
+                              : parse_pairs(json);
   if (!tests.ok()) return tests;
   if (tests->tests.empty()) return invalid_argument("tests: there is none; expected at least one");
   for (const char c : tests->function) {

@@ -25,11 +25,13 @@ struct CodeTests {
   std::vector<CodeTest> tests;
 };
 
-// Two forms, each with at least one test:
+// Three forms, each with at least one test:
 //   {"function": "f", "tests": [{"arguments": [1, 2], "returns": 3, "visible": true}, ...]}, or
 //   with
 //   {"stdin": "1 2\n", "stdout": "3\n"} in place of calls; the list of tests may stand alone
 //   {"inputs": [...], "outputs": [...], "fn_name": "f"}, as verl, APPS and TACO have it
+//   {"test_list": ["assert f(1, 2) == 3", ...]}, as MBPP has it (or the list alone), and
+//   {"test": "def check(candidate): ...", "entry_point": "f"}, HumanEval's; see assert_tests.h
 // InvalidArgument says what is wrong with which test.
 Result<CodeTests> parse_code_tests(std::string_view json);
 

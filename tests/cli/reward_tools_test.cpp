@@ -5,6 +5,7 @@
 
 #include "cli/reward_probes.h"
 #include "tests/support/files.h"
+#include "tests/support/mock_judge.h"
 #include "tests/support/run_gradus.h"
 
 namespace gradus::cli {
@@ -138,6 +139,41 @@ criteria:
       refused.output,
       HasSubstr("all 3 candidates that apply are easy at a threshold of 0.1 (pass rates 0.25 "
                 "to 1); choose one between them, or leave --threshold out"));
+}
+
+// The mock passes what the second line of a response lists, so rates are known.
+TEST_F(RewardTools, BuildsARubricFromAJudge) {
+  const test::MockJudge server([](const nlohmann::json& request, int) {
+    const std::string text = test::MockJudge::user_text(request);
+    const size_t criteria = text.find("Criteria:");
+    const size_t at = text.find("1. Has ", criteria);
+    const std::string wanted = text.substr(at + 7, text.find('.', at + 7) - at - 7);
+    const bool has = text.substr(0, criteria).find("<" + wanted + ">") != std::string::npos;
+    return test::MockJudge::chat(test::MockJudge::verdict(request, has ? 1 : 0));
+  });
+  std::string candidates = "name: made\nanswer: {check: math}\ncriteria:\n";
+  for (const char* name : {"links", "sums", "steps"}) {
+    candidates += fmt::format(
+        "  - {{name: {0}, check: judge, options: {{endpoint: '{1}', model: mock, criterion: 'Has "
+        "{0}.'}}, stratum: {2}}}\n",
+        name, server.endpoint(), name == std::string("sums") ? "hard" : "easy");
+  }
+  std::string rows;
+  for (const char* response :
+       {"<steps> <sums>", "<steps> <sums> <links>", "<steps>", "<steps> <end>"}) {
+    rows +=
+        nlohmann::json({{"prompt", "p"}, {"ground_truth", "1"}, {"response", response}}).dump() +
+        "\n";
+  }
+  const std::string out = folder_.path() + "/rubric.yaml";
+  const auto outcome = run("rubric build --candidates " + file("candidates.yaml", candidates) +
+                           " --data " + file("rows.jsonl", rows) + " --out " + out);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+  EXPECT_THAT(outcome.output, ContainsRegex("steps +100.0 % +100.0 % +0  easy"));
+  EXPECT_THAT(outcome.output, ContainsRegex("sums +100.0 % +50.0 % +0  hard"));
+  EXPECT_THAT(outcome.output, ContainsRegex("links +100.0 % +25.0 % +0  hard"));
+  EXPECT_EQ(server.num_requests(), 12);
+  EXPECT_THAT(test::read_file(out), HasSubstr("criterion: \"Has steps.\""));
 }
 
 }  // namespace

@@ -60,6 +60,26 @@ TEST(CodeReward, ScoresAProgramByItsOutput) {
   EXPECT_EQ(wrong.detail, "test 2: wrong answer: '7'; expected '10'");
 }
 
+TEST(CodeReward, ScoresAProgramByAssertStatements) {
+  const Reward& reward = python_reward();
+  const std::string tests =
+      R"j({"test_list": ["assert shared((3, 4, 5), (5, 4)) == (4, 5)", "assert shared([], ()) == ()"]})j";
+  EXPECT_EQ(
+      score(reward, tests, python("def shared(a, b):\n  return tuple(sorted(set(a) & set(b)))"))
+          .score,
+      1);
+  EXPECT_EQ(score(reward, tests, python("def shared(a, b):\n  return a[:2]")).detail,
+            "test 1: wrong answer: '[3, 4]'; expected '[4,5]'");
+  // What Python's own assert would let pass.
+  for (const char* code :
+       {"class Any:\n  def __eq__(self, o): return True\ndef shared(a, b): return Any()",
+        "import sys\ndef shared(a, b): sys.exit(0)"}) {
+    const RewardPart part = score(reward, tests, python(code));
+    EXPECT_EQ(part.status, RewardStatus::kOk);
+    EXPECT_EQ(part.score, 0) << code;
+  }
+}
+
 TEST(CodeReward, SaysWhatAProgramDidWrongAndScoresItZero) {
   const Reward& reward = python_reward();
   const auto detail = [&](const std::string& response) {
@@ -233,6 +253,61 @@ TEST(CodeTests, AreReadInBothForms) {
   const auto texts = code::parse_code_tests(R"({"inputs": ["1\n"], "outputs": ["2\n"]})");
   ASSERT_TRUE(texts.ok());
   EXPECT_FALSE(texts->tests.at(0).is_call);
+}
+
+TEST(CodeTests, AreReadFromAssertStatements) {
+  const auto mbpp = code::parse_code_tests(
+      R"j({"test_list": ["assert f((3, 4,), [.5, -5., 1_000]) == (4, 'a\\'\\n')",)j"
+      R"j( "assert f({'k': None}, (2)) == {\"k\": [True, 1e-3]}, 'message'",)j"
+      R"j( "assert f('a' \"b\") is False", "assert not f()", "assert (f(()))",)j"
+      R"j( "assert f(123456789012345678901234567890)==''"]})j");
+  ASSERT_TRUE(mbpp.ok()) << mbpp.status().message();
+  EXPECT_EQ(mbpp->function, "f");
+  const std::vector<std::pair<std::string, std::string>> expected = {
+      {"[[3,4],[0.5,-5.0,1000]]", R"([4,"a'\n"])"},
+      {R"([{"k":null},2])", R"({"k":[true,1e-3]})"},
+      {R"(["ab"])", "false"},
+      {"[]", "false"},
+      {"[[]]", "true"},
+      {"[123456789012345678901234567890]", R"("")"}};
+  ASSERT_EQ(mbpp->tests.size(), expected.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_TRUE(mbpp->tests[i].is_call);
+    EXPECT_EQ(mbpp->tests[i].input, expected[i].first) << i;
+    EXPECT_EQ(mbpp->tests[i].expected, expected[i].second) << i;
+  }
+  const auto human = code::parse_code_tests(
+      R"j({"entry_point": "add", "test": "\n\nMETADATA = {\n    'author': 'x',\n}\n\n\ndef )j"
+      R"j(check(candidate):\n    # sums\n    assert True, \"always\"\n    assert candidate([1,)j"
+      R"j(\n  2]) == 3, \"a, b\" + str(4)\n"})j");
+  ASSERT_TRUE(human.ok()) << human.status().message();
+  EXPECT_EQ(human->function, "add");
+  ASSERT_EQ(human->tests.size(), 1u);
+  EXPECT_EQ(human->tests[0].input, "[[1,2]]");
+  EXPECT_EQ(human->tests[0].expected, "3");
+}
+
+// A test that cannot be read is never left out: what remained would be a weaker test.
+TEST(CodeTests, AreRefusedWhereAnAssertionIsMoreThanACall) {
+  const auto message = [](const std::string& line) {
+    return code::parse_code_tests("[\"assert f(1) == 2\", \"" + line + "\"]").status().message();
+  };
+  for (const std::string line :
+       {"assert abs(f(1) - 2) < 1", "assert f(x) == 2", "assert f(1) == 2 or True",
+        "assert f(1) == {1, 2}", "assert f(n=1) == 2", "assert f(1) == 2 + 1",
+        "assert not f(1) == 2", "for i in range(3):", "assert f(1) == [1, 2", "assert f(1) == b'x'",
+        "assertf(1) == 2", "assert f(1) == {1: 2}", "assert f(1) == 007", "assert"}) {
+    EXPECT_EQ(message(line), "tests: line 2: '" + line +
+                                 "' is no test that can be read; expected assert f(LITERALS) == "
+                                 "LITERAL");
+  }
+  EXPECT_EQ(message("assert g(1) == 2"),
+            "tests: line 2: 'assert g(1) == 2' calls g, and other tests call f; expected one "
+            "function");
+  EXPECT_EQ(code::parse_code_tests(R"({"test_list": ["assert True"]})").status().message(),
+            "tests: there is none; expected at least one");
+  EXPECT_THAT(code::parse_code_tests(R"({"test": "assert f(1) == 2"})").status().message(),
+              StartsWith("tests: expected {\"function\""));
 }
 
 TEST(CodeTests, AreRefusedWithTheirPlace) {
