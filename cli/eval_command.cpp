@@ -4,11 +4,14 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.h"
+#include "cli/device_plan.h"
 #include "cli/json_lines.h"
 #include "cli/run_setup.h"
 #include "records/terminal.h"
 #include "rollout/cpu_engine.h"
+#include "rollout/device_engine.h"
 #include "rollout/tool_box.h"
+#include "trainer/device_parts.h"
 
 namespace gradus::cli {
 namespace {
@@ -55,6 +58,29 @@ nlohmann::ordered_json summary_json(const data::TaskSummary& summary) {
   return row;
 }
 
+// On the CPU, or on the rank's GPU, whose weights are then in `on_device`.
+Result<std::unique_ptr<rollout::Engine>> make_engine(
+    const RunConfig& config, const trainer::Policy& policy, rollout::ToolBox* tools,
+    comm::Communicator& ranks, std::unique_ptr<model::DeviceTransformer>& on_device) {
+  const rollout::EngineOptions options = trainer::engine_options(config.rollout);
+  if (config.run.device == trainer::RunDevice::kCpu) {
+    return std::unique_ptr<rollout::Engine>(
+        new rollout::CpuEngine(*policy.transformer, policy.tokenizer.get(), options, tools));
+  }
+  const int32_t device = trainer::device_of_rank(ranks);
+  GRADUS_RETURN_IF_ERROR(check_device_model(config, policy.transformer->config()));
+  const Result<kernels::Cuda> cuda = kernels::Cuda::open("", device);
+  if (!cuda.ok()) return cuda.status().with_prefix("run.device is cuda");
+  Result<std::unique_ptr<model::DeviceTransformer>> transformer =
+      trainer::to_device(*cuda, *policy.transformer);
+  if (!transformer.ok()) return transformer.status();
+  on_device = std::move(*transformer);
+  Result<std::unique_ptr<rollout::DeviceEngine>> engine =
+      rollout::DeviceEngine::create(*on_device, policy.tokenizer.get(), options);
+  if (!engine.ok()) return engine.status();
+  return std::unique_ptr<rollout::Engine>(std::move(*engine));
+}
+
 Status eval(const EvalArguments& arguments) {
   Result<std::unique_ptr<comm::Communicator>> communicator = start_ranks();
   if (!communicator.ok()) return communicator.status();
@@ -93,15 +119,17 @@ Status eval(const EvalArguments& arguments) {
   if (!prompts.ok()) return prompts.status();
   const auto tools = rollout::ToolBox::create(config.rollout, *policy->tokenizer);
   if (!tools.ok()) return tools.status();
-  rollout::CpuEngine engine(*policy->transformer, policy->tokenizer.get(),
-                            trainer::engine_options(config.rollout), tools->get());
+  std::unique_ptr<model::DeviceTransformer> on_device;  // outlives the engine
+  const Result<std::unique_ptr<rollout::Engine>> engine =
+      make_engine(config, *policy, tools->get(), ranks, on_device);
+  GRADUS_RETURN_IF_ERROR(comm::agree(ranks, engine.status()));
   const trainer::EvaluationSettings settings = trainer::evaluation_settings(
       config.eval, config.rollout, policy->transformer->config(), config.run.seed);
   records::RunDisplay display({.is_quiet = ranks.rank() != 0});
   display.begin_phase("evaluate", static_cast<int64_t>(prompts->size()) * settings.num_samples,
                       "responses");
   Result<trainer::Evaluation> evaluation =
-      trainer::evaluate(engine, *rewards, *prompts, settings, ranks,
+      trainer::evaluate(**engine, *rewards, *prompts, settings, ranks,
                         [&](int64_t finished) { display.advance_phase(finished * ranks.size()); });
   display.end_phase();
   if (!evaluation.ok()) return evaluation.status();

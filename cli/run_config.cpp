@@ -99,10 +99,19 @@ void check_device(const RunConfig& config, RunKind kind, ConfigRules& rules) {
                   remedy);
   };
   const std::string or_cpu = ", or run.device to cpu";
-  if (kind != RunKind::kTrain && kind != RunKind::kSft) {
-    return refuse(true, "this command is not train or sft", "set run.device to cpu");
+  if (kind != RunKind::kTrain && kind != RunKind::kSft && kind != RunKind::kEval) {
+    return refuse(true, "this command is not train, sft or eval", "set run.device to cpu");
   }
   const bool is_sft = kind == RunKind::kSft;
+  if (!is_sft) {
+    refuse(!config.rollout.tools.empty(), "rollout.tools is not empty",
+           "leave the tools out, or set run.device to cpu");
+    rules.require(config.rollout.max_batch <= kernels::kLmHeadMaxRows,
+                  "rollout.max_batch is {} but run.device is cuda, whose sampler takes at most {} "
+                  "rows; lower it",
+                  config.rollout.max_batch, kernels::kLmHeadMaxRows);
+  }
+  if (kind == RunKind::kEval) return;
   const std::string section = is_sft ? "sft" : "trainer";
   const trainer::OptimizerConfig& optimizer =
       is_sft ? config.sft.optimizer : config.trainer.optimizer;
@@ -124,14 +133,8 @@ void check_device(const RunConfig& config, RunKind kind, ConfigRules& rules) {
          "choose another advantage, e.g. grpo, or set run.device to cpu");
   refuse(config.trainer.federated.has_value(), "trainer.federated is set",
          "leave it out, or set run.device to cpu");
-  refuse(!config.rollout.tools.empty(), "rollout.tools is not empty",
-         "leave the tools out, or set run.device to cpu");
   refuse(config.cluster.mode != trainer::ClusterMode::kColocated, "cluster.mode is not colocated",
          "set cluster.mode to colocated" + or_cpu);
-  rules.require(config.rollout.max_batch <= kernels::kLmHeadMaxRows,
-                "rollout.max_batch is {} but run.device is cuda, whose sampler takes at most {} "
-                "rows; lower it",
-                config.rollout.max_batch, kernels::kLmHeadMaxRows);
 }
 
 void check_training(const RunConfig& config, int64_t world_size, ConfigRules& rules) {

@@ -131,7 +131,7 @@ void RunSettings::visit(FieldVisitor& v) {
   v.field("seed", seed, "Seed of initial weights and of all sampling.", at_least(0));
   v.field("device", device,
           "Where models compute: cpu, or cuda for one GPU of a rank (docs/gpu.md), for `gradus "
-          "train` and `gradus sft`. On a GPU weights depend in their last bits on "
+          "train`, `sft` and `eval`. On a GPU weights depend in their last bits on "
           "micro_batch_tokens and the number of ranks, whatever numerics.layout_invariant says.",
           one_of({"cpu", "cuda"}));
   v.field("checkpoint_every", checkpoint_every,

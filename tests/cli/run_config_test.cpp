@@ -124,10 +124,14 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{"run.device=cuda", "rollout.max_batch=4097"},
              "rollout.max_batch is 4097 but run.device is cuda, whose sampler takes at most 4096 "
              "rows; lower it"},
-        Case{{"run.device=cuda", "data.eval.task=chain_sum"},
-             "run.device is cuda but this command is not train or sft, which runs on the CPU "
-             "alone; set run.device to cpu",
+        Case{{"run.device=cuda", "data.eval.task=chain_sum", "rollout.tools=[{name: calculator}]"},
+             "run.device is cuda but rollout.tools is not empty, which runs on the CPU alone; "
+             "leave the tools out, or set run.device to cpu",
              RunKind::kEval},
+        Case{{"run.device=cuda"},
+             "run.device is cuda but this command is not train, sft or eval, which runs on the CPU "
+             "alone; set run.device to cpu",
+             RunKind::kFederate},
         Case{{"trainer.zero_stage=2", "trainer.optimizer=muon"},
              "trainer.zero_stage is 2 but trainer.optimizer is muon, which needs whole matrices "
              "where ranks hold slices; set trainer.zero_stage to 0, or trainer.optimizer to adamw"},
