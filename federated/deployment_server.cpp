@@ -53,6 +53,10 @@ constexpr double kIdleS = 1;  // a session's look around, without being called
 constexpr double kAcceptS = 0.1;
 constexpr auto kLook = std::chrono::milliseconds(50);  // run()'s looks at is_stopped
 
+std::span<char> bytes_of(std::span<float> values) {
+  return {reinterpret_cast<char*>(values.data()), values.size_bytes()};
+}
+
 // A round's model, and the strategy's vector behind it, in the file of the server's state. The file
 // stays readable after it was removed.
 class ModelFile {
@@ -82,13 +86,12 @@ class ModelFile {
   int64_t num_values() const { return static_cast<int64_t>(model_.count); }
   int64_t num_broadcast() const { return static_cast<int64_t>(broadcast_.count); }
 
-  // Values from `offset` on, of the model or of the vector behind it.
-  Status read(bool is_model, int64_t offset, std::span<float> values) const {
+  // Bytes of the values from `offset` on, of the model or of the vector behind it.
+  Status read(bool is_model, int64_t offset, std::span<char> bytes) const {
     const records::StateEntry& entry = is_model ? model_ : broadcast_;
     auto at = static_cast<off_t>(entry.offset) + 4 * offset;
-    auto* bytes = reinterpret_cast<char*>(values.data());
-    for (size_t done = 0; done < values.size_bytes();) {
-      const ssize_t count = pread(descriptor_, bytes + done, values.size_bytes() - done, at);
+    for (size_t done = 0; done < bytes.size();) {
+      const ssize_t count = pread(descriptor_, bytes.data() + done, bytes.size() - done, at);
       if (count <= 0) {
         return data_loss("{}: {}", path_, count == 0 ? "cut off" : std::strerror(errno));
       }
@@ -481,18 +484,21 @@ class Session {
     const std::shared_ptr<const ModelFile> model = told_model_;
     const auto all = [&]() -> Status {
       wire::Message message;
-      std::vector<float> values;
       const int64_t total = model->num_values() + model->num_broadcast();
       for (int64_t at = 0; at < total;) {
         const bool is_model = at < model->num_values();
         const int64_t begin = is_model ? 0 : model->num_values();
         const int64_t end = is_model ? model->num_values() : total;
-        values.resize(static_cast<size_t>(std::min(internal::kTileValues, end - at)));
-        GRADUS_RETURN_IF_ERROR(model->read(is_model, at - begin, values));
-        message.mutable_tile()->set_offset(at);
-        internal::set_values(values, {}, *message.mutable_tile());
+        const int64_t count = std::min(internal::kTileValues, end - at);
+        wire::Tile& tile = *message.mutable_tile();
+        tile.set_offset(at);
+        tile.set_count(count);
+        // From the file into the message, raw floats.
+        std::string& bytes = *tile.mutable_values();
+        bytes.resize(static_cast<size_t>(count) * sizeof(float));
+        GRADUS_RETURN_IF_ERROR(model->read(is_model, at - begin, bytes));
         GRADUS_RETURN_IF_ERROR(send(message));
-        at += static_cast<int64_t>(values.size());
+        at += count;
       }
       return {};
     };
@@ -774,12 +780,12 @@ Status DeploymentServer::State::run_round(const ServerHooks& hooks) {
     internal::add_result_metrics(result, delta.first(static_cast<size_t>(task.num_parameters())),
                                  metrics);
     const Result<std::span<float>> made = step->become_model(
-        [&](int64_t at, std::span<float> piece) { return model->read(true, at, piece); });
+        [&](int64_t at, std::span<float> piece) { return model->read(true, at, bytes_of(piece)); });
     if (!made.ok()) return made.status();
     next = *made;
   } else {
     unchanged.resize(static_cast<size_t>(task.num_parameters()));
-    GRADUS_RETURN_IF_ERROR(model->read(true, 0, unchanged));
+    GRADUS_RETURN_IF_ERROR(model->read(true, 0, bytes_of(unchanged)));
     next = unchanged;
   }
   const ClientTerms terms = aggregator->client_terms(round);

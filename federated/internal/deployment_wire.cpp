@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "federated/internal/deployment_wire.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <map>
@@ -200,7 +201,7 @@ Status values_of(const wire::Tile& tile, std::vector<float>& values) {
     return data_loss("a tile of {} values; at most {} are taken", count, kTileValues);
   }
   const auto size = static_cast<size_t>(count);
-  values.assign(size, 0.0f);
+  values.resize(size);
   switch (tile.encoding()) {
     case kRaw:
       if (bytes.size() != size * sizeof(float)) break;
@@ -216,6 +217,7 @@ Status values_of(const wire::Tile& tile, std::vector<float>& values) {
     case kPlaces: {
       const size_t num_places = bytes.size() / 8;
       if (bytes.size() % 8 != 0 || num_places > size) break;
+      std::fill(values.begin(), values.end(), 0.0f);
       int64_t last = -1;
       for (size_t i = 0; i < num_places; ++i) {
         int32_t place = 0;
