@@ -79,4 +79,11 @@ void UpdateSums::add_to_model(int64_t offset, std::span<const float> x) {
   }
 }
 
+void UpdateSums::give_back_the_rest() {
+  void* smaller = std::realloc(data_.get(), static_cast<size_t>(num_parameters_) * sizeof(float));
+  if (smaller == nullptr) return;  // then it stays as large as it was
+  (void)data_.release();
+  data_.reset(smaller);
+}
+
 }  // namespace gradus::federated::internal

@@ -41,7 +41,8 @@ class UpdateSums {
       GRADUS_RETURN_IF_ERROR(read_model(at, x));
       add_to_model(at, x);
     }
-    return std::span(reinterpret_cast<float*>(data_.get()), static_cast<size_t>(num_parameters_));
+    give_back_the_rest();
+    return std::span(static_cast<float*>(data_.get()), static_cast<size_t>(num_parameters_));
   }
 
  private:
@@ -49,6 +50,7 @@ class UpdateSums {
     void operator()(void* data) const;
   };
   void add_to_model(int64_t offset, std::span<const float> x);
+  void give_back_the_rest();  // all but the model
 
   int64_t num_parameters_, num_vectors_, size_;
   std::vector<std::vector<double>> weights_VK_;
