@@ -340,10 +340,20 @@ Status probe(const ToolOptions& options) {
 Status build(const ToolOptions& options) {
   rewards::RewardRegistry registry("reward");
   rewards::register_builtin_rewards(registry);
-  const auto candidates = rewards::load_rubric(options.rubric, registry);
+  const auto candidates = rewards::load_rubric_candidates(options.rubric, registry);
   GRADUS_RETURN_IF_ERROR(candidates.status());
-  const auto sum = load_rewards(options);
+  // The criteria alone, each for itself: what the answer is worth is not asked.
+  rewards::RewardConfig measured;
+  for (const rewards::RubricCriterion& one : candidates->criteria) {
+    measured.parts.push_back({.name = one.check.check,
+                              .label = one.name,
+                              .weight = 0,
+                              .retries = one.retries,
+                              .options = one.check.options});
+  }
+  auto sum = rewards::RewardSum::create(measured, registry);
   GRADUS_RETURN_IF_ERROR(sum.status());
+  GRADUS_RETURN_IF_ERROR(sum->load());
   const auto rows = read_rows(options.input, false);
   GRADUS_RETURN_IF_ERROR(rows.status());
   const Groups groups(*rows);
@@ -352,7 +362,7 @@ Status build(const ToolOptions& options) {
   std::vector<rewards::CriterionStatistics> statistics(candidates->criteria.size());
   for (const data::RewardBreakdown& breakdown : *scored) {
     for (size_t i = 0; i < statistics.size(); ++i) {
-      const rewards::CriterionScore score = criterion_of(breakdown.parts[i + 1]);
+      const rewards::CriterionScore score = criterion_of(breakdown.parts[i]);
       if (score.has_failed) {
         ++statistics[i].num_failed;
         continue;

@@ -123,11 +123,19 @@ Status validate(const RubricConfig& config) {
   return rules.status();
 }
 
-Result<RubricConfig> load_rubric(const std::string& path, const RewardRegistry& registry) {
+namespace {
+
+Result<RubricConfig> load(const std::string& path, const RewardRegistry& registry,
+                          bool has_known_strata) {
   auto loaded = load_config<RubricConfig>(path);
   if (!loaded.ok()) return loaded.status();
   ConfigRules rules;
-  rules.add(validate(loaded->value));
+  RubricConfig rubric = loaded->value;
+  if (!has_known_strata) {
+    rubric.schedule = RubricSchedule::kUniform;
+    for (RubricCriterion& criterion : rubric.criteria) criterion.weight.reset();
+  }
+  rules.add(validate(rubric));
   const std::vector<std::string> known = registry.names();
   const auto check = [&](const RubricCheck& one, const std::string& where) {
     const bool is_known = std::find(known.begin(), known.end(), one.check) != known.end();
@@ -142,6 +150,17 @@ Result<RubricConfig> load_rubric(const std::string& path, const RewardRegistry& 
   const Status status = rules.status();
   if (!status.ok()) return with_places(status, path, loaded->origins);
   return std::move(loaded->value);
+}
+
+}  // namespace
+
+Result<RubricConfig> load_rubric(const std::string& path, const RewardRegistry& registry) {
+  return load(path, registry, true);
+}
+
+Result<RubricConfig> load_rubric_candidates(const std::string& path,
+                                            const RewardRegistry& registry) {
+  return load(path, registry, false);
 }
 
 RubricScore rubric_score(const RubricConfig& config, double lambda, double answer,

@@ -63,6 +63,11 @@ Status validate(const RubricConfig& config);
 // does not have or that refuse their options.
 Result<RubricConfig> load_rubric(const std::string& path, const RewardRegistry& registry);
 
+// The same of candidates for a rubric, whose strata and weights are not known yet: what the file
+// says of them does not matter.
+Result<RubricConfig> load_rubric_candidates(const std::string& path,
+                                            const RewardRegistry& registry);
+
 // What a criterion said of a response: its score, or nothing where it does not apply. A criterion
 // that failed makes its whole group fall back to the answer.
 struct CriterionScore {
