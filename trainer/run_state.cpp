@@ -354,12 +354,18 @@ Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition&
                  comm::Communicator& communicator, records::RunDisplay& display,
                  const std::function<Status()>& step, const std::function<Status()>& save,
                  CheckpointSaver* saver, StepClock& clock) {
+  int64_t saved_step = 0;
   while (position.step < num_steps) {
     communicator.watch().set_step(position.step + 1);
     const Status stepped = step();
     if (!stepped.ok()) {
       // The checkpoint in the making is worth more than its own error.
-      if (saver != nullptr) static_cast<void>(saver->finish());
+      const bool is_saved = saver != nullptr && saver->finish().ok() && saved_step > 0;
+      if (is_saved) {
+        display.print(fmt::format(
+            "step {} failed; the checkpoint of step {} is there: continue from it with --resume",
+            position.step + 1, saved_step));
+      }
       return stepped;
     }
     const bool is_last = position.step >= num_steps;
@@ -371,7 +377,10 @@ Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition&
       is_stopping = comm::all_reduce_sum(communicator, {&wants_stop, 1})[0] > 0;
     }
     const bool is_due = checkpoint_every > 0 && position.step % checkpoint_every == 0;
-    if (is_last || is_stopping || is_due) GRADUS_RETURN_IF_ERROR(save());
+    if (is_last || is_stopping || is_due) {
+      GRADUS_RETURN_IF_ERROR(save());
+      saved_step = position.step;
+    }
     if (is_stopping && !is_last) {
       if (saver != nullptr) GRADUS_RETURN_IF_ERROR(saver->finish());
       display.print(fmt::format(

@@ -140,7 +140,8 @@ TEST_F(Survival, ThreeInARowEndTheRunWithADumpThatRepeatsIt) {
   for (const std::string mini_batches : {"1", "2", "8"}) {
     const std::string name = "run" + mini_batches;
     const std::string options = fmt::format(
-        "{}--set trainer.num_steps=40 --set trainer.mini_batches={} ", kPoison, mini_batches);
+        "{}--set trainer.num_steps=40 --set trainer.mini_batches={} --set run.checkpoint_every=1 ",
+        kPoison, mini_batches);
     const test::RunOutcome failed = call(arguments("train", name, options));
     EXPECT_EQ(failed.exit_code, 2) << failed.messages;
     std::smatch match;
@@ -153,6 +154,11 @@ TEST_F(Survival, ThreeInARowEndTheRunWithADumpThatRepeatsIt) {
         "it\n");
     ASSERT_TRUE(std::regex_search(failed.messages, match, text)) << failed.messages;
     EXPECT_EQ(match[3], path("runs/" + name + "/failed_step_" + match[2].str()));
+    const int64_t step = std::stoll(match[2]);
+    EXPECT_THAT(failed.messages, HasSubstr(fmt::format(
+                                     "step {} failed; the checkpoint of step {} is there: continue "
+                                     "from it with --resume",
+                                     step, step - 1)));
     const test::RunOutcome again =
         call(arguments("train", name + "_again", options + "--load-rollouts " + match[3].str()));
     EXPECT_EQ(again.exit_code, 2);
