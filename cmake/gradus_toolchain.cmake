@@ -21,7 +21,8 @@ find_program(GRADUS_MOLD mold)
 if(GRADUS_MOLD)
   # mold 1.10 begins the read-only-after-relocation segment at a thread-local of one byte, wherever that lies;
   # off a page's start the loader then refuses the program ("cannot apply additional memory protection").
-  add_link_options(-B/usr/libexec/mold -Wl,-z,norelro)
+  # Without that segment it may lay parts out for ever where segments share a page, so they share none.
+  add_link_options(-B/usr/libexec/mold -Wl,-z,norelro -Wl,-z,separate-loadable-segments)
 endif()
 
 # gradus_link_statically(target [archive]): makes an imported target stand for the static archive beside its
