@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cli/run_command.h"
+#include "common/strings.h"
 #include "kernels/cuda.h"
 #include "model/device_training.h"
 #include "trainer/device_parts.h"
@@ -18,8 +19,6 @@ constexpr int64_t kHeadWorkspaceBytes = 64ll << 20;
 
 // The process on the host, with CUDA's driver and libraries in it: 1,564 MiB on an H100.
 constexpr int64_t kHostBytes = 1536ll << 20;
-
-int64_t total(const std::vector<MemoryPart>& parts) { return total_bytes(parts); }
 
 // Packed tokens of the largest pass of an update on this rank.
 int64_t pack_rows_of(const PlannedWork& work, int64_t micro_batch_tokens) {
@@ -49,7 +48,7 @@ int64_t rows_that_fit(const model::ModelConfig& model, int64_t bytes, bool gradi
 }  // namespace
 
 int64_t DevicePlan::peak() const {
-  return total(always) + std::max(total(sampling), total(updating));
+  return total_bytes(always) + std::max(total_bytes(sampling), total_bytes(updating));
 }
 
 DevicePlan plan_device_memory(const model::ModelConfig& model, const PlannedWork& work,
@@ -89,16 +88,16 @@ Status check_device_memory(const DevicePlan& plan, int64_t device_bytes,
   const std::string needs =
       fmt::format("run.device is cuda, whose plan needs {} where {} has {}; what would fit: ",
                   mebibytes(plan.peak()), device_name, mebibytes(device_bytes));
-  const int64_t left = device_bytes - total(plan.always);
+  const int64_t left = device_bytes - total_bytes(plan.always);
   if (left <= 0) {
     return unavailable("{}a smaller model: what is there all the time takes {}", needs,
-                       mebibytes(total(plan.always)));
+                       mebibytes(total_bytes(plan.always)));
   }
   std::vector<std::string> remedies;
-  if (total(plan.sampling) > left) {
+  if (total_bytes(plan.sampling) > left) {
     remedies.push_back(fmt::format("rollout.kv_cache_mib up to {}", left >> 20));
   }
-  if (total(plan.updating) > left) {
+  if (total_bytes(plan.updating) > left) {
     const int64_t whole = rows_that_fit(model, left, false);
     const int64_t checkpointed = rows_that_fit(model, left, true);
     std::string fits;
@@ -115,9 +114,7 @@ Status check_device_memory(const DevicePlan& plan, int64_t device_bytes,
     }
     remedies.push_back(fits);
   }
-  std::string all;
-  for (const std::string& remedy : remedies) all += (all.empty() ? "" : "; ") + remedy;
-  return unavailable("{}{}", needs, all);
+  return unavailable("{}{}", needs, join(remedies, "; "));
 }
 
 void print_device_memory(const DevicePlan& plan) {

@@ -2,9 +2,8 @@
 #include "cli/engine_bench.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
 
+#include "cli/bench_numbers.h"
 #include "common/rng.h"
 #include "kernels/cuda_check.h"
 #include "model/device_transformer.h"
@@ -12,14 +11,6 @@
 
 namespace gradus::cli {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-double rounded(double x) { return std::round(x * 1000) / 1000; }
 
 // Counts tokens; nothing is kept.
 class Counter : public rollout::TrajectorySink {
@@ -48,8 +39,7 @@ Result<double> read_rate(const kernels::Cuda& cuda) {
     GRADUS_RETURN_IF_ERROR(elapsed.status());
     us.push_back(*elapsed);
   }
-  std::sort(us.begin(), us.end());
-  return static_cast<double>(kBytes) / us[us.size() / 2] * 1e6;
+  return static_cast<double>(kBytes) / median(us) * 1e6;
 }
 
 std::vector<data::RolloutRequest> random_requests(const model::ModelConfig& config, int64_t batch,
@@ -76,7 +66,7 @@ Status bench_batch(model::DeviceTransformer& transformer, const std::string& sha
                    const std::function<Status(const nlohmann::ordered_json&)>& write) {
   const model::ModelConfig& config = transformer.config();
   const int64_t pages = (options.prompt_tokens + options.new_tokens + 127) / 64 + 1;
-  const Clock::time_point start = Clock::now();
+  const BenchClock::time_point start = BenchClock::now();
   const Result<std::unique_ptr<rollout::DeviceEngine>> engine = rollout::DeviceEngine::create(
       transformer, nullptr,
       {.max_batch = batch,

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/training_bench.h"
 
-#include <algorithm>
-#include <chrono>
 #include <cmath>
 
+#include "cli/bench_numbers.h"
 #include "cli/engine_bench.h"
 #include "comm/device_communicator.h"
 #include "common/parallel.h"
@@ -16,17 +15,6 @@
 
 namespace gradus::cli {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-double rounded(double x) { return std::round(x * 1000) / 1000; }
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 // Operations per second of a bf16 product of 8192 x 8192 x 8192.
 Result<double> product_rate(const kernels::Cuda& cuda) {
@@ -128,7 +116,7 @@ Status bench_training(const kernels::Cuda& cuda, comm::Communicator& ranks,
   const auto run = [&](bool all_ranks) -> Status {
     std::vector<double> forward, backward, exchange, update, whole;
     for (int64_t i = 0; i < options.repeats + 2; ++i) {
-      const Clock::time_point start = Clock::now();
+      const BenchClock::time_point start = BenchClock::now();
       GRADUS_RETURN_IF_ERROR(state->clear_gradients());
       GRADUS_RETURN_IF_ERROR(pass.forward(pack, 1, true));
       GRADUS_RETURN_IF_ERROR(kernels::synchronize(cuda));

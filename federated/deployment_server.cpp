@@ -3,8 +3,6 @@
 #include <malloc.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -24,7 +22,6 @@
 #include <thread>
 
 #include "common/log.h"
-#include "common/rng.h"
 #include "common/strings.h"
 #include "federated/deployment.h"
 #include "federated/internal/client_update.h"

@@ -80,6 +80,7 @@ DeviceTrainingPass::Order::Order(const data::Pack& pack, float temperature) {
   std::vector<kernels::PageCopy> page_copies;
   std::vector<kernels::AttentionTile> forward_tiles;
   std::vector<kernels::AttentionBackwardTile> backward_queries, backward_keys;
+  int64_t prompt_of_group = -1;
   for (size_t r = 0; r < num_runs; ++r) {
     const data::PackRun& run = pack.runs[r];
     const int64_t end = begin[r] + run.num_rows;
@@ -114,14 +115,14 @@ DeviceTrainingPass::Order::Order(const data::Pack& pack, float temperature) {
     kernels::AttentionBackwardTile key_tile = tile;
     key_tile.other_begin = key_tile.other_end = 0;
     if (run.prompt_run < 0) {
-      for (size_t other = r + 1; other < num_runs; ++other) {
-        if (pack.runs[other].prompt_run != static_cast<int64_t>(r)) continue;
-        if (key_tile.other_end == 0) key_tile.other_begin = static_cast<int32_t>(begin[other]);
-        GRADUS_CHECK(key_tile.other_end == 0 || key_tile.other_end == begin[other],
-                     "a group's responses follow one another");
+      prompt_of_group = static_cast<int64_t>(r);
+      for (size_t other = r + 1; other < num_runs && pack.runs[other].prompt_run >= 0; ++other) {
+        if (other == r + 1) key_tile.other_begin = static_cast<int32_t>(begin[other]);
         key_tile.other_end = static_cast<int32_t>(begin[other] + pack.runs[other].num_rows);
       }
     }
+    GRADUS_CHECK(run.prompt_run < 0 || run.prompt_run == prompt_of_group,
+                 "a group's responses follow its prompt");
     for (int64_t row = begin[r]; row < end; row += kPage) {
       for (auto* tiles_of : {&tile, &key_tile}) {
         tiles_of->row_begin = static_cast<int32_t>(row);
@@ -452,32 +453,41 @@ Status DeviceTrainingPass::head_backward(std::span<const float> dlogprobs,
                                        .dw_VD = state_->gradient_at(transformer_.head_offset()),
                                        .workspace = memory_->at(places.head_workspace),
                                        .workspace_bytes = workspace_bytes}));
-  float* dx = memory_->at<float>(places.dx);
-  float* rstd = memory_->at<float>(places.rstd);
-  GRADUS_RETURN_IF_ERROR(
-      kernels::device_zero(cuda, dx, order_->num_rows * config.hidden_size * kF32, nullptr));
+  GRADUS_RETURN_IF_ERROR(kernels::device_zero(
+      cuda, memory_->at(places.dx), order_->num_rows * config.hidden_size * kF32, nullptr));
   const kernels::GradientRows dy = {.f32_ND = memory_->at<float>(places.dhidden),
                                     .begin_R = memory_->at<int32_t>(begin_at)};
-  const int64_t num_distinct = static_cast<int64_t>(distinct.size());
-  GRADUS_RETURN_IF_ERROR(kernels::device_rms_norm_backward(
-      cuda, {.x_TD = final_stream,
-             .weight_D = transformer_.at<float>(transformer_.final_norm_offset()),
-             .rows_R = memory_->at<int32_t>(distinct_at),
-             .dy = dy,
-             .r = num_distinct,
-             .d = config.hidden_size,
-             .eps = static_cast<float>(config.rms_norm_eps),
-             .dx_TD = dx,
-             .rstd_R = rstd}));
-  return kernels::device_column_sums(
-      cuda, {.dy = dy,
-             .x_TD = final_stream,
-             .rows_R = memory_->at<int32_t>(distinct_at),
-             .rstd_R = rstd,
-             .r = num_distinct,
-             .d = config.hidden_size,
-             .partial = memory_->at<float>(places.partial),
-             .sum_D = state_->gradient_at(transformer_.final_norm_offset())});
+  return norm_backward(final_stream, transformer_.final_norm_offset(),
+                       memory_->at<int32_t>(distinct_at), dy,
+                       static_cast<int64_t>(distinct.size()));
+}
+
+// Through the norm of `count` rows of x (null: all, in order): adds to their dx and to the gradient
+// of the norm's weight.
+Status DeviceTrainingPass::norm_backward(const float* x_TD, int64_t weight, const int32_t* rows_R,
+                                         const kernels::GradientRows& dy, int64_t count) {
+  const kernels::Cuda& cuda = transformer_.cuda();
+  const ModelConfig& config = transformer_.config();
+  const Places& places = *memory_->places;
+  float* rstd = memory_->at<float>(places.rstd);
+  GRADUS_RETURN_IF_ERROR(
+      kernels::device_rms_norm_backward(cuda, {.x_TD = x_TD,
+                                               .weight_D = transformer_.at<float>(weight),
+                                               .rows_R = rows_R,
+                                               .dy = dy,
+                                               .r = count,
+                                               .d = config.hidden_size,
+                                               .eps = static_cast<float>(config.rms_norm_eps),
+                                               .dx_TD = memory_->at<float>(places.dx),
+                                               .rstd_R = rstd}));
+  return kernels::device_column_sums(cuda, {.dy = dy,
+                                            .x_TD = x_TD,
+                                            .rows_R = rows_R,
+                                            .rstd_R = rstd,
+                                            .r = count,
+                                            .d = config.hidden_size,
+                                            .partial = memory_->at<float>(places.partial),
+                                            .sum_D = state_->gradient_at(weight)});
 }
 
 Status DeviceTrainingPass::layer_backward(int64_t index) {
@@ -496,7 +506,6 @@ Status DeviceTrainingPass::layer_backward(int64_t index) {
   uint8_t* inner = memory_->at(places.inner);
   uint8_t* dy = memory_->at(places.dy);
   float* dx = memory_->at<float>(places.dx);
-  float* rstd = memory_->at<float>(places.rstd);
   float* partial = memory_->at<float>(places.partial);
   const float eps = static_cast<float>(config.rms_norm_eps);
 
@@ -537,24 +546,8 @@ Status DeviceTrainingPass::layer_backward(int64_t index) {
                                            .eps = eps,
                                            .y_RD = normed});
   };
-  const auto norm_backward = [&](const float* x, int64_t weight) -> Status {
-    const kernels::GradientRows gradient = {.bf16_RD = dnormed};
-    GRADUS_RETURN_IF_ERROR(
-        kernels::device_rms_norm_backward(cuda, {.x_TD = x,
-                                                 .weight_D = transformer_.at<float>(weight),
-                                                 .dy = gradient,
-                                                 .r = rows,
-                                                 .d = columns.width,
-                                                 .eps = eps,
-                                                 .dx_TD = dx,
-                                                 .rstd_R = rstd}));
-    return kernels::device_column_sums(cuda, {.dy = gradient,
-                                              .x_TD = x,
-                                              .rstd_R = rstd,
-                                              .r = rows,
-                                              .d = columns.width,
-                                              .partial = partial,
-                                              .sum_D = state_->gradient_at(weight)});
+  const auto norm_gradient = [&](const float* x, int64_t weight) {
+    return norm_backward(x, weight, nullptr, {.bf16_RD = dnormed}, rows);
   };
   const auto round_stream = [&] {
     return kernels::device_round(cuda, dx, dy, rows * columns.width, nullptr);
@@ -572,7 +565,7 @@ Status DeviceTrainingPass::layer_backward(int64_t index) {
                                          layer.gate_up, layer.gate_up_bias));
   GRADUS_RETURN_IF_ERROR(
       input_gradient(gate_up, 2 * columns.inner, layer.gate_up, columns.width, dnormed));
-  GRADUS_RETURN_IF_ERROR(norm_backward(middle, layer.mlp_norm));
+  GRADUS_RETURN_IF_ERROR(norm_gradient(middle, layer.mlp_norm));
 
   // Its first half.
   const void* raw_qkv = memory_->at(kept + places.raw_qkv);
@@ -626,7 +619,7 @@ Status DeviceTrainingPass::layer_backward(int64_t index) {
   GRADUS_RETURN_IF_ERROR(
       weight_gradient(dqkv, columns.qkv, normed, columns.width, layer.qkv, layer.qkv_bias));
   GRADUS_RETURN_IF_ERROR(input_gradient(dqkv, columns.qkv, layer.qkv, columns.width, dnormed));
-  return norm_backward(input, layer.attention_norm);
+  return norm_gradient(input, layer.attention_norm);
 }
 
 Status DeviceTrainingPass::backward(std::span<const float> dlogprobs,

@@ -118,6 +118,8 @@ class DeviceTrainingPass {
   Status head_forward();
   Status head_backward(std::span<const float> dlogprobs, std::span<const float> dentropies,
                        bool* is_any);
+  Status norm_backward(const float* x_TD, int64_t weight, const int32_t* rows_R,
+                       const kernels::GradientRows& dy, int64_t count);
   Status layer_forward(int64_t layer, float* output);
   Status layer_backward(int64_t layer);
   bool keeps_layers() const { return keep_for_backward_ && !gradient_checkpointing_; }

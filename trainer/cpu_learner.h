@@ -31,6 +31,7 @@ class CpuLearner : public Learner {
   Status forward(std::span<const data::PackGroup> groups, float temperature,
                  const TargetFunction& consume) override;
   Status whole_weights() override;
+  Status ready_for_engine() override { return whole_weights(); }
   Result<uint64_t> weights_hash() override;
   Status visit_weights(const RangeFunction& body) override;
   Status visit_average(const RangeFunction& body) override;

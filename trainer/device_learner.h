@@ -33,6 +33,7 @@ class DeviceLearner : public Learner {
   Status forward(std::span<const data::PackGroup> groups, float temperature,
                  const TargetFunction& consume) override;
   Status whole_weights() override;
+  Status ready_for_engine() override { return {}; }
   Result<uint64_t> weights_hash() override { return device_->weights_hash(); }
   Status visit_weights(const RangeFunction& body) override;
   Status visit_average(const RangeFunction& body) override;

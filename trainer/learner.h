@@ -43,9 +43,10 @@ struct NonFinite {
 
 // Computes one gradient over the batch's groups, shared out over the ranks, and applies the
 // optimizer: on the CPU (CpuLearner) or on a GPU (DeviceLearner). All ranks hold the same weights
-// before and after. The host's transformer is where checkpoints, hashes and evaluation read the
-// weights, after whole_weights() or within visit_weights(). A DeviceLearner returns what went wrong
-// on the device; a CpuLearner never returns an error where none is named. Not thread-safe.
+// before and after. The host's transformer is where checkpoints read the weights, after
+// whole_weights() or within visit_weights(), and engines of the CPU after ready_for_engine(). A
+// DeviceLearner returns what went wrong on the device; a CpuLearner never returns an error where
+// none is named. Not thread-safe.
 class Learner {
  public:
   virtual ~Learner() = default;
@@ -78,6 +79,9 @@ class Learner {
   // Brings all weights together in the host's transformer on every rank, for whoever reads them as
   // a whole, until the next update. Collective.
   virtual Status whole_weights() = 0;
+  // Brings all weights together where the engine of the same run reads them, until the next update:
+  // that of a device reads them where they are. Collective.
+  virtual Status ready_for_engine() = 0;
   // Hash of all weights, which every rollout names: equal weights have equal hashes, in any process
   // on the same kind of device. Collective; brings the weights together where that is how it is
   // made.

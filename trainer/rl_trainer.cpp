@@ -744,7 +744,7 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
 
 Status RlTrainer::evaluate_now(Metrics& metrics) {
   const Phase phase(clock_, "timing_s/testing");
-  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, learner_.whole_weights()));
+  GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, learner_.ready_for_engine()));
   const EvaluationSettings settings = evaluation_settings(
       setup_.eval, setup_.rollout, policy_.transformer->config(), setup_.run.seed);
   std::span<const data::Prompt> prompts = setup_.eval_prompts;

@@ -356,7 +356,8 @@ Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition&
                  CheckpointSaver* saver, StepClock& clock) {
   int64_t saved_step = 0;
   while (position.step < num_steps) {
-    communicator.watch().set_step(position.step + 1);
+    const int64_t number = position.step + 1;  // what fails after the update has counted it already
+    communicator.watch().set_step(number);
     const Status stepped = step();
     if (!stepped.ok()) {
       // The checkpoint in the making is worth more than its own error.
@@ -364,7 +365,7 @@ Status run_steps(int64_t num_steps, int64_t checkpoint_every, const RunPosition&
       if (is_saved) {
         display.print(fmt::format(
             "step {} failed; the checkpoint of step {} is there: continue from it with --resume",
-            position.step + 1, saved_step));
+            number, saved_step));
       }
       return stepped;
     }

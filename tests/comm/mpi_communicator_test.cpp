@@ -6,6 +6,7 @@
 
 #include "comm/communicator.h"
 #include "tests/support/communicator_contract.h"
+#include "tests/support/mpi_main.h"
 
 namespace gradus::comm {
 namespace {
@@ -76,15 +77,5 @@ TEST(MpiCommunicator, AgreesOnTheFirstFailureWithItsRank) {
 }  // namespace gradus::comm
 
 int main(int argc, char** argv) {
-  testing::InitGoogleTest(&argc, argv);
-  auto communicator = gradus::comm::make_communicator();
-  if (!communicator.ok()) {
-    fmt::print(stderr, "{}\n", communicator.status().message());
-    return 1;
-  }
-  gradus::comm::world = communicator->get();
-  const int failed = RUN_ALL_TESTS();
-  if (failed != 0) gradus::comm::abort_all_ranks(1);
-  gradus::comm::finalize();
-  return failed;
+  return gradus::testing::run_tests_of_ranks(argc, argv, gradus::comm::world);
 }

@@ -19,6 +19,7 @@
 #include "comm/device_communicator.h"
 #include "common/rng.h"
 #include "kernels/cuda.h"
+#include "tests/support/mpi_main.h"
 
 extern char** environ;
 
@@ -322,15 +323,5 @@ int main(int argc, char** argv) {
   if (argc == 4 && std::strcmp(argv[1], "--peer") == 0) {
     return gradus::comm::run_peer(std::atoi(argv[2]), argv[3]);
   }
-  testing::InitGoogleTest(&argc, argv);
-  auto communicator = gradus::comm::make_communicator();
-  if (!communicator.ok()) {
-    fmt::print(stderr, "{}\n", communicator.status().message());
-    return 1;
-  }
-  gradus::comm::world = communicator->get();
-  const int failed = RUN_ALL_TESTS();
-  if (failed != 0) gradus::comm::abort_all_ranks(1);
-  gradus::comm::finalize();
-  return failed;
+  return gradus::testing::run_tests_of_ranks(argc, argv, gradus::comm::world);
 }
