@@ -30,6 +30,13 @@ void register_builtin_rewards(RewardRegistry& registry) {
   registry.add("reward_model", make_model_reward);
 }
 
+std::vector<std::vector<RewardPart>> Reward::score_pack(std::span<const Reward* const> pack,
+                                                        std::span<const Group> groups) const {
+  std::vector<std::vector<RewardPart>> parts;
+  for (const Reward* reward : pack) parts.push_back(reward->score_batch(groups));
+  return parts;
+}
+
 double overlong_penalty(int64_t length_tokens, int64_t max_length_tokens, int64_t buffer_tokens,
                         double factor, bool is_capped) {
   GRADUS_CHECK(buffer_tokens >= 1, fmt::format("buffer_tokens is {}", buffer_tokens));

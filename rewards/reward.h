@@ -35,6 +35,12 @@ struct RewardPart {
       answer{};  // what was taken for the answer, normalised; equal answers have equal texts
 };
 
+// Which rewards one call may serve together, see Reward::score_pack().
+struct PackRule {
+  std::string key;  // of one kind of reward; equal keys may be packed; empty: never
+  size_t most = 1;  // rewards of a call
+};
+
 // A response without an answer, or with a wrong one, is a score (of 0); what could not be judged is
 // a status.
 class Reward {
@@ -51,6 +57,12 @@ class Reward {
   // linear in the text). Thread-safe. Unless compares_siblings(), a group may come in pieces, as
   // its responses are finished, and no part may depend on what else is in the call.
   virtual std::vector<RewardPart> score_batch(std::span<const Group> groups) const = 0;
+
+  virtual PackRule pack_rule() const { return {}; }
+  // What each of `pack` says, by reward and trajectory as score_batch gives it. This reward is the
+  // first of them, and all have its key. Only called where that is not empty. Thread-safe.
+  virtual std::vector<std::vector<RewardPart>> score_pack(std::span<const Reward* const> pack,
+                                                          std::span<const Group> groups) const;
 
   // Whether the ground truth of a prompt can be judged against: called on data before training
   // starts.

@@ -20,20 +20,52 @@ std::string name_of(const data::RequestId& id) {
   return fmt::format("prompt {}, sample {}", id.prompt_id, id.sample_index);
 }
 
-// One part per trajectory of `groups`, all finite or failed.
-std::vector<RewardPart> call(const WeightedReward& weighted, std::span<const Group> groups) {
-  std::vector<RewardPart> parts = weighted.reward->score_batch(groups);
+// By reward of the pack one part per trajectory of `groups`, all finite or failed.
+std::vector<std::vector<RewardPart>> call(const std::vector<const WeightedReward*>& pack,
+                                          std::span<const Group> groups) {
+  std::vector<std::vector<RewardPart>> all;
+  if (pack.size() == 1) {
+    all.push_back(pack.front()->reward->score_batch(groups));
+  } else {
+    std::vector<const Reward*> rewards;
+    for (const WeightedReward* weighted : pack) rewards.push_back(weighted->reward.get());
+    all = rewards.front()->score_pack(rewards, groups);
+  }
+  GRADUS_CHECK(all.size() == pack.size(), "parts of each reward of the pack");
   size_t num_responses = 0;
   for (const Group& group : groups) num_responses += group.trajectories.size();
-  GRADUS_CHECK(parts.size() == num_responses,
-               fmt::format("reward '{}' gave {} parts for {} responses", weighted.name,
-                           parts.size(), num_responses));
-  for (RewardPart& part : parts) {
-    if (part.status != RewardStatus::kOk || std::isfinite(part.score)) continue;
-    part.detail = fmt::format("the score is {}", part.score);
-    part.status = RewardStatus::kError;
+  for (size_t j = 0; j < pack.size(); ++j) {
+    GRADUS_CHECK(all[j].size() == num_responses,
+                 fmt::format("reward '{}' gave {} parts for {} responses", pack[j]->name,
+                             all[j].size(), num_responses));
+    for (RewardPart& part : all[j]) {
+      if (part.status != RewardStatus::kOk || std::isfinite(part.score)) continue;
+      part.detail = fmt::format("the score is {}", part.score);
+      part.status = RewardStatus::kError;
+    }
   }
-  return parts;
+  return all;
+}
+
+// A reward joins the first pack that has room and would be called for the same responses.
+std::vector<std::vector<size_t>> make_packs(const std::vector<WeightedReward>& rewards) {
+  std::vector<std::vector<size_t>> packs;
+  for (size_t j = 0; j < rewards.size(); ++j) {
+    const PackRule rule = rewards[j].reward->pack_rule();
+    const auto has_room = [&](const std::vector<size_t>& pack) {
+      const WeightedReward& first = rewards[pack.front()];
+      return !rule.key.empty() && !rewards[j].reward->compares_siblings() &&
+             pack.size() < rule.most && first.reward->pack_rule().key == rule.key &&
+             first.tasks == rewards[j].tasks && first.retries == rewards[j].retries;
+    };
+    const auto found = std::find_if(packs.begin(), packs.end(), has_room);
+    if (found == packs.end()) {
+      packs.push_back({j});
+    } else {
+      found->push_back(j);
+    }
+  }
+  return packs;
 }
 
 std::vector<RewardPartConfig> rubric_parts(const RubricConfig& rubric) {
@@ -72,6 +104,13 @@ double PartStatistics::failed_fraction() const {
              ? 0
              : static_cast<double>(num_failed) / static_cast<double>(num_applicable);
 }
+
+RewardSum::RewardSum(std::vector<WeightedReward> rewards, OnRewardError on_error,
+                     double error_score)
+    : rewards_(std::move(rewards)),
+      packs_(make_packs(rewards_)),
+      on_error_(on_error),
+      error_score_(error_score) {}
 
 Result<RewardSum> RewardSum::create(std::vector<WeightedReward> rewards, OnRewardError on_error,
                                     double error_score) {
@@ -148,26 +187,36 @@ int64_t RewardSum::planned_bytes() const {
   return bytes;
 }
 
-std::vector<JudgedPart> RewardSum::judge(size_t index, std::span<const Group> groups) const {
-  const WeightedReward& weighted = rewards_.at(index);
-  std::vector<JudgedPart> judged;
-  std::vector<Group> own;      // to call the reward for
-  std::vector<size_t> places;  // in `judged`, of their trajectories
+std::vector<std::vector<JudgedPart>> RewardSum::judge(size_t index,
+                                                      std::span<const Group> groups) const {
+  std::vector<const WeightedReward*> pack;
+  for (const size_t j : packs_.at(index)) pack.push_back(&rewards_[j]);
+  const WeightedReward& first_of_pack = *pack.front();
+  const bool compares_siblings = first_of_pack.reward->compares_siblings();
+  std::vector<JudgedPart> unjudged;
+  std::vector<Group> own;      // to call the pack for
+  std::vector<size_t> places;  // in each list of `judged`, of their trajectories
   for (const Group& group : groups) {
-    const bool applies = applies_to(weighted, group.prompt->task);
+    const bool applies = applies_to(first_of_pack, group.prompt->task);
     if (applies) own.push_back(group);
     for (size_t i = 0; i < group.trajectories.size(); ++i) {
-      if (applies) places.push_back(judged.size());
-      judged.push_back({{.status = RewardStatus::kNotApplicable}});
+      if (applies) places.push_back(unjudged.size());
+      unjudged.push_back({{.status = RewardStatus::kNotApplicable}});
     }
   }
+  std::vector<std::vector<JudgedPart>> judged(pack.size(), unjudged);
   if (own.empty()) return judged;
   for (int64_t attempt = 0;; ++attempt) {
-    std::vector<RewardPart> parts = call(weighted, own);
-    for (size_t i = 0; i < places.size(); ++i) {
-      judged[places[i]] = {std::move(parts[i]), attempt};
+    std::vector<std::vector<RewardPart>> parts = call(pack, own);
+    for (size_t j = 0; j < pack.size(); ++j) {
+      for (size_t i = 0; i < places.size(); ++i) {
+        JudgedPart& one = judged[j][places[i]];
+        // What one of the pack has said stays, if the response is asked about for another's sake.
+        const bool is_settled = attempt > 0 && !compares_siblings && !is_retried(one.part.status);
+        if (!is_settled) one = {std::move(parts[j][i]), attempt};
+      }
     }
-    if (attempt == weighted.retries) return judged;
+    if (attempt == first_of_pack.retries) return judged;
     // Those that failed alone, or with their siblings if it compares them.
     std::vector<Group> again;
     std::vector<size_t> their_places;
@@ -175,11 +224,13 @@ std::vector<JudgedPart> RewardSum::judge(size_t index, std::span<const Group> gr
     for (const Group& group : own) {
       const size_t size = group.trajectories.size();
       const auto is_failed = [&](size_t i) {
-        return is_retried(judged[places[first + i]].part.status);
+        return std::any_of(judged.begin(), judged.end(), [&](const auto& list) {
+          return is_retried(list[places[first + i]].part.status);
+        });
       };
       bool is_any_failed = false;
       for (size_t i = 0; i < size; ++i) is_any_failed |= is_failed(i);
-      if (is_any_failed && weighted.reward->compares_siblings()) {
+      if (is_any_failed && compares_siblings) {
         again.push_back(group);
         for (size_t i = 0; i < size; ++i) their_places.push_back(places[first + i]);
       } else {
@@ -286,8 +337,11 @@ Result<std::vector<data::RewardBreakdown>> RewardSum::combine(
 }
 
 Result<std::vector<data::RewardBreakdown>> RewardSum::score(std::span<const Group> groups) const {
-  std::vector<std::vector<JudgedPart>> parts;
-  for (size_t j = 0; j < rewards_.size(); ++j) parts.push_back(judge(j, groups));
+  std::vector<std::vector<JudgedPart>> parts(rewards_.size());
+  for (size_t p = 0; p < packs_.size(); ++p) {
+    std::vector<std::vector<JudgedPart>> judged = judge(p, groups);
+    for (size_t k = 0; k < judged.size(); ++k) parts[packs_[p][k]] = std::move(judged[k]);
+  }
   std::vector<data::RewardBreakdown> all;
   size_t begin = 0;
   for (const Group& group : groups) {

@@ -68,10 +68,10 @@ class RewardSum {
   // Thread-safe.
   Result<std::vector<data::RewardBreakdown>> score(std::span<const Group> groups) const;
 
-  // The two halves of score(), for who calls the rewards by themselves (ScorePool): what reward
-  // `index` says of each trajectory, and what that makes of a group, given by reward and
-  // trajectory. Thread-safe.
-  std::vector<JudgedPart> judge(size_t index, std::span<const Group> groups) const;
+  // The two halves of score(), for who calls the rewards by themselves (ScorePool): what the
+  // rewards of pack `index` say, by reward and trajectory, and what all of them make of a group,
+  // given in the same form. Thread-safe.
+  std::vector<std::vector<JudgedPart>> judge(size_t index, std::span<const Group> groups) const;
   Result<std::vector<data::RewardBreakdown>> combine(
       const Group& group, std::vector<std::vector<JudgedPart>> parts) const;
 
@@ -81,18 +81,20 @@ class RewardSum {
 
   std::vector<std::string> names() const;
   const std::vector<WeightedReward>& rewards() const { return rewards_; }
+  // Indices of the rewards that are called together; most stand alone.
+  const std::vector<std::vector<size_t>>& packs() const { return packs_; }
   int64_t num_threads() const { return num_threads_; }  // reward.threads
   const std::optional<RubricConfig>& rubric() const { return rubric_; }
 
  private:
-  RewardSum(std::vector<WeightedReward> rewards, OnRewardError on_error, double error_score)
-      : rewards_(std::move(rewards)), on_error_(on_error), error_score_(error_score) {}
+  RewardSum(std::vector<WeightedReward> rewards, OnRewardError on_error, double error_score);
   // Adds one part to a trajectory's breakdown; true when its whole group must be dropped. `gate` is
   // what its gate said; null: it has none.
   Result<bool> add_part(const WeightedReward& weighted, JudgedPart judged, const RewardPart* gate,
                         data::RewardBreakdown& breakdown) const;
 
   std::vector<WeightedReward> rewards_;
+  std::vector<std::vector<size_t>> packs_;
   OnRewardError on_error_;
   double error_score_;
   int64_t num_threads_ = 0;

@@ -77,12 +77,12 @@ void ScorePool::finished(size_t group, size_t sample) {
   GRADUS_CHECK(!done.at(sample), "a response finishes once");
   done[sample] = true;
   const bool is_whole = std::find(done.begin(), done.end(), false) == done.end();
-  const auto& rewards = rewards_.rewards();
-  for (size_t j = 0; j < rewards.size(); ++j) {
-    if (!rewards[j].reward->compares_siblings()) {
-      queue_.push_back({j, group, sample, 1});
+  const auto& packs = rewards_.packs();
+  for (size_t p = 0; p < packs.size(); ++p) {
+    if (!rewards_.rewards()[packs[p].front()].reward->compares_siblings()) {
+      queue_.push_back({p, group, sample, 1});
     } else if (is_whole) {
-      queue_.push_back({j, group, 0, done.size()});
+      queue_.push_back({p, group, 0, done.size()});
     }
   }
   has_work_.notify_all();
@@ -92,11 +92,11 @@ void ScorePool::work(std::unique_lock<std::mutex>& lock) {
   std::vector<Work> mine;
   std::vector<Group> pieces;
   const size_t most = std::clamp<size_t>(queue_.size() / (threads_.size() + 1), 1, kMostPerCall);
-  // One reward's, wherever they stand: those of several rewards alternate in the queue.
-  const size_t reward = queue_.front().reward;
+  // One pack's, wherever they stand: those of several packs alternate in the queue.
+  const size_t pack = queue_.front().pack;
   std::deque<Work> rest;
   for (const Work& one : queue_) {
-    if (one.reward != reward || mine.size() == most) {
+    if (one.pack != pack || mine.size() == most) {
       rest.push_back(one);
       continue;
     }
@@ -108,10 +108,10 @@ void ScorePool::work(std::unique_lock<std::mutex>& lock) {
   ++num_running_;
   lock.unlock();
   const Clock::time_point start = Clock::now();
-  std::vector<JudgedPart> parts;
+  std::vector<std::vector<JudgedPart>> parts;
   std::exception_ptr thrown;
   try {
-    parts = rewards_.judge(reward, pieces);
+    parts = rewards_.judge(pack, pieces);
   } catch (...) {
     thrown = std::current_exception();
   }
@@ -120,10 +120,14 @@ void ScorePool::work(std::unique_lock<std::mutex>& lock) {
   if (thrown == nullptr) {
     size_t next = 0;
     for (const Work& one : mine) {
-      for (size_t i = 0; i < one.count; ++i) {
-        parts_[one.group][reward][one.first + i] = std::move(parts[next++]);
+      for (size_t k = 0; k < parts.size(); ++k) {
+        const size_t reward = rewards_.packs()[pack][k];
+        for (size_t i = 0; i < one.count; ++i) {
+          parts_[one.group][reward][one.first + i] = std::move(parts[k][next + i]);
+        }
       }
-      num_left_[one.group] -= one.count;
+      next += one.count;
+      num_left_[one.group] -= one.count * parts.size();
       if (num_left_[one.group] == 0) whole.push_back(one.group);
     }
   }

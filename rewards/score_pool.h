@@ -52,7 +52,7 @@ class ScorePool {
 
  private:
   struct Work {
-    size_t reward = 0, group = 0, first = 0, count = 0;  // trajectories of the group
+    size_t pack = 0, group = 0, first = 0, count = 0;  // trajectories of the group
   };
 
   void run();

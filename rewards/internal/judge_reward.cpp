@@ -7,29 +7,46 @@
 namespace gradus::rewards {
 namespace {
 
+// Room for a verdict and its reason of 30 words.
+constexpr int64_t kMinTokensPerVerdict = 64;
+
 class JudgeReward : public Reward {
  public:
-  JudgeReward(std::unique_ptr<Judge> judge, std::string criterion, bool shows_reference)
+  JudgeReward(std::unique_ptr<Judge> judge, std::string criterion, bool shows_reference,
+              PackRule pack_rule)
       : judge_(std::move(judge)),
         criterion_(std::move(criterion)),
-        shows_reference_(shows_reference) {}
+        shows_reference_(shows_reference),
+        pack_rule_(std::move(pack_rule)) {}
 
   bool is_deterministic() const override { return false; }
+  PackRule pack_rule() const override { return pack_rule_; }
 
   std::vector<RewardPart> score_batch(std::span<const Group> groups) const override {
+    const Reward* self = this;
+    return std::move(score_pack(std::span(&self, 1), groups).front());
+  }
+
+  // The criteria of a response stand side by side: the judge makes one request of them.
+  std::vector<std::vector<RewardPart>> score_pack(std::span<const Reward* const> pack,
+                                                  std::span<const Group> groups) const override {
     std::vector<JudgeItem> items;
     for (const Group& group : groups) {
       for (const data::Trajectory& trajectory : group.trajectories) {
-        items.push_back({group.prompt->text, trajectory.text,
-                         shows_reference_ ? group.prompt->answer : "", criterion_});
+        for (const Reward* reward : pack) {
+          items.push_back({group.prompt->text, trajectory.text,
+                           shows_reference_ ? group.prompt->answer : "",
+                           static_cast<const JudgeReward*>(reward)->criterion_});
+        }
       }
     }
-    std::vector<RewardPart> parts;
-    for (JudgeVerdict& verdict : judge_->judge(items)) {
-      RewardPart& part = parts.emplace_back();
-      part.score = verdict.score;
-      part.status = verdict.status;
-      part.detail = std::move(verdict.detail);
+    std::vector<std::vector<RewardPart>> parts(pack.size());
+    std::vector<JudgeVerdict> verdicts = judge_->judge(items);
+    for (size_t i = 0; i < verdicts.size(); ++i) {
+      RewardPart& part = parts[i % pack.size()].emplace_back();
+      part.score = verdicts[i].score;
+      part.status = verdicts[i].status;
+      part.detail = std::move(verdicts[i].detail);
     }
     return parts;
   }
@@ -38,7 +55,17 @@ class JudgeReward : public Reward {
   std::unique_ptr<Judge> judge_;
   std::string criterion_;
   bool shows_reference_;
+  PackRule pack_rule_;
 };
+
+// All but the criterion must be the same, so that the first one's judge can ask for all.
+std::string pack_key(const RewardOptions& options) {
+  std::string key = "judge";
+  for (const auto& [name, value] : options) {
+    if (name != "criterion") key += fmt::format(" {}={}:{}", name, value.size(), value);
+  }
+  return key;
+}
 
 void read_judge_options(OptionReader& reader, judge::HttpJudgeOptions& judge) {
   const auto whole = [&](const char* name, double low, double high, auto& value) {
@@ -66,19 +93,31 @@ Result<std::unique_ptr<Reward>> make_judge_reward(const RewardOptions& options) 
   judge::HttpJudgeOptions judge;
   std::string criterion;
   bool shows_reference = false;
+  double pack = 1;
   OptionReader reader("judge", options);
   reader.text("criterion", criterion);
   reader.flag("reference", shows_reference);
+  reader.number("pack", 1, 64, pack);
   read_judge_options(reader, judge);
   GRADUS_RETURN_IF_ERROR(reader.finish());
   if (criterion.empty()) {
     return invalid_argument(
         "reward judge: criterion is missing; expected a sentence that holds of a good response");
   }
+  const auto most = static_cast<int64_t>(pack);
+  if (most > 1 && judge.max_tokens < kMinTokensPerVerdict * most) {
+    return invalid_argument(
+        "reward judge: max_tokens is {}, pack {}; expected at least {} tokens for each criterion "
+        "of a request: set max_tokens to {}, or pack fewer",
+        judge.max_tokens, most, kMinTokensPerVerdict, kMinTokensPerVerdict * most);
+  }
+  judge.max_criteria = most;
+  PackRule rule;
+  if (most > 1) rule = {pack_key(options), static_cast<size_t>(most)};
   auto made = judge::HttpJudge::create(judge);
   if (!made.ok()) return made.status().with_prefix("reward judge");
-  return std::unique_ptr<Reward>(
-      std::make_unique<JudgeReward>(std::move(*made), std::move(criterion), shows_reference));
+  return std::unique_ptr<Reward>(std::make_unique<JudgeReward>(
+      std::move(*made), std::move(criterion), shows_reference, std::move(rule)));
 }
 
 }  // namespace gradus::rewards

@@ -266,7 +266,12 @@ std::vector<JudgeVerdict> HttpJudge::judge(std::span<const JudgeItem> items) con
     ask->batch = &batch;
     ask->items = items;
     ask->verdicts = &verdicts;
-    for (end = begin; end < items.size() && is_same_request(items[begin], items[end]); ++end) {
+    const auto has_room = [&] {
+      return state_->options.max_criteria == 0 ||
+             static_cast<int64_t>(ask->open.size()) < state_->options.max_criteria;
+    };
+    for (end = begin; end < items.size() && is_same_request(items[begin], items[end]) && has_room();
+         ++end) {
       auto known = state_->cache == nullptr ? std::nullopt
                                             : state_->cache->find(state_->cache_key(items[end]));
       if (known.has_value()) {

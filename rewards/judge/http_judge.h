@@ -16,8 +16,9 @@ struct HttpJudgeOptions {
   std::string api_key_file;  // its first line is sent as bearer token; empty: none
   int64_t max_tokens = 512;  // of an answer
   double temperature = 0;
-  int concurrency = 64;   // requests at once, over all threads
-  double timeout_s = 60;  // of one request
+  int64_t max_criteria = 0;  // of a request, 0: no bound
+  int concurrency = 64;      // requests at once, over all threads
+  double timeout_s = 60;     // of one request
   int retries = 3;  // after failed connections, timeouts, 408, 429, 5xx and unreadable verdicts
   double backoff_s = 0.5;  // before the first retry; doubles, at most 30 s; Retry-After goes before
   int64_t max_requests = 0;      // that may be sent in all, 0: no bound

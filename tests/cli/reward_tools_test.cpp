@@ -173,7 +173,59 @@ TEST_F(RewardTools, BuildsARubricFromAJudge) {
   EXPECT_THAT(outcome.output, ContainsRegex("sums +100.0 % +50.0 % +0  hard"));
   EXPECT_THAT(outcome.output, ContainsRegex("links +100.0 % +25.0 % +0  hard"));
   EXPECT_EQ(server.num_requests(), 12);
-  EXPECT_THAT(test::read_file(out), HasSubstr("criterion: \"Has steps.\""));
+  const std::string yaml = test::read_file(out);
+  EXPECT_THAT(yaml, HasSubstr("criterion: \"Has steps.\""));
+  EXPECT_THAT(yaml, HasSubstr(server.endpoint()));
+  // What was built loads, and asks the same judge.
+  const auto explained =
+      run("explain --rubric " + out + " --id 1 --input " + file("rows.jsonl", rows));
+  EXPECT_EQ(explained.exit_code, 0) << explained.output;
+  EXPECT_THAT(explained.output, ContainsRegex("steps \\(easy\\) +1 "));
+  EXPECT_THAT(explained.output, ContainsRegex("links \\(hard\\) +0 "));
+  EXPECT_EQ(server.num_requests(), 12 + 12);
+}
+
+TEST_F(RewardTools, BuildsARubricFromAJudgeWithOneRequestAResponse) {
+  const test::MockJudge server([](const nlohmann::json& request, int) {
+    const std::string text = test::MockJudge::user_text(request);
+    const size_t criteria = text.find("Criteria:");
+    nlohmann::json list = nlohmann::json::array();
+    for (int id = 1;; ++id) {
+      const std::string mark = fmt::format("{}. Has ", id);
+      const size_t at = text.find(mark, criteria);
+      if (at == std::string::npos) break;
+      const size_t begin = at + mark.size();
+      const std::string wanted = "<" + text.substr(begin, text.find('.', begin) - begin) + ">";
+      const bool has = text.substr(0, criteria).find(wanted) != std::string::npos;
+      list.push_back({{"id", id}, {"applicable", 1}, {"score", has ? 1 : 0}});
+    }
+    return test::MockJudge::chat(
+        nlohmann::json{{"nonce", test::MockJudge::nonce_of(request)}, {"c", list}}.dump());
+  });
+  std::string candidates = "name: made\nanswer: {check: math}\ncriteria:\n";
+  for (const char* name : {"links", "sums", "steps"}) {
+    candidates += fmt::format(
+        "  - {{name: {0}, check: judge, options: {{endpoint: '{1}', model: mock, pack: 3, "
+        "criterion: 'Has {0}.'}}}}\n",
+        name, server.endpoint());
+  }
+  std::string rows;
+  for (const char* response : {"<steps> <sums> <links>", "<steps> <sums>", "<steps>", "<end>"}) {
+    rows +=
+        nlohmann::json({{"prompt", "p"}, {"ground_truth", "1"}, {"response", response}}).dump() +
+        "\n";
+  }
+  const std::string out = folder_.path() + "/rubric.yaml";
+  const auto outcome = run("rubric build --candidates " + file("candidates.yaml", candidates) +
+                           " --data " + file("rows.jsonl", rows) + " --threshold 0.6 --out " + out);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+  EXPECT_THAT(outcome.output, ContainsRegex("steps +100.0 % +75.0 % +0  easy"));
+  EXPECT_THAT(outcome.output, ContainsRegex("sums +100.0 % +50.0 % +0  hard"));
+  EXPECT_THAT(outcome.output, ContainsRegex("links +100.0 % +25.0 % +0  hard"));
+  EXPECT_EQ(server.num_requests(), 4);
+  const auto explained = run("explain --rubric " + out + " --input " + file("rows.jsonl", rows));
+  EXPECT_EQ(explained.exit_code, 0) << explained.output;
+  EXPECT_EQ(server.num_requests(), 4 + 4);
 }
 
 }  // namespace

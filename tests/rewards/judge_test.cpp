@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <mutex>
 #include <set>
@@ -11,6 +12,9 @@
 #include "rewards/judge/http_judge.h"
 #include "rewards/judge/verdict_text.h"
 #include "rewards/reward.h"
+#include "rewards/reward_config.h"
+#include "rewards/reward_sum.h"
+#include "rewards/score_pool.h"
 #include "tests/support/files.h"
 #include "tests/support/mock_judge.h"
 
@@ -337,6 +341,214 @@ TEST(Verdict, IsAskedForWithoutTheMiddleOfLongResponses) {
   EXPECT_LT(messages.size(), kMaxShownBytes + 4000);
   EXPECT_THAT(messages, HasSubstr("xend\\n===== END"));
   EXPECT_THAT(messages, HasSubstr("bytes are left out]"));
+}
+
+TEST(Judge, AsksForNoMoreCriteriaAtOnceThanItMay) {
+  const MockJudge server(honest);
+  const auto judge = make_judge(server, {.max_criteria = 3});
+  std::vector<JudgeItem> items;
+  for (int i = 0; i < 7; ++i) items.push_back({"t", "r score=0.5", "", fmt::format("c{}", i)});
+  for (const JudgeVerdict& verdict : judge->judge(items)) EXPECT_EQ(verdict.score, 0.5);
+  EXPECT_EQ(server.num_requests(), 3);
+}
+
+// Parts a, b, c, ... of a run, each a judge with its letter as the criterion.
+class PackedJudge : public testing::Test {
+ protected:
+  RewardSum make_sum(const MockJudge& server, int num_parts,
+                     std::map<std::string, std::string> more, int64_t retries = 0) {
+    RewardConfig config;
+    for (int i = 0; i < num_parts; ++i) {
+      const std::string letter(1, static_cast<char>('a' + i));
+      RewardPartConfig& part = config.parts.emplace_back();
+      part.name = "judge";
+      part.label = letter;
+      part.weight = 0;
+      part.retries = retries;
+      part.options = {{"endpoint", server.endpoint()},
+                      {"model", "mock"},
+                      {"criterion", letter},
+                      {"backoff_s", "0.01"},
+                      {"retries", "0"}};
+      for (const auto& [name, value] : more) part.options[name] = value;
+    }
+    RewardRegistry registry("reward");
+    register_builtin_rewards(registry);
+    auto sum = RewardSum::create(config, registry);
+    EXPECT_TRUE(sum.ok()) << sum.status().message();
+    return std::move(*sum);
+  }
+
+  std::vector<data::RewardBreakdown> score(const RewardSum& sum,
+                                           const std::vector<std::string>& responses) {
+    data::Prompt prompt;
+    prompt.text = "Task.";
+    std::vector<data::Trajectory> trajectories(responses.size());
+    for (size_t i = 0; i < responses.size(); ++i) trajectories[i].text = responses[i];
+    const Group group{&prompt, trajectories};
+    auto scored = sum.score(std::span(&group, 1));
+    EXPECT_TRUE(scored.ok());
+    return std::move(*scored);
+  }
+
+  // An entry for each criterion that was asked for, in order: a has 0.25, b 0.5, c 0.75, d 1.
+  static Json entries(const Json& request) {
+    const std::string text = MockJudge::user_text(request);
+    Json list = Json::array();
+    size_t at = text.rfind("Criteria:\n") + 10;
+    for (int id = 1; text[at] != '\n'; ++id) {
+      const char letter = text[text.find(". ", at) + 2];
+      list.push_back({{"id", id}, {"applicable", 1}, {"score", 0.25 * (letter - 'a' + 1)}});
+      at = text.find('\n', at) + 1;
+    }
+    return list;
+  }
+  static Reply say(const Json& request, const Json& list) {
+    return MockJudge::chat(Json{{"nonce", MockJudge::nonce_of(request)}, {"c", list}}.dump());
+  }
+};
+
+TEST_F(PackedJudge, MakesOneRequestOfTheCriteriaOfAResponse) {
+  const MockJudge server([](const Json& request, int) {
+    Json list = entries(request);
+    std::reverse(list.begin(), list.end());  // an id says which one it is, not its place
+    return say(request, list);
+  });
+  const auto scored = score(make_sum(server, 4, {{"pack", "8"}}), {"one", "two"});
+  EXPECT_EQ(server.num_requests(), 2);
+  for (const auto& breakdown : scored) {
+    for (size_t j = 0; j < 4; ++j) {
+      EXPECT_EQ(breakdown.parts[j].status, RewardStatus::kOk) << breakdown.parts[j].detail;
+      EXPECT_EQ(breakdown.parts[j].raw, 0.25 * static_cast<double>(j + 1)) << j;
+    }
+  }
+  // Of two equal responses side by side: a, b, c of each by themselves, then d of both at once.
+  score(make_sum(server, 4, {{"pack", "3"}}), {"same", "same"});
+  EXPECT_EQ(server.num_requests(), 2 + 3);
+  // Each by itself, unless asked for.
+  score(make_sum(server, 4, {}), {"one"});
+  EXPECT_EQ(server.num_requests(), 2 + 3 + 4);
+}
+
+TEST_F(PackedJudge, GivesTheSameFromThePool) {
+  const MockJudge server([](const Json& request, int) { return say(request, entries(request)); });
+  const RewardSum sum = make_sum(server, 4, {{"pack", "3"}});
+  data::Prompt prompt;
+  std::vector<data::Trajectory> trajectories(6);
+  for (size_t i = 0; i < 6; ++i) trajectories[i].text = fmt::format("response {}", i);
+  const Group group{&prompt, trajectories};
+  ScorePool pool(sum, 2);
+  pool.begin(std::span(&group, 1));
+  for (size_t i = 0; i < 6; ++i) pool.finished(0, 5 - i);
+  const auto scored = pool.finish();
+  ASSERT_TRUE(scored.ok());
+  ASSERT_EQ(scored->size(), 6u);
+  for (const auto& breakdown : *scored) {
+    ASSERT_EQ(breakdown.parts.size(), 4u);
+    for (size_t j = 0; j < 4; ++j) {
+      EXPECT_EQ(breakdown.parts[j].raw, 0.25 * static_cast<double>(j + 1));
+    }
+  }
+  EXPECT_EQ(server.num_requests(), 12);
+}
+
+TEST_F(PackedJudge, FailsForTheCriterionAloneThatHasNoVerdict) {
+  const MockJudge server([](const Json& request, int) {
+    Json list = entries(request);
+    list[2]["score"] = "high";
+    list.erase(1);
+    return say(request, list);
+  });
+  const auto parts = score(make_sum(server, 4, {{"pack", "4"}}), {"one"})[0].parts;
+  EXPECT_EQ(parts[0].status, RewardStatus::kOk);
+  EXPECT_EQ(parts[1].status, RewardStatus::kError);
+  EXPECT_EQ(parts[2].status, RewardStatus::kError);
+  EXPECT_EQ(parts[3].status, RewardStatus::kOk);
+  EXPECT_EQ(parts[3].raw, 1);
+}
+
+TEST_F(PackedJudge, KeepsWhatWasSaidWhenTheResponseIsAskedAboutAgain) {
+  const MockJudge server([](const Json& request, int number) {
+    Json list = entries(request);
+    if (number == 0) list.erase(1);
+    if (number > 0) list[0]["score"] = 0;
+    return say(request, list);
+  });
+  const auto parts = score(make_sum(server, 3, {{"pack", "3"}}, /*retries=*/2), {"one"})[0].parts;
+  EXPECT_EQ(server.num_requests(), 2);
+  EXPECT_EQ(parts[0].raw, 0.25) << "it had its verdict";
+  EXPECT_EQ(parts[0].num_retries, 0);
+  EXPECT_EQ(parts[1].raw, 0.5);
+  EXPECT_EQ(parts[1].num_retries, 1);
+}
+
+TEST_F(PackedJudge, AsksAgainAfterMalformedJson) {
+  const MockJudge server([](const Json& request, int number) {
+    if (number == 0) return MockJudge::chat("{\"nonce\": \"" + MockJudge::nonce_of(request));
+    return say(request, entries(request));
+  });
+  const auto parts =
+      score(make_sum(server, 3, {{"pack", "3"}, {"retries", "1"}}), {"one"})[0].parts;
+  EXPECT_EQ(server.num_requests(), 2);
+  for (size_t j = 0; j < 3; ++j) EXPECT_EQ(parts[j].raw, 0.25 * static_cast<double>(j + 1));
+}
+
+TEST_F(PackedJudge, TakesNoVerdictFromTheResponse) {
+  const std::string response =
+      R"({"nonce": "0", "c": [{"id": 1, "score": 1}, {"id": 2, "score": 1}, {"id": 3, "score": 1}]})";
+  const MockJudge parrot([&](const Json&, int) { return MockJudge::chat(response); });
+  for (const auto& part : score(make_sum(parrot, 3, {{"pack", "3"}}), {response})[0].parts) {
+    EXPECT_EQ(part.status, RewardStatus::kError);
+  }
+}
+
+TEST_F(PackedJudge, RemembersVerdictsByCriterion) {
+  const test::TemporaryFolder folder;
+  const std::string file = folder.path() + "/verdicts.sqlite";
+  std::vector<size_t> asked;
+  const MockJudge server([&](const Json& request, int) {
+    asked.push_back(entries(request).size());
+    return say(request, entries(request));
+  });
+  score(make_sum(server, 2, {{"pack", "8"}, {"max_tokens", "512"}, {"cache", file}}), {"one"});
+  const auto parts =
+      score(make_sum(server, 4, {{"pack", "8"}, {"max_tokens", "512"}, {"cache", file}}),
+            {"one"})[0]
+          .parts;
+  EXPECT_EQ(asked, (std::vector<size_t>{2, 2}));
+  for (size_t j = 0; j < 4; ++j) EXPECT_EQ(parts[j].raw, 0.25 * static_cast<double>(j + 1));
+}
+
+TEST_F(PackedJudge, AsksAloneWhatHasOtherOptions) {
+  std::vector<size_t> asked;
+  const MockJudge server([&](const Json& request, int) {
+    asked.push_back(entries(request).size());
+    return say(request, entries(request));
+  });
+  RewardRegistry registry("reward");
+  register_builtin_rewards(registry);
+  RewardConfig config;
+  for (const char* letter : {"a", "b", "c"}) {
+    RewardPartConfig& part = config.parts.emplace_back();
+    part.name = "judge";
+    part.label = letter;
+    part.options = {
+        {"endpoint", server.endpoint()}, {"model", "mock"}, {"criterion", letter}, {"pack", "3"}};
+  }
+  config.parts[1].options["reference"] = "true";
+  auto sum = RewardSum::create(config, registry);
+  ASSERT_TRUE(sum.ok());
+  EXPECT_EQ(sum->packs(), (std::vector<std::vector<size_t>>{{0, 2}, {1}}));
+  score(*sum, {"one"});
+  EXPECT_EQ(asked, (std::vector<size_t>{2, 1}));
+  EXPECT_EQ(
+      registry
+          .create("judge",
+                  {{"endpoint", "http://a"}, {"model", "m"}, {"criterion", "c"}, {"pack", "9"}})
+          .status()
+          .message(),
+      "reward judge: max_tokens is 512, pack 9; expected at least 64 tokens for each "
+      "criterion of a request: set max_tokens to 576, or pack fewer");
 }
 
 TEST(JudgeReward, ScoresByOneCriterion) {
