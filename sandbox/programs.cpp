@@ -59,11 +59,17 @@ Run python_program(std::string source, std::string stdin_text) {
 }
 
 Run python_call(std::string source, std::string_view function, std::string_view arguments_json) {
-  Run run;
+  Run run = python_program(std::move(source), "");
   run.kind = RunKind::kPythonCall;
-  run.files = {{"main.py", std::move(source)}};
   run.call =
       fmt::format(R"({{"function": {}, "arguments": {}}})", json_string(function), arguments_json);
+  return run;
+}
+
+Run python_value_call(std::string source, std::string_view function,
+                      std::string_view arguments_json) {
+  Run run = python_call(std::move(source), function, arguments_json);
+  run.call->replace(0, 1, R"({"values": true, )");
   return run;
 }
 

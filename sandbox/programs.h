@@ -18,6 +18,15 @@ Run python_program(std::string source, std::string stdin_text);
 // Arguments are what json.loads gives. A result that is no JSON (a set) is an error of the program.
 Run python_call(std::string source, std::string_view function, std::string_view arguments_json);
 
+// The same with values of Python that JSON lacks. Arguments and result are JSON in which an object
+// of one member stands for a value: {"t": [..]} a tuple, {"s": [..]} a set, {"z": [..]} a
+// frozenset, {"d": [[key, value], ..]} a dict, {"i": "12.."} a large int, {"f": "nan"} (also "inf",
+// "-inf") a float, {"c": [real, imaginary]} a complex number, {"b": "00ff"} bytes. In the result
+// subclasses of these are what they hold, a Decimal or Fraction is the int or float that it equals,
+// and {"o": ["Match", true]} stands for a value of any other type, with what bool() says of it.
+Run python_value_call(std::string source, std::string_view function,
+                      std::string_view arguments_json);
+
 // The compilation, itself in the sandbox: exit code 0 and the program in `kept`, or messages in
 // `stderr_text`. g++, C++20, -O2.
 Run cpp_compilation(std::string source);

@@ -12,9 +12,9 @@
 // so what is expected stays outside the sandbox and no `__eq__` of the program is asked.
 namespace gradus::rewards::code {
 
-// Reads `assert f(ARGUMENTS) == VALUE`, `assert f(..) is True`, `assert f(..)` (true),
-// `assert not f(..)` (false), each with or without a message. ARGUMENTS and VALUE are literals
-// (None, True, numbers, strings, lists, tuples, dictionaries with string keys); tuples are lists.
+// Reads `assert f(ARGUMENTS) == VALUE`, `assert f(..) is True` (or False, None), `assert f(..)`
+// (any true value), `assert not f(..)`, each with or without a message. ARGUMENTS and VALUE are
+// literals, as python_literal.h reads them.
 // `function` is what `candidate` stands for; empty: the name that is called is the function.
 // Lines that test nothing (def check, METADATA, imports, comments, `assert True`) are passed over.
 // InvalidArgument, with the line, for whatever else: a test left out would be a weaker test.

@@ -3,7 +3,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "common/strings.h"
 #include "rewards/code/assert_tests.h"
+#include "rewards/internal/builtin.h"
 
 namespace gradus::rewards::code {
 namespace {
@@ -169,6 +171,38 @@ Result<CodeTests> parse_code_tests(std::string_view text) {
     }
   }
   return tests;
+}
+
+bool holds(const AssertTest& test, const PythonValue& returned, double tolerance) {
+  switch (test.expect) {
+    case AssertTest::Expect::kEqual:
+      return is_equal(returned, test.expected, tolerance);
+    case AssertTest::Expect::kSame:
+      return returned.kind == test.expected.kind && returned.truth == test.expected.truth;
+    case AssertTest::Expect::kTruth:
+      return is_true(returned) == test.expected.truth;
+  }
+  return false;
+}
+
+std::string expectation_text(const AssertTest& test) {
+  if (test.expect != AssertTest::Expect::kTruth) return to_python(test.expected);
+  return test.expected.truth ? "a true value" : "a false value";
+}
+
+Status check_cpp_tests(const CodeTests& tests) {
+  for (size_t i = 0; i < tests.tests.size(); ++i) {
+    const auto& assertion = tests.tests[i].assertion;
+    if (!assertion.has_value()) continue;
+    for (const auto* value : {&assertion->arguments, &assertion->expected}) {
+      if (to_json_value(*value, value == &assertion->arguments).has_value()) continue;
+      return invalid_argument(
+          "tests: test {}: '{}' has no form for C++, whose calls know numbers, texts, lists and "
+          "dictionaries by text",
+          i + 1, excerpt(to_python(*value)));
+    }
+  }
+  return {};
 }
 
 }  // namespace gradus::rewards::code

@@ -147,12 +147,19 @@ class CodeReward : public Reward {
 
  private:
   Result<CodeTests> parse(const data::Prompt& prompt) const {
-    if (options_.tests_key.empty()) return code::parse_code_tests(prompt.answer);
-    const auto found = prompt.metadata.find(options_.tests_key);
-    if (found == prompt.metadata.end()) {
-      return invalid_argument("tests: the row has no '{}'", options_.tests_key);
+    const std::string* text = &prompt.answer;
+    if (!options_.tests_key.empty()) {
+      const auto found = prompt.metadata.find(options_.tests_key);
+      if (found == prompt.metadata.end()) {
+        return invalid_argument("tests: the row has no '{}'", options_.tests_key);
+      }
+      text = &found->second;
     }
-    return code::parse_code_tests(found->second);
+    auto tests = code::parse_code_tests(*text);
+    if (tests.ok() && options_.language == Language::kCpp) {
+      GRADUS_RETURN_IF_ERROR(code::check_cpp_tests(*tests));
+    }
+    return tests;
   }
 
   RewardPart score(const Result<CodeTests>& tests, std::string_view response) const {
@@ -215,11 +222,20 @@ class CodeReward : public Reward {
   sandbox::Run make_run(const CodeTests& tests, const CodeTest& test,
                         const std::string& program) const {
     const bool is_python = options_.language == Language::kPython;
-    sandbox::Run run = test.is_call
-                           ? (is_python ? sandbox::python_call(program, tests.function, test.input)
-                                        : sandbox::cpp_call(program, test.input))
-                           : (is_python ? sandbox::python_program(program, test.input)
-                                        : sandbox::cpp_program(program, test.input));
+    sandbox::Run run;
+    if (!test.is_call) {
+      run = is_python ? sandbox::python_program(program, test.input)
+                      : sandbox::cpp_program(program, test.input);
+    } else if (!is_python) {
+      run = sandbox::cpp_call(program, test.assertion.has_value()
+                                           ? *code::to_json(test.assertion->arguments, true)
+                                           : test.input);
+    } else if (test.assertion.has_value()) {
+      run = sandbox::python_value_call(program, tests.function,
+                                       code::to_wire(test.assertion->arguments));
+    } else {
+      run = sandbox::python_call(program, tests.function, test.input);
+    }
     run.limits = options_.limits;
     return run;
   }
@@ -237,16 +253,34 @@ class CodeReward : public Reward {
       outcome.detail = *failure;
     } else if (test.is_call && result->result.empty()) {
       outcome.detail = "wrong answer: the function did not return";
+    } else if (test.assertion.has_value()) {
+      check_assertion(*test.assertion, *result, outcome);
     } else {
       outcome.is_passed = is_right(test, *result);
       if (!outcome.is_passed) {
         outcome.detail =
-            fmt::format("wrong answer: '{}'; expected '{}'",
-                        excerpt(trim(test.is_call ? result->result : result->stdout_text)),
-                        excerpt(trim(test.expected)));
+            wrong_answer(test.is_call ? result->result : result->stdout_text, test.expected);
       }
     }
     return outcome;
+  }
+
+  static std::string wrong_answer(std::string_view answer, std::string_view expected) {
+    return fmt::format("wrong answer: '{}'; expected '{}'", excerpt(trim(answer)),
+                       excerpt(trim(expected)));
+  }
+
+  void check_assertion(const code::AssertTest& test, const RunResult& result,
+                       TestOutcome& outcome) const {
+    const bool is_python = options_.language == Language::kPython;
+    const auto returned =
+        is_python ? code::from_wire(result.result) : code::from_json(result.result);
+    code::AssertTest wanted = test;
+    if (!is_python) wanted.expected = *code::to_json_value(test.expected, false);
+    outcome.is_passed = returned.has_value() && code::holds(wanted, *returned, options_.tolerance);
+    if (outcome.is_passed) return;
+    outcome.detail = wrong_answer(returned ? code::to_python(*returned) : result.result,
+                                  code::expectation_text(wanted));
   }
 
   bool is_right(const CodeTest& test, const RunResult& result) const {

@@ -69,7 +69,7 @@ TEST(CodeReward, ScoresAProgramByAssertStatements) {
           .score,
       1);
   EXPECT_EQ(score(reward, tests, python("def shared(a, b):\n  return a[:2]")).detail,
-            "test 1: wrong answer: '[3, 4]'; expected '[4,5]'");
+            "test 1: wrong answer: '(3, 4)'; expected '(4, 5)'");
   // What Python's own assert would let pass.
   for (const char* code :
        {"class Any:\n  def __eq__(self, o): return True\ndef shared(a, b): return Any()",
@@ -264,27 +264,29 @@ TEST(CodeTests, AreReadFromAssertStatements) {
   ASSERT_TRUE(mbpp.ok()) << mbpp.status().message();
   EXPECT_EQ(mbpp->function, "f");
   const std::vector<std::pair<std::string, std::string>> expected = {
-      {"[[3,4],[0.5,-5.0,1000]]", R"([4,"a'\n"])"},
-      {R"([{"k":null},2])", R"({"k":[true,1e-3]})"},
-      {R"(["ab"])", "false"},
-      {"[]", "false"},
-      {"[[]]", "true"},
-      {"[123456789012345678901234567890]", R"("")"}};
+      {"[(3, 4), [0.5, -5.0, 1000]]", R"((4, "a'\n"))"},
+      {"[{'k': None}, 2]", "{'k': [True, 0.001]}"},
+      {"['ab']", "False"},
+      {"[]", "a false value"},
+      {"[()]", "a true value"},
+      {"[123456789012345678901234567890]", "''"}};
   ASSERT_EQ(mbpp->tests.size(), expected.size());
   for (size_t i = 0; i < expected.size(); ++i) {
     EXPECT_TRUE(mbpp->tests[i].is_call);
-    EXPECT_EQ(mbpp->tests[i].input, expected[i].first) << i;
-    EXPECT_EQ(mbpp->tests[i].expected, expected[i].second) << i;
+    ASSERT_TRUE(mbpp->tests[i].assertion.has_value());
+    EXPECT_EQ(to_python(mbpp->tests[i].assertion->arguments), expected[i].first) << i;
+    EXPECT_EQ(expectation_text(*mbpp->tests[i].assertion), expected[i].second) << i;
   }
+  EXPECT_EQ(mbpp->tests[2].assertion->expect, code::AssertTest::Expect::kSame);
   const auto human = code::parse_code_tests(
       R"j({"entry_point": "add", "test": "\n\nMETADATA = {\n    'author': 'x',\n}\n\n\ndef )j"
       R"j(check(candidate):\n    # sums\n    assert True, \"always\"\n    assert candidate([1,)j"
-      R"j(\n  2]) == 3, \"a, b\" + str(4)\n"})j");
+      R"j(  # one\n  2]) == 3, \"a, b\" + str(4)\n"})j");
   ASSERT_TRUE(human.ok()) << human.status().message();
   EXPECT_EQ(human->function, "add");
   ASSERT_EQ(human->tests.size(), 1u);
-  EXPECT_EQ(human->tests[0].input, "[[1,2]]");
-  EXPECT_EQ(human->tests[0].expected, "3");
+  EXPECT_EQ(to_python(human->tests[0].assertion->arguments), "[[1, 2]]");
+  EXPECT_EQ(expectation_text(*human->tests[0].assertion), "3");
 }
 
 // A test that cannot be read is never left out: what remained would be a weaker test.
@@ -294,9 +296,9 @@ TEST(CodeTests, AreRefusedWhereAnAssertionIsMoreThanACall) {
   };
   for (const std::string line :
        {"assert abs(f(1) - 2) < 1", "assert f(x) == 2", "assert f(1) == 2 or True",
-        "assert f(1) == {1, 2}", "assert f(n=1) == 2", "assert f(1) == 2 + 1",
-        "assert not f(1) == 2", "for i in range(3):", "assert f(1) == [1, 2", "assert f(1) == b'x'",
-        "assertf(1) == 2", "assert f(1) == {1: 2}", "assert f(1) == 007", "assert"}) {
+        "assert f(1) == {1, x}", "assert f(n=1) == 2", "assert f(1) == 2 + 1",
+        "assert not f(1) == 2", "for i in range(3):", "assert f(1) == [1, 2", "assert f(1) == f'x'",
+        "assertf(1) == 2", "assert f(1) == {1: 2, 3}", "assert f(1) == 007", "assert"}) {
     EXPECT_EQ(message(line), "tests: line 2: '" + line +
                                  "' is no test that can be read; expected assert f(LITERALS) == "
                                  "LITERAL");
