@@ -26,7 +26,7 @@ void register_builtin_rewards(RewardRegistry& registry) {
   registry.add("length", make_length_reward);
   registry.add("repetition", make_repetition_reward);
   registry.add("code", make_code_reward);
-  registry.add("judge", make_judge_reward);
+  registry.add("judge", judge_reward_factory());
   registry.add("reward_model", make_model_reward);
 }
 

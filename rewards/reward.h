@@ -11,6 +11,10 @@
 #include "data/reward_types.h"
 #include "data/types.h"
 
+namespace gradus {
+class Metrics;
+}
+
 // A reward looks at the responses to a prompt and gives each a score. All samples of a prompt come
 // together, so that a reward may compare siblings; those here judge each response by itself.
 //
@@ -63,6 +67,10 @@ class Reward {
   // first of them, and all have its key. Only called where that is not empty. Thread-safe.
   virtual std::vector<std::vector<RewardPart>> score_pack(std::span<const Reward* const> pack,
                                                           std::span<const Group> groups) const;
+
+  // Adds what the reward has used of others' services since the last call, by rewards that share
+  // it once. Thread-safe.
+  virtual void add_usage(Metrics&) const {}
 
   // Whether the ground truth of a prompt can be judged against: called on data before training
   // starts.

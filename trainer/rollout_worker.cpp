@@ -46,7 +46,10 @@ double overlong_of(const RolloutSetup& setup, const data::Trajectory& trajectory
 RolloutWorker::RolloutWorker(RolloutSetup setup, rollout::Engine& engine,
                              const rewards::RewardSum& rewards,
                              std::span<const data::Prompt> prompts)
-    : setup_(std::move(setup)), engine_(engine), pool_(rewards, rewards.num_threads()) {
+    : setup_(std::move(setup)),
+      engine_(engine),
+      rewards_(rewards),
+      pool_(rewards, rewards.num_threads()) {
   for (const data::Prompt& prompt : prompts) prompts_[prompt.prompt_id] = &prompt;
 }
 
@@ -141,6 +144,7 @@ Result<std::vector<records::RolloutRecord>> RolloutWorker::work(
       metrics.add("reward/" + part.name + "/retries", static_cast<double>(part.num_retries));
     }
   }
+  for (const rewards::WeightedReward& part : rewards_.rewards()) part.reward->add_usage(metrics);
   add_seconds(metrics, "timing_s/reward", scoring);
   const rewards::ScorePool::Seconds& seconds = pool_.seconds();
   metrics.add("perf/reward_busy_s", seconds.busy);
@@ -202,9 +206,9 @@ Status serve_rollouts(comm::Communicator& world, int num_trainers, Policy& polic
           worker.work(work->requests, work->step, held, own, [&](int64_t) { world.progress(); });
       if (!done.ok()) return done;
       for (const MetricPart& part : own.parts()) {
-        const bool is_sent = part.name == "rollout/preemptions" ||
-                             part.name.starts_with("reward/") ||
-                             part.name.starts_with("perf/reward_");
+        const bool is_sent =
+            part.name == "rollout/preemptions" || part.name.starts_with("reward/") ||
+            part.name.starts_with("perf/reward_") || part.name.starts_with("perf/judge_");
         if (is_sent) answer.metrics.restore(part);
       }
       answer.metrics.set("rollout/busy_s", own.value("timing_s/gen"));

@@ -27,8 +27,9 @@ Result<std::unique_ptr<Reward>> make_tags_reward(const RewardOptions& options);
 Result<std::unique_ptr<Reward>> make_length_reward(const RewardOptions& options);
 Result<std::unique_ptr<Reward>> make_repetition_reward(const RewardOptions& options);
 Result<std::unique_ptr<Reward>> make_code_reward(const RewardOptions& options);
-Result<std::unique_ptr<Reward>> make_judge_reward(const RewardOptions& options);
 Result<std::unique_ptr<Reward>> make_model_reward(const RewardOptions& options);
+// Judges with equal settings that one factory makes are one client.
+RewardRegistry::Factory judge_reward_factory();
 
 // The part of a response that holds the answer: what follows the last `marker`, trimmed, to the end
 // of the line; the first line with text when `skips_lines`. Two markers carry their own end: after

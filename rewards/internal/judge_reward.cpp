@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <mutex>
+
+#include "common/metrics.h"
 #include "rewards/internal/builtin.h"
 #include "rewards/internal/options.h"
 #include "rewards/judge/http_judge.h"
@@ -12,7 +15,7 @@ constexpr int64_t kMinTokensPerVerdict = 64;
 
 class JudgeReward : public Reward {
  public:
-  JudgeReward(std::unique_ptr<Judge> judge, std::string criterion, bool shows_reference,
+  JudgeReward(std::shared_ptr<judge::HttpJudge> judge, std::string criterion, bool shows_reference,
               PackRule pack_rule)
       : judge_(std::move(judge)),
         criterion_(std::move(criterion)),
@@ -20,6 +23,13 @@ class JudgeReward : public Reward {
         pack_rule_(std::move(pack_rule)) {}
 
   bool is_deterministic() const override { return false; }
+  void add_usage(Metrics& metrics) const override {
+    const judge::JudgeStatistics used = judge_->take_statistics();
+    metrics.add("perf/judge_requests", static_cast<double>(used.num_requests));
+    metrics.add("perf/judge_retries", static_cast<double>(used.num_retries));
+    metrics.add("perf/judge_cache_hits", static_cast<double>(used.num_cache_hits));
+    metrics.add("perf/judge_tokens", static_cast<double>(used.num_tokens));
+  }
   PackRule pack_rule() const override { return pack_rule_; }
 
   std::vector<RewardPart> score_batch(std::span<const Group> groups) const override {
@@ -52,7 +62,7 @@ class JudgeReward : public Reward {
   }
 
  private:
-  std::unique_ptr<Judge> judge_;
+  std::shared_ptr<judge::HttpJudge> judge_;
   std::string criterion_;
   bool shows_reference_;
   PackRule pack_rule_;
@@ -83,13 +93,40 @@ void read_judge_options(OptionReader& reader, judge::HttpJudgeOptions& judge) {
   whole("max_tokens", 1, 1 << 20, judge.max_tokens);
   whole("concurrency", 1, 4096, judge.concurrency);
   whole("retries", 0, 100, judge.retries);
+  whole("votes", 1, 99, judge.votes);
   whole("max_requests", 0, 1e15, judge.max_requests);
   whole("max_total_tokens", 0, 1e15, judge.max_total_tokens);
 }
 
-}  // namespace
+// The judges that are in use, so that criteria with equal settings share connections, concurrency,
+// budget and cache. Thread-safe.
+class SharedJudges {
+ public:
+  Result<std::shared_ptr<judge::HttpJudge>> get(const judge::HttpJudgeOptions& options) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(judges_, [](const Entry& entry) { return entry.judge.expired(); });
+    for (const Entry& entry : judges_) {
+      if (!(entry.options == options)) continue;
+      if (auto judge = entry.judge.lock()) return judge;
+    }
+    auto made = judge::HttpJudge::create(options);
+    GRADUS_RETURN_IF_ERROR(made.status());
+    std::shared_ptr<judge::HttpJudge> judge = std::move(*made);
+    judges_.push_back({options, judge});
+    return judge;
+  }
 
-Result<std::unique_ptr<Reward>> make_judge_reward(const RewardOptions& options) {
+ private:
+  struct Entry {
+    judge::HttpJudgeOptions options;
+    std::weak_ptr<judge::HttpJudge> judge;
+  };
+  std::mutex mutex_;
+  std::vector<Entry> judges_;
+};
+
+Result<std::unique_ptr<Reward>> make_judge_reward(SharedJudges& judges,
+                                                  const RewardOptions& options) {
   judge::HttpJudgeOptions judge;
   std::string criterion;
   bool shows_reference = false;
@@ -114,10 +151,18 @@ Result<std::unique_ptr<Reward>> make_judge_reward(const RewardOptions& options) 
   judge.max_criteria = most;
   PackRule rule;
   if (most > 1) rule = {pack_key(options), static_cast<size_t>(most)};
-  auto made = judge::HttpJudge::create(judge);
-  if (!made.ok()) return made.status().with_prefix("reward judge");
+  auto shared = judges.get(judge);
+  if (!shared.ok()) return shared.status().with_prefix("reward judge");
   return std::unique_ptr<Reward>(std::make_unique<JudgeReward>(
-      std::move(*made), std::move(criterion), shows_reference, std::move(rule)));
+      std::move(*shared), std::move(criterion), shows_reference, std::move(rule)));
+}
+
+}  // namespace
+
+RewardRegistry::Factory judge_reward_factory() {
+  return [judges = std::make_shared<SharedJudges>()](const RewardOptions& options) {
+    return make_judge_reward(*judges, options);
+  };
 }
 
 }  // namespace gradus::rewards

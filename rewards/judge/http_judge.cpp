@@ -8,6 +8,7 @@
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "common/http_pool.h"
 #include "common/rng.h"
@@ -31,7 +32,9 @@ bool is_same_request(const JudgeItem& a, const JudgeItem& b) {
 
 // What a server said, if it was a completed chat.
 struct ChatAnswer {
-  std::string content;
+  std::string content;  // empty: none
+  std::string refusal;  // why the model or the server would not answer; empty: it did
+  bool is_cut = false;  // at max_tokens
   int64_t num_tokens = 0;
 };
 
@@ -46,9 +49,20 @@ Result<ChatAnswer> read_chat(const std::string& body) {
   const Json choices = json.value("choices", Json::array());
   const Json choice = choices.is_array() && !choices.empty() ? choices[0] : Json();
   const Json message = choice.is_object() ? choice.value("message", Json()) : Json();
-  const Json content = message.is_object() ? message.value("content", Json()) : Json();
-  if (!content.is_string()) return invalid_argument("the answer has no message");
-  answer.content = content.get<std::string>();
+  if (!message.is_object()) return answer;
+  const auto text = [&](const Json& object, const char* name) {
+    const Json value = object.value(name, Json());
+    return value.is_string() ? value.get<std::string>() : "";
+  };
+  answer.content = text(message, "content");
+  const std::string refusal = text(message, "refusal");
+  const std::string finish_reason = text(choice, "finish_reason");
+  if (!refusal.empty()) {
+    answer.refusal = fmt::format("the judge refused: {}", refusal.substr(0, 120));
+  } else if (finish_reason == "content_filter") {
+    answer.refusal = "the judge's server filtered the answer";
+  }
+  answer.is_cut = finish_reason == "length";
   return answer;
 }
 
@@ -93,6 +107,16 @@ Status validate(const HttpJudgeOptions& options) {
   if (options.model.empty()) {
     return invalid_argument("judge: model is missing; expected its name at the server");
   }
+  if (options.votes < 1 || options.votes % 2 == 0) {
+    return invalid_argument("judge: votes is {}; expected an odd number, so that most can agree",
+                            options.votes);
+  }
+  if (options.votes > 1 && options.temperature == 0) {
+    return invalid_argument(
+        "judge: votes is {}, temperature 0; all votes would be the same: set temperature, such as "
+        "to 0.7, or take one vote",
+        options.votes);
+  }
   return {};
 }
 
@@ -103,15 +127,50 @@ struct Batch {
   size_t num_open = 0;
 };
 
-// The criteria of one response that are still to be judged.
+// The criteria of one response that one vote is still to judge.
 struct Ask {
   Batch* batch = nullptr;
   std::span<const JudgeItem> items;  // of the whole call
   std::vector<JudgeVerdict>* verdicts = nullptr;
   std::vector<size_t> open;  // into both
+  int vote = 0;
   int attempt = 0;
   std::string nonce;
 };
+
+// One verdict of the votes on a criterion, see HttpJudge.
+JudgeVerdict combine_votes(std::span<JudgeVerdict> votes) {
+  if (votes.size() == 1) return std::move(votes.front());
+  std::vector<double> scores;
+  std::string list, reason, objection;
+  for (size_t i = 0; i < votes.size(); ++i) {
+    JudgeVerdict& vote = votes[i];
+    if (data::is_failure(vote.status)) {
+      vote.detail = fmt::format("vote {} of {}: {}", i + 1, votes.size(), vote.detail);
+      return std::move(vote);
+    }
+    const bool is_score = vote.status == data::RewardStatus::kOk;
+    list += fmt::format("{}{}", i == 0 ? "" : ", ",
+                        is_score ? fmt::format("{:g}", vote.score) : "not applicable");
+    if (is_score) scores.push_back(vote.score);
+    std::string& first = is_score ? reason : objection;
+    if (first.empty()) first = vote.detail;
+  }
+  list = "votes: " + list;
+  const auto with = [&](const std::string& why) { return why.empty() ? list : list + "; " + why; };
+  if (2 * scores.size() < votes.size()) {
+    return {0, data::RewardStatus::kNotApplicable, with(objection)};
+  }
+  std::sort(scores.begin(), scores.end());
+  const size_t middle = scores.size() / 2;
+  const double median =
+      scores.size() % 2 == 1 ? scores[middle] : (scores[middle - 1] + scores[middle]) / 2;
+  for (const JudgeVerdict& vote : votes) {
+    const bool is_median = vote.status == data::RewardStatus::kOk && vote.score == median;
+    if (is_median && !vote.detail.empty()) return {median, vote.status, with(vote.detail)};
+  }
+  return {median, data::RewardStatus::kOk, with(reason)};
+}
 
 }  // namespace
 
@@ -121,12 +180,15 @@ struct HttpJudge::State {
   std::vector<std::string> headers;
   uint64_t secret = 0;
   std::unique_ptr<VerdictCache> cache;
+  std::mutex mutex;
+  JudgeStatistics taken;  // by take_statistics(); under the mutex
   std::atomic<int64_t> num_requests = 0, num_retries = 0, num_cache_hits = 0, num_tokens = 0;
   std::unique_ptr<HttpPool> pool;  // last: its thread ends before what it uses
 
-  std::string cache_key(const JudgeItem& item) const {
+  std::string cache_key(const JudgeItem& item, int vote) const {
     std::string key =
         fmt::format("{} {} {} ", kPromptVersion, options.temperature, options.max_tokens);
+    if (vote > 0) key += fmt::format("vote {} ", vote);
     for (const std::string& part :
          {options.model, item.prompt, item.response, item.reference, item.criterion}) {
       key += fmt::format("{}:", part.size()) + part;
@@ -134,9 +196,21 @@ struct HttpJudge::State {
     return key;
   }
 
+  std::optional<JudgeVerdict> find(const JudgeItem& item, int vote) {
+    if (cache == nullptr) return std::nullopt;
+    auto known = cache->find(cache_key(item, vote));
+    if (known.has_value()) ++num_cache_hits;
+    return known;
+  }
+
+  JudgeVerdict& verdict_of(const Ask& ask, size_t item) const {
+    return (
+        *ask.verdicts)[item * static_cast<size_t>(options.votes) + static_cast<size_t>(ask.vote)];
+  }
+
   // Secret, and the same for the same question, so that a run's requests repeat within it.
   std::string make_nonce(const Ask& ask) const {
-    const std::string key = cache_key(ask.items[ask.open.front()]);
+    const std::string key = cache_key(ask.items[ask.open.front()], ask.vote);
     const uint64_t hash = hash64(key);
     return fmt::format("{:016x}{:016x}", hash64({secret, hash, static_cast<uint64_t>(ask.attempt)}),
                        hash64({secret + 1, hash, static_cast<uint64_t>(ask.attempt)}));
@@ -148,7 +222,7 @@ struct HttpJudge::State {
     const Json body = {{"model", options.model},
                        {"temperature", options.temperature},
                        {"max_tokens", options.max_tokens},
-                       {"seed", ask.attempt},
+                       {"seed", ask.vote * (options.retries + 1) + ask.attempt},
                        {"response_format", {{"type", "json_object"}}},
                        {"messages", Json::parse(verdict_messages(asked, ask.nonce))}};
     return body.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -182,7 +256,14 @@ struct HttpJudge::State {
     const auto answer = read_chat(response.body);
     if (!answer.ok()) return retry(ask, {answer.status().message()});
     num_tokens += answer->num_tokens;
+    if (!answer->refusal.empty()) return retry(ask, {answer->refusal});
+    if (answer->content.empty()) return retry(ask, {"the answer has no message"});
     const auto read = parse_verdicts(answer->content, ask->open.size(), ask->nonce);
+    if (!read.ok() && answer->is_cut) {
+      return retry(ask,
+                   {fmt::format("the judge's answer was cut off after max_tokens, {}; raise it",
+                                options.max_tokens)});
+    }
     if (!read.ok()) return retry(ask, {read.status().message()});
     std::vector<size_t> still_open;
     std::string reason;
@@ -194,8 +275,8 @@ struct HttpJudge::State {
         reason = verdict.detail;
         continue;
       }
-      (*ask->verdicts)[index] = verdict;
-      if (cache != nullptr) cache->keep(cache_key(ask->items[index]), verdict);
+      verdict_of(*ask, index) = verdict;
+      if (cache != nullptr) cache->keep(cache_key(ask->items[index], ask->vote), verdict);
     }
     ask->open = std::move(still_open);
     if (ask->open.empty()) return close(*ask, {});
@@ -217,7 +298,7 @@ struct HttpJudge::State {
   // What is still open has no verdict.
   void close(Ask& ask, const Failure& failure) const {
     for (const size_t index : ask.open) {
-      (*ask.verdicts)[index] = {
+      verdict_of(ask, index) = {
           0, failure.is_timeout ? data::RewardStatus::kTimeout : data::RewardStatus::kError,
           fmt::format("judge {}: {} (attempt {} of {})", options.endpoint, failure.reason,
                       ask.attempt + 1, options.retries + 1)};
@@ -258,40 +339,55 @@ Result<std::unique_ptr<HttpJudge>> HttpJudge::create(const HttpJudgeOptions& opt
 }
 
 std::vector<JudgeVerdict> HttpJudge::judge(std::span<const JudgeItem> items) const {
-  std::vector<JudgeVerdict> verdicts(items.size());
+  const HttpJudgeOptions& options = state_->options;
+  const auto num_votes = static_cast<size_t>(options.votes);
+  std::vector<JudgeVerdict> verdicts(items.size() * num_votes);  // item by item, by vote
   std::vector<std::shared_ptr<Ask>> asks;
   Batch batch;
-  for (size_t begin = 0, end = 0; begin < items.size(); begin = end) {
-    auto ask = std::make_shared<Ask>();
-    ask->batch = &batch;
-    ask->items = items;
-    ask->verdicts = &verdicts;
-    const auto has_room = [&] {
-      return state_->options.max_criteria == 0 ||
-             static_cast<int64_t>(ask->open.size()) < state_->options.max_criteria;
-    };
-    for (end = begin; end < items.size() && is_same_request(items[begin], items[end]) && has_room();
-         ++end) {
-      auto known = state_->cache == nullptr ? std::nullopt
-                                            : state_->cache->find(state_->cache_key(items[end]));
-      if (known.has_value()) {
-        verdicts[end] = std::move(*known);
-        ++state_->num_cache_hits;
-      } else {
-        ask->open.push_back(end);
+  for (int vote = 0; vote < options.votes; ++vote) {
+    for (size_t begin = 0, end = 0; begin < items.size(); begin = end) {
+      auto ask = std::make_shared<Ask>();
+      ask->batch = &batch;
+      ask->items = items;
+      ask->verdicts = &verdicts;
+      ask->vote = vote;
+      const auto has_room = [&] {
+        return options.max_criteria == 0 ||
+               static_cast<int64_t>(ask->open.size()) < options.max_criteria;
+      };
+      for (end = begin;
+           end < items.size() && is_same_request(items[begin], items[end]) && has_room(); ++end) {
+        auto known = state_->find(items[end], vote);
+        if (known.has_value()) {
+          state_->verdict_of(*ask, end) = std::move(*known);
+        } else {
+          ask->open.push_back(end);
+        }
       }
+      if (!ask->open.empty()) asks.push_back(std::move(ask));
     }
-    if (!ask->open.empty()) asks.push_back(std::move(ask));
   }
   batch.num_open = asks.size();
   for (const auto& ask : asks) state_->send(ask, 0);
   std::unique_lock lock(batch.mutex);
   batch.is_done.wait(lock, [&] { return batch.num_open == 0; });
-  return verdicts;
+  std::vector<JudgeVerdict> combined;
+  for (size_t i = 0; i < items.size(); ++i) {
+    combined.push_back(combine_votes(std::span(verdicts).subspan(i * num_votes, num_votes)));
+  }
+  return combined;
 }
 
 JudgeStatistics HttpJudge::statistics() const {
   return {state_->num_requests, state_->num_retries, state_->num_cache_hits, state_->num_tokens};
+}
+
+JudgeStatistics HttpJudge::take_statistics() const {
+  const std::lock_guard lock(state_->mutex);
+  const JudgeStatistics now = statistics();
+  const JudgeStatistics before = std::exchange(state_->taken, now);
+  return {now.num_requests - before.num_requests, now.num_retries - before.num_retries,
+          now.num_cache_hits - before.num_cache_hits, now.num_tokens - before.num_tokens};
 }
 
 }  // namespace gradus::rewards::judge

@@ -23,7 +23,10 @@ struct HttpJudgeOptions {
   double backoff_s = 0.5;  // before the first retry; doubles, at most 30 s; Retry-After goes before
   int64_t max_requests = 0;      // that may be sent in all, 0: no bound
   int64_t max_total_tokens = 0;  // that the server may report in all, 0: no bound
-  std::string cache;             // SQLite file of verdicts; empty: none
+  int votes = 1;      // verdicts of a criterion, odd; above 1 the temperature must be above 0
+  std::string cache;  // SQLite file of verdicts; empty: none
+
+  bool operator==(const HttpJudgeOptions&) const = default;
 };
 
 struct JudgeStatistics {
@@ -35,6 +38,10 @@ struct JudgeStatistics {
 
 // A model behind a server's chat completions. Neighbours with equal prompt, response and reference
 // share a request, and a retry asks only for what is missing.
+//
+// With several votes a criterion is asked for so many times, by other seeds. It does not apply if
+// most say so, else its score is the median of those that gave one; a vote that is not to be had is
+// a failure of the criterion, so that all verdicts rest on as many.
 class HttpJudge : public Judge {
  public:
   // InvalidArgument for a missing or impossible option, Unavailable where libcurl, the key's or the
@@ -43,7 +50,8 @@ class HttpJudge : public Judge {
   ~HttpJudge() override;
 
   std::vector<JudgeVerdict> judge(std::span<const JudgeItem> items) const override;
-  JudgeStatistics statistics() const;
+  JudgeStatistics statistics() const;       // since it was made
+  JudgeStatistics take_statistics() const;  // since the last call of this
 
  private:
   struct State;

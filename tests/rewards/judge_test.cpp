@@ -8,6 +8,7 @@
 #include <set>
 #include <thread>
 
+#include "common/metrics.h"
 #include "common/rng.h"
 #include "rewards/judge/http_judge.h"
 #include "rewards/judge/verdict_text.h"
@@ -549,6 +550,199 @@ TEST_F(PackedJudge, AsksAloneWhatHasOtherOptions) {
           .message(),
       "reward judge: max_tokens is 512, pack 9; expected at least 64 tokens for each "
       "criterion of a request: set max_tokens to 576, or pack fewer");
+}
+
+TEST(Judge, TakesTheMedianOfItsVotes) {
+  std::mutex mutex;
+  std::set<int> seeds;
+  // What each vote says of a response stands in it, as "a=0.25,1,n,"; n: not applicable.
+  const MockJudge server([&](const Json& request, int) {
+    const std::string text = MockJudge::user_text(request);
+    const int seed = request["seed"].get<int>();
+    const int vote = seed / 3;  // two retries each
+    {
+      const std::lock_guard lock(mutex);
+      seeds.insert(seed);
+    }
+    size_t at = text.find("a=") + 2;
+    for (int i = 0; i < vote; ++i) at = text.find(',', at) + 1;
+    Json entry = {{"id", 1}, {"applicable", 1}, {"why", fmt::format("vote {}", vote)}};
+    if (text[at] == 'n') {
+      entry["applicable"] = 0;
+    } else if (text[at] == 'x') {
+      entry["score"] = "none";
+    } else {
+      entry["score"] = std::stod(text.substr(at));
+    }
+    return MockJudge::chat(
+        Json{{"nonce", MockJudge::nonce_of(request)}, {"c", Json::array({entry})}}.dump());
+  });
+  const test::TemporaryFolder folder;
+  const std::string file = folder.path() + "/verdicts.sqlite";
+  const auto judge =
+      make_judge(server, {.temperature = 0.7, .retries = 2, .votes = 3, .cache = file});
+  const std::vector<JudgeItem> items = {{"t", "a=1,0.25,0.5,", "", "c"},
+                                        {"t", "a=n,0.25,0.75,", "", "c"},
+                                        {"t", "a=n,0.25,n,", "", "c"},
+                                        {"t", "a=0.25,x,1,", "", "c"}};
+  const auto verdicts = judge->judge(items);
+  EXPECT_EQ(verdicts[0].score, 0.5);
+  EXPECT_EQ(verdicts[0].detail, "votes: 1, 0.25, 0.5; vote 2");
+  EXPECT_EQ(verdicts[1].status, RewardStatus::kOk);
+  EXPECT_EQ(verdicts[1].score, 0.5) << "between the two that there are";
+  EXPECT_EQ(verdicts[2].status, RewardStatus::kNotApplicable);
+  EXPECT_EQ(verdicts[2].detail, "votes: not applicable, 0.25, not applicable; vote 0");
+  EXPECT_EQ(verdicts[3].status, RewardStatus::kError);
+  EXPECT_THAT(verdicts[3].detail, StartsWith("vote 2 of 3: judge http://"));
+  EXPECT_EQ(server.num_requests(), 12 + 2) << "one is asked for three times";
+  EXPECT_EQ(seeds, (std::set<int>{0, 3, 4, 5, 6}));
+  // The votes that were had are not asked for again.
+  judge->judge(items);
+  EXPECT_EQ(server.num_requests(), 14 + 3);
+}
+
+TEST(Judge, RefusesVotesThatCannotDiffer) {
+  const auto message = [](int votes, double temperature) {
+    return HttpJudge::create(
+               {.endpoint = "http://a", .model = "m", .temperature = temperature, .votes = votes})
+        .status()
+        .message();
+  };
+  EXPECT_EQ(message(2, 1), "judge: votes is 2; expected an odd number, so that most can agree");
+  EXPECT_EQ(message(3, 0),
+            "judge: votes is 3, temperature 0; all votes would be the same: set temperature, such "
+            "as to 0.7, or take one vote");
+}
+
+TEST(Judge, SaysThatItWasRefusedOrCutOff) {
+  const MockJudge server([](const Json& request, int) -> Reply {
+    const std::string text = MockJudge::user_text(request);
+    Json choice = {{"message", {{"role", "assistant"}, {"content", nullptr}}}};
+    if (text.find("refused") != std::string::npos) choice["message"]["refusal"] = "I cannot.";
+    if (text.find("filtered") != std::string::npos) choice["finish_reason"] = "content_filter";
+    if (text.find("long") != std::string::npos) {
+      choice["message"]["content"] = "{\"nonce\": ";
+      choice["finish_reason"] = "length";
+    }
+    return {.body = Json{{"choices", Json::array({choice})}}.dump()};
+  });
+  const auto judge = make_judge(server, {.max_tokens = 64, .retries = 0});
+  const auto verdicts = judge->judge(std::vector<JudgeItem>{{"t", "refused", "", "c"},
+                                                            {"t", "filtered", "", "c"},
+                                                            {"t", "long", "", "c"},
+                                                            {"t", "none", "", "c"}});
+  for (const JudgeVerdict& verdict : verdicts) EXPECT_EQ(verdict.status, RewardStatus::kError);
+  EXPECT_THAT(verdicts[0].detail, HasSubstr(": the judge refused: I cannot. (attempt"));
+  EXPECT_THAT(verdicts[1].detail, HasSubstr(": the judge's server filtered the answer (attempt"));
+  EXPECT_THAT(
+      verdicts[2].detail,
+      HasSubstr(": the judge's answer was cut off after max_tokens, 64; raise it (attempt"));
+  EXPECT_THAT(verdicts[3].detail, HasSubstr(": the answer has no message (attempt"));
+}
+
+// Rewards of one registry, as a rank makes them.
+class SharedJudge : public testing::Test {
+ protected:
+  SharedJudge() { register_builtin_rewards(registry_); }
+
+  std::unique_ptr<Reward> make(const MockJudge& server, const std::string& criterion,
+                               const RewardOptions& more) const {
+    RewardOptions options = {{"endpoint", server.endpoint()},
+                             {"model", "mock"},
+                             {"criterion", criterion},
+                             {"retries", "0"}};
+    for (const auto& [name, value] : more) options[name] = value;
+    auto reward = registry_.create("judge", options);
+    EXPECT_TRUE(reward.ok()) << reward.status().message();
+    return std::move(*reward);
+  }
+
+  // All at once, each of so many responses.
+  static std::vector<RewardPart> score(const std::vector<const Reward*>& rewards,
+                                       size_t num_responses) {
+    data::Prompt prompt;
+    std::vector<data::Trajectory> trajectories(num_responses);
+    for (size_t i = 0; i < num_responses; ++i) trajectories[i].text = fmt::format("r{}", i);
+    const Group group{&prompt, trajectories};
+    std::vector<std::vector<RewardPart>> parts(rewards.size());
+    std::vector<std::thread> threads;
+    for (size_t k = 0; k < rewards.size(); ++k) {
+      threads.emplace_back([&, k] { parts[k] = rewards[k]->score_batch(std::span(&group, 1)); });
+    }
+    for (std::thread& thread : threads) thread.join();
+    std::vector<RewardPart> all;
+    for (const auto& some : parts) all.insert(all.end(), some.begin(), some.end());
+    return all;
+  }
+
+  RewardRegistry registry_{"reward"};
+};
+
+TEST_F(SharedJudge, HasItsConcurrencyOverAllCriteria) {
+  const MockJudge server([](const Json& request, int number) {
+    Reply reply = honest(request, number);
+    reply.delay_ms = 20;
+    return reply;
+  });
+  const RewardOptions options = {{"concurrency", "4"}};
+  const auto first = make(server, "a", options), second = make(server, "b", options);
+  RewardOptions with_reference = options;
+  with_reference["reference"] = "true";
+  const auto third = make(server, "c", with_reference);
+  for (const RewardPart& part : score({first.get(), second.get(), third.get()}, 12)) {
+    EXPECT_EQ(part.status, RewardStatus::kOk);
+  }
+  EXPECT_EQ(server.num_requests(), 36);
+  EXPECT_EQ(server.max_at_once(), 4);
+}
+
+TEST_F(SharedJudge, HasItsBudgetOverAllCriteria) {
+  const MockJudge server(honest);
+  const RewardOptions options = {{"max_requests", "5"}};
+  const auto first = make(server, "a", options), second = make(server, "b", options);
+  int num_failed = 0;
+  for (const RewardPart& part : score({first.get(), second.get()}, 4)) {
+    num_failed += part.status == RewardStatus::kError ? 1 : 0;
+    if (part.status == RewardStatus::kError) {
+      EXPECT_THAT(part.detail, HasSubstr("the budget of 5 requests is spent"));
+    }
+  }
+  EXPECT_EQ(server.num_requests(), 5);
+  EXPECT_EQ(num_failed, 3);
+  // Other settings are another client, with a budget of its own.
+  const auto third = make(server, "a", {{"max_requests", "5"}, {"max_tokens", "100"}});
+  score({third.get()}, 4);
+  EXPECT_EQ(server.num_requests(), 9);
+}
+
+TEST_F(SharedJudge, IsMeasuredOnce) {
+  const test::TemporaryFolder folder;
+  const MockJudge server(honest);
+  const RewardOptions options = {{"cache", folder.path() + "/verdicts.sqlite"}};
+  const auto first = make(server, "a", options), second = make(server, "b", options);
+  const auto used = [&] {
+    Metrics metrics;
+    first->add_usage(metrics);
+    second->add_usage(metrics);
+    return std::vector<double>{metrics.value("perf/judge_requests"),
+                               metrics.value("perf/judge_cache_hits"),
+                               metrics.value("perf/judge_tokens")};
+  };
+  score({first.get(), second.get()}, 3);
+  EXPECT_EQ(used(), (std::vector<double>{6, 0, 60}));
+  score({first.get(), second.get()}, 4);
+  EXPECT_EQ(used(), (std::vector<double>{2, 6, 20}));
+}
+
+TEST_F(SharedJudge, EndsWithItsLastCriterion) {
+  const MockJudge server(honest);
+  const RewardOptions options = {{"max_requests", "2"}};
+  for (int run = 0; run < 2; ++run) {
+    const auto first = make(server, "a", options);
+    for (const RewardPart& part : score({first.get()}, 2))
+      EXPECT_EQ(part.status, RewardStatus::kOk);
+  }
+  EXPECT_EQ(server.num_requests(), 4);
 }
 
 TEST(JudgeReward, ScoresByOneCriterion) {
