@@ -168,6 +168,11 @@ void add_bench_command(CLI::App& app, Action& action) {
   train->add_option("--length", training->training.length, "Tokens of a sequence")->check(positive);
   train->add_flag("--gradient-checkpointing", training->training.gradient_checkpointing,
                   "Keep the input of each layer alone");
+  train
+      ->add_option("--zero-stages", training->training.zero_stages,
+                   "Under mpirun: what ranks share out, a row for each (default 0,1)")
+      ->delimiter(',')
+      ->check(CLI::Range(0, 3));
   train->add_option("--repeats", training->training.repeats, "Timed steps")->check(positive);
   train->callback(
       [training, &action] { action = [training] { return bench_training_command(*training); }; });

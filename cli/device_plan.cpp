@@ -54,15 +54,21 @@ int64_t DevicePlan::peak() const {
 DevicePlan plan_device_memory(const model::ModelConfig& model, const PlannedWork& work,
                               const trainer::BackwardConfig& backward,
                               const rollout::RolloutConfig* rollout) {
-  const int64_t weights = 2 * model::num_parameters(model);  // bf16
+  const model::DeviceStateBytes state =
+      model::DeviceTrainingState::bytes(model, backward.zero_stage, work.num_ranks);
   DevicePlan plan;
-  plan.always = {
-      {"CUDA and kernels", kContextBytes},
-      {"weights, bf16", weights},
-      {"weights, gradients and moments, fp32", model::DeviceTrainingState::bytes(model)}};
+  plan.always = {{"CUDA and kernels", kContextBytes},
+                 {"weights, gradients and moments, fp32", state.state}};
+  if (state.weights_whole == state.weights_training) {
+    plan.always.push_back({"weights, bf16", state.weights_whole});
+  } else {
+    plan.sampling.push_back({"weights, bf16", rollout != nullptr ? state.weights_whole : 0});
+    plan.updating.push_back({"weights, bf16", state.weights_training});
+  }
   const int64_t rows = pack_rows_of(work, backward.micro_batch_tokens);
   if (work.has_reference) {
-    plan.always.push_back({"initial model", weights});
+    plan.always.push_back(
+        {"initial model", model::DeviceTrainingState::bytes(model, 0, 1).weights_whole});
     plan.always.push_back(
         {"its activations", model::DeviceTrainingPass::planned_bytes(model, rows, false, false)});
   }

@@ -115,7 +115,6 @@ void check_device(const RunConfig& config, RunKind kind, ConfigRules& rules) {
   const std::string section = is_sft ? "sft" : "trainer";
   const trainer::OptimizerConfig& optimizer =
       is_sft ? config.sft.optimizer : config.trainer.optimizer;
-  const trainer::BackwardConfig& backward = is_sft ? config.sft.backward : config.trainer.backward;
   refuse(config.lora.rank > 0, fmt::format("lora.rank is {}", config.lora.rank),
          "set lora.rank to 0 to train all weights" + or_cpu);
   refuse(!config.model.adapter.empty(), "model.adapter is set",
@@ -125,8 +124,6 @@ void check_device(const RunConfig& config, RunKind kind, ConfigRules& rules) {
          fmt::format("set {}.optimizer to adamw", section) + or_cpu);
   refuse(optimizer.ema_decay > 0, fmt::format("{}.ema_decay is {}", section, optimizer.ema_decay),
          fmt::format("set {}.ema_decay to 0", section) + or_cpu);
-  refuse(backward.zero_stage > 0, fmt::format("{}.zero_stage is {}", section, backward.zero_stage),
-         fmt::format("set {}.zero_stage to 0", section) + or_cpu);
   if (is_sft) return;
   refuse(config.trainer.critic.has_value(),
          "trainer.algorithm.advantage is gae, whose critic has a score head",

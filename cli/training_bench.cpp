@@ -73,32 +73,33 @@ double flops_of_training(const model::ModelConfig& config, int64_t sequences, in
   return 6 * tokens * (weights + attention);
 }
 
-Status bench_training(const kernels::Cuda& cuda, comm::Communicator& ranks,
-                      const TrainingBenchOptions& options,
-                      const std::function<Status(const nlohmann::ordered_json&)>& write) {
-  const Result<model::ModelConfig> config = bench_shape(options.shape);
-  GRADUS_RETURN_IF_ERROR(config.status());
-  const Result<double> rate = product_rate(cuda);
-  GRADUS_RETURN_IF_ERROR(rate.status());
+namespace {
+
+// One row: steps of one device, or of all ranks with their state shared out.
+Status bench_sharing(const kernels::Cuda& cuda, const model::ModelConfig& config,
+                     const TrainingBenchOptions& options, const model::DeviceSharing& sharing,
+                     double product_rate,
+                     const std::function<Status(const nlohmann::ordered_json&)>& write) {
   const Result<kernels::CudaMemory> before = kernels::device_memory(cuda);
   GRADUS_RETURN_IF_ERROR(before.status());
-
-  const auto transformer = model::DeviceTransformer::create_random(cuda, *config, 1);
+  const auto transformer =
+      model::DeviceTransformer::create_random(cuda, config, 1, sharing.num_ranks());
   GRADUS_RETURN_IF_ERROR(transformer.status());
   std::unique_ptr<model::DeviceTrainingState> state;
   {
-    model::Transformer host(*config);
+    model::Transformer host(config);
     fill_weights(host);
-    auto created = model::DeviceTrainingState::create(**transformer, host);
+    auto created = model::DeviceTrainingState::create(**transformer, host, sharing);
     GRADUS_RETURN_IF_ERROR(created.status());
     state = std::move(*created);
   }
+  GRADUS_RETURN_IF_ERROR(state->scatter_weights());
   std::vector<data::PackGroup> groups(static_cast<size_t>(options.sequences));
   for (size_t g = 0; g < groups.size(); ++g) {
     std::vector<int32_t> tokens;
     for (int64_t i = 0; i <= options.length; ++i) {
       tokens.push_back(static_cast<int32_t>(hash64({g, static_cast<uint64_t>(i)}) %
-                                            static_cast<uint64_t>(config->vocab_size)));
+                                            static_cast<uint64_t>(config.vocab_size)));
     }
     groups[g].prompt = {tokens.front()};
     groups[g].responses = {{tokens.begin() + 1, tokens.end()}};
@@ -108,68 +109,80 @@ Status bench_training(const kernels::Cuda& cuda, comm::Communicator& ranks,
   const std::vector<float> dlogprobs(pack.targets.size(),
                                      -1.0f / static_cast<float>(pack.targets.size()));
   const std::vector<float> dentropies(pack.targets.size(), 0.0f);
+  std::vector<double> forward, backward, exchange, update, whole;
+  for (int64_t i = 0; i < options.repeats + 2; ++i) {
+    const BenchClock::time_point start = BenchClock::now();
+    GRADUS_RETURN_IF_ERROR(state->scatter_weights());
+    GRADUS_RETURN_IF_ERROR(state->clear_gradients());
+    GRADUS_RETURN_IF_ERROR(pass.forward(pack, 1, true));
+    GRADUS_RETURN_IF_ERROR(kernels::synchronize(cuda));
+    const double after_forward = seconds_since(start);
+    GRADUS_RETURN_IF_ERROR(pass.backward(dlogprobs, dentropies));
+    GRADUS_RETURN_IF_ERROR(kernels::synchronize(cuda));
+    const double after_backward = seconds_since(start);
+    GRADUS_RETURN_IF_ERROR(state->sum_gradients());
+    const double after_exchange = seconds_since(start);
+    const Result<double> norm = state->gradient_norm();
+    GRADUS_RETURN_IF_ERROR(norm.status());
+    GRADUS_CHECK(std::isfinite(*norm), "the gradient of the benchmark is not finite");
+    GRADUS_RETURN_IF_ERROR(state->apply({.learning_rate = 1e-5, .step = i + 1}));
+    const double end = seconds_since(start);
+    if (i < 2) continue;  // memory and cuBLAS' choices
+    forward.push_back(after_forward);
+    backward.push_back(after_backward - after_forward);
+    exchange.push_back(after_exchange - after_backward);
+    update.push_back(end - after_exchange);
+    whole.push_back(end);
+  }
+  const Result<kernels::CudaMemory> after = kernels::device_memory(cuda);
+  GRADUS_RETURN_IF_ERROR(after.status());
+  const double seconds = median(whole);
+  const double flops = flops_of_training(config, options.sequences, options.length);
+  const int64_t num_devices = sharing.num_ranks();
+  return write(
+      {{"case", "train"},
+       {"device", cuda.description()},
+       {"devices", num_devices},
+       {"zero_stage", sharing.stage()},
+       {"shape", options.shape},
+       {"sequences", options.sequences},
+       {"length", options.length},
+       {"gradient_checkpointing", options.gradient_checkpointing},
+       {"step_ms", rounded(seconds * 1e3)},
+       {"forward_ms", rounded(median(forward) * 1e3)},
+       {"backward_ms", rounded(median(backward) * 1e3)},
+       {"exchange_ms", rounded(median(exchange) * 1e3)},
+       {"update_ms", rounded(median(update) * 1e3)},
+       {"tokens_per_s",
+        rounded(static_cast<double>(options.sequences * options.length * num_devices) / seconds)},
+       {"model_tflops", rounded(flops / seconds / 1e12)},
+       {"product_tflops", rounded(product_rate / 1e12)},
+       {"percent_of_product", rounded(100 * flops / seconds / product_rate)},
+       {"memory_gib", rounded(static_cast<double>(before->free - after->free) / (1 << 30))}});
+}
+
+}  // namespace
+
+Status bench_training(const kernels::Cuda& cuda, comm::Communicator& ranks,
+                      const TrainingBenchOptions& options,
+                      const std::function<Status(const nlohmann::ordered_json&)>& write) {
+  const Result<model::ModelConfig> config = bench_shape(options.shape);
+  GRADUS_RETURN_IF_ERROR(config.status());
+  const Result<double> rate = product_rate(cuda);
+  GRADUS_RETURN_IF_ERROR(rate.status());
   Result<std::unique_ptr<comm::DeviceCommunicator>> devices =
       comm::DeviceCommunicator::create(cuda, ranks);
   GRADUS_RETURN_IF_ERROR(devices.status());
-  int64_t num_steps = 0;
-  const double flops = flops_of_training(*config, options.sequences, options.length);
-  const auto run = [&](bool all_ranks) -> Status {
-    std::vector<double> forward, backward, exchange, update, whole;
-    for (int64_t i = 0; i < options.repeats + 2; ++i) {
-      const BenchClock::time_point start = BenchClock::now();
-      GRADUS_RETURN_IF_ERROR(state->clear_gradients());
-      GRADUS_RETURN_IF_ERROR(pass.forward(pack, 1, true));
-      GRADUS_RETURN_IF_ERROR(kernels::synchronize(cuda));
-      const double after_forward = seconds_since(start);
-      GRADUS_RETURN_IF_ERROR(pass.backward(dlogprobs, dentropies));
-      GRADUS_RETURN_IF_ERROR(kernels::synchronize(cuda));
-      const double after_backward = seconds_since(start);
-      if (all_ranks) {
-        GRADUS_RETURN_IF_ERROR((*devices)->all_reduce(state->gradients(), state->gradients(),
-                                                      state->num_floats(), nullptr));
-        GRADUS_RETURN_IF_ERROR((*devices)->wait("sum of gradients"));
-      }
-      const double after_exchange = seconds_since(start);
-      const Result<double> norm = state->gradient_norm();
-      GRADUS_RETURN_IF_ERROR(norm.status());
-      GRADUS_CHECK(std::isfinite(*norm), "the gradient of the benchmark is not finite");
-      GRADUS_RETURN_IF_ERROR(state->apply({.learning_rate = 1e-5, .step = ++num_steps}));
-      const double end = seconds_since(start);
-      if (i < 2) continue;  // memory and cuBLAS' choices
-      forward.push_back(after_forward);
-      backward.push_back(after_backward - after_forward);
-      exchange.push_back(after_exchange - after_backward);
-      update.push_back(end - after_exchange);
-      whole.push_back(end);
-    }
-    const Result<kernels::CudaMemory> after = kernels::device_memory(cuda);
-    GRADUS_RETURN_IF_ERROR(after.status());
-    const double seconds = median(whole);
-    const int num_devices = all_ranks ? ranks.size() : 1;
-    return write(
-        {{"case", "train"},
-         {"device", cuda.description()},
-         {"devices", num_devices},
-         {"shape", options.shape},
-         {"sequences", options.sequences},
-         {"length", options.length},
-         {"gradient_checkpointing", options.gradient_checkpointing},
-         {"step_ms", rounded(seconds * 1e3)},
-         {"forward_ms", rounded(median(forward) * 1e3)},
-         {"backward_ms", rounded(median(backward) * 1e3)},
-         {"exchange_ms", rounded(median(exchange) * 1e3)},
-         {"update_ms", rounded(median(update) * 1e3)},
-         {"tokens_per_s",
-          rounded(static_cast<double>(options.sequences * options.length * num_devices) / seconds)},
-         {"model_tflops", rounded(flops / seconds / 1e12)},
-         {"product_tflops", rounded(*rate / 1e12)},
-         {"percent_of_product", rounded(100 * flops / seconds / *rate)},
-         {"memory_gib", rounded(static_cast<double>(before->free - after->free) / (1 << 30))}});
-  };
-  const Status alone = ranks.rank() == 0 ? run(false) : Status();
+  const Status alone =
+      ranks.rank() == 0 ? bench_sharing(cuda, *config, options, {}, *rate, write) : Status();
   GRADUS_RETURN_IF_ERROR(comm::agree(ranks, alone));
   if (ranks.size() == 1) return {};
-  return comm::agree(ranks, run(true));
+  for (const int64_t stage : options.zero_stages) {
+    GRADUS_RETURN_IF_ERROR(comm::agree(
+        ranks, bench_sharing(cuda, *config, options, {.ranks = devices->get(), .zero_stage = stage},
+                             *rate, write)));
+  }
+  return {};
 }
 
 }  // namespace gradus::cli

@@ -5,6 +5,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "comm/communicator.h"
 #include "common/status.h"
@@ -17,6 +18,7 @@ struct TrainingBenchOptions {
   std::string shape = "qwen2.5-0.5b";  // a name of bench_shape()
   int64_t sequences = 8, length = 1024;
   bool gradient_checkpointing = false;
+  std::vector<int64_t> zero_stages = {0, 1};  // of several ranks
   int64_t repeats = 10;
 };
 
@@ -27,9 +29,9 @@ double flops_of_training(const model::ModelConfig& config, int64_t sequences, in
 
 // Times a training step on the device, random weights and tokens: forward, backward and update of
 // packed sequences, beside the rate of one large bf16 product in the same call. One JSON row. On
-// several ranks, a device each, a second row with the same sequences on every one and gradients
-// summed over them: the first one is that of rank 0 alone. Collective; `write` gets the rows on
-// every rank.
+// several ranks, a device each, then a row for each of zero_stages, with the same sequences on
+// every one and gradients summed over them: the first one is that of rank 0 alone. Collective;
+// `write` gets the rows on every rank.
 Status bench_training(const kernels::Cuda& cuda, comm::Communicator& ranks,
                       const TrainingBenchOptions& options,
                       const std::function<Status(const nlohmann::ordered_json&)>& write);

@@ -29,6 +29,7 @@ class DeviceCommunicator {
 
   int rank() const { return nccl_.rank(); }
   int size() const { return nccl_.size(); }
+  Communicator& host() { return host_; }
 
   Status all_reduce(const float* from, float* to, int64_t count, kernels::Stream stream) {
     return nccl_.all_reduce(from, to, count, stream);

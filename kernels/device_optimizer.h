@@ -18,7 +18,8 @@ Status device_adamw(const Cuda& cuda, const DeviceAdamWParams& params);
 Status device_sum_of_squares(const Cuda& cuda, const DeviceSumOfSquaresParams& params);
 
 // Hash of the bits: the sum, modulo 2^64, of a mix of each number with its place. A changed bit, or
-// two numbers that changed places, change it; the order of the sum does not.
+// two numbers that changed places, change it; the order of the sum does not, so the hash of an
+// array is the sum over its pieces, each from its first place on.
 Status device_hash(const Cuda& cuda, const DeviceHashParams& params);
 
 }  // namespace gradus::kernels

@@ -38,6 +38,7 @@ struct DeviceSumOfSquaresParams {
 struct DeviceHashParams {
   const void* values = nullptr;  // 32-bit numbers
   int64_t count = 0;
+  int64_t first = 0;         // place of the first one
   uint64_t* sums = nullptr;  // [kSquaresParts + 1]; the last is the result
   Stream stream = nullptr;
 };

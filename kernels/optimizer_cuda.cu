@@ -74,14 +74,14 @@ __device__ uint64_t mixed(uint64_t x) {
 }
 
 __global__ __launch_bounds__(kThreads) void hash_kernel(const uint32_t* values, int64_t count,
-                                                        uint64_t* sums) {
+                                                        int64_t first, uint64_t* sums) {
   start_dependents();
   wait_for_previous();
   uint64_t sum = 0;
   const int64_t stride = kSquaresParts * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += stride) {
-    sum += mixed(mixed(static_cast<uint64_t>(i) + 1) + values[i]);
+    sum += mixed(mixed(static_cast<uint64_t>(first + i) + 1) + values[i]);
   }
   sum = block_total(sum);
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
@@ -114,7 +114,7 @@ CudaCode sum_of_squares(const DeviceSumOfSquaresParams& p, CudaErrorText* error)
 CudaCode hash_numbers(const DeviceHashParams& p, CudaErrorText* error) {
   GRADUS_CUDA_RETURN(launch_dependent(hash_kernel, dim3(kSquaresParts), kThreads, 0, p.stream,
                                       error, static_cast<const uint32_t*>(p.values), p.count,
-                                      p.sums));
+                                      p.first, p.sums));
   return launch_dependent(total_kernel<uint64_t>, dim3(1), kThreads, 0, p.stream, error, p.sums);
 }
 

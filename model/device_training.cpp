@@ -306,6 +306,7 @@ Status DeviceTrainingPass::forward(const data::Pack& pack, float temperature,
       num_layers > 0 ? input_of(0) : memory_->at<float>(places.final_stream), nullptr));
   for (int64_t i = 0; i < num_layers; ++i) {
     const bool is_last = i + 1 == num_layers;
+    if (state_ != nullptr) GRADUS_RETURN_IF_ERROR(state_->before_forward(i));
     GRADUS_RETURN_IF_ERROR(
         layer_forward(i, is_last ? memory_->at<float>(places.final_stream) : input_of(i + 1)));
   }
@@ -357,6 +358,7 @@ Status DeviceTrainingPass::head_forward() {
   logprobs_.resize(size);
   entropies_.resize(size);
   lse_.resize(size);
+  if (state_ != nullptr) GRADUS_RETURN_IF_ERROR(state_->wait());
   if (count == 0) return {};
   const int32_t* rows = memory_->in_order<int32_t>(order_->target_rows);
   GRADUS_RETURN_IF_ERROR(transformer_.final_norm(memory_->at<float>(places.final_stream), rows,
@@ -630,23 +632,27 @@ Status DeviceTrainingPass::backward(std::span<const float> dlogprobs,
                            dentropies.size(), logprobs_.size()));
   bool is_any = false;
   GRADUS_RETURN_IF_ERROR(head_backward(dlogprobs, dentropies, &is_any));
-  if (!is_any) return {};
+  if (!is_any) return state_->idle_backward();
   const Places& places = *memory_->places;
   for (int64_t i = transformer_.config().num_layers - 1; i >= 0; --i) {
+    GRADUS_RETURN_IF_ERROR(state_->before_backward(i));
     if (!keeps_layers()) {
       // What it leaves is not read again: the stream after the last layer has served.
       GRADUS_RETURN_IF_ERROR(layer_forward(i, memory_->at<float>(places.final_stream)));
     }
     GRADUS_RETURN_IF_ERROR(layer_backward(i));
+    GRADUS_RETURN_IF_ERROR(state_->after_backward(i));
   }
-  return kernels::device_embed_backward(
-      transformer_.cuda(), {.dx_TD = memory_->at<float>(places.dx),
-                            .tokens_N = memory_->in_order<int32_t>(order_->embed_tokens),
-                            .begin_N = memory_->in_order<int32_t>(order_->embed_begin),
-                            .rows_M = memory_->in_order<int32_t>(order_->embed_rows),
-                            .n = order_->num_tokens,
-                            .d = transformer_.config().hidden_size,
-                            .dembedding_VD = state_->gradient_at(transformer_.embedding_offset())});
+  GRADUS_RETURN_IF_ERROR(kernels::device_embed_backward(
+      transformer_.cuda(),
+      {.dx_TD = memory_->at<float>(places.dx),
+       .tokens_N = memory_->in_order<int32_t>(order_->embed_tokens),
+       .begin_N = memory_->in_order<int32_t>(order_->embed_begin),
+       .rows_M = memory_->in_order<int32_t>(order_->embed_rows),
+       .n = order_->num_tokens,
+       .d = transformer_.config().hidden_size,
+       .dembedding_VD = state_->gradient_at(transformer_.embedding_offset())}));
+  return state_->wait();
 }
 
 }  // namespace gradus::model

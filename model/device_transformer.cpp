@@ -31,6 +31,32 @@ int64_t qkv_columns(const ModelConfig& config) {
   return q_columns(config) + 2 * kv_columns(config);
 }
 
+int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+// Of a matrix, in numbers: each begins at a multiple of 256 bytes.
+constexpr int64_t kMatrixNumbers = 128;
+int64_t matrix_size(int64_t count) { return round_up(count, kMatrixNumbers); }
+
+// Where the vectors of a model are, in bytes.
+struct VectorPlaces {
+  int64_t next = 0;
+  int64_t take(int64_t count) { return std::exchange(next, next + round_up(count * kF32, 256)); }
+};
+// Those of the next layer; what is not a vector is left at 0.
+DeviceTransformer::Layer place_vectors(const ModelConfig& config, VectorPlaces& places) {
+  const auto take_if = [&](bool has, int64_t count) { return has ? places.take(count) : -1; };
+  DeviceTransformer::Layer layer = {};
+  layer.attention_norm = places.take(config.hidden_size);
+  layer.qkv_bias = take_if(config.attention_bias, qkv_columns(config));
+  layer.q_norm = take_if(config.qk_norm, config.head_dim);
+  layer.k_norm = take_if(config.qk_norm, config.head_dim);
+  layer.output_bias = take_if(config.attention_output_bias, config.hidden_size);
+  layer.mlp_norm = places.take(config.hidden_size);
+  layer.gate_up_bias = take_if(config.mlp_bias, 2 * config.intermediate_size);
+  layer.down_bias = take_if(config.mlp_bias, config.hidden_size);
+  return layer;
+}
+
 // Activations of a pass, in bytes from the start of the buffer.
 struct Activations {
   int64_t stream, normed, qkv, attention, inner, size;
@@ -49,33 +75,6 @@ struct Activations {
 };
 
 }  // namespace
-
-int64_t DeviceKvCache::bytes_per_page(const ModelConfig& config) {
-  return config.num_layers * 2 * kv_columns(config) * kernels::kDevicePageTokens * kBf16;
-}
-
-DeviceKvCache::DeviceKvCache(const ModelConfig& config, int64_t num_pages, CudaBuffer pages)
-    : pool_(num_pages),
-      pages_(std::move(pages)),
-      num_kv_heads_(config.num_kv_heads),
-      head_width_(config.head_dim),
-      page_bytes_(2 * kv_columns(config) * kernels::kDevicePageTokens * kBf16),
-      layer_bytes_(num_pages * page_bytes_) {}
-
-Result<DeviceKvCache> DeviceKvCache::create(const kernels::Cuda& cuda, const ModelConfig& config,
-                                            int64_t num_pages) {
-  Result<CudaBuffer> pages =
-      CudaBuffer::allocate(cuda, static_cast<size_t>(num_pages * bytes_per_page(config)));
-  if (!pages.ok()) return pages.status().with_prefix("the key-value cache");
-  GRADUS_RETURN_IF_ERROR(pages->fill(0));
-  return DeviceKvCache(config, num_pages, std::move(*pages));
-}
-
-kernels::DeviceKv DeviceKvCache::layer(int64_t index) const {
-  return {.pages = pages_.as<uint8_t>() + index * layer_bytes_,
-          .num_kv_heads = num_kv_heads_,
-          .head_width = head_width_};
-}
 
 Status DeviceTransformer::check_supported(const ModelConfig& config) {
   GRADUS_RETURN_IF_ERROR(validate(config));
@@ -106,44 +105,107 @@ Status DeviceTransformer::check_supported(const ModelConfig& config) {
 DeviceTransformer::DeviceTransformer(const kernels::Cuda& cuda, ModelConfig config)
     : cuda_(cuda), config_(std::move(config)) {}
 
-int64_t DeviceTransformer::place(int64_t bytes) {
-  return std::exchange(size_, size_ + (bytes + 255) / 256 * 256);
+std::vector<DeviceUnit> device_units(const ModelConfig& config, int64_t num_slices) {
+  const int64_t width = config.hidden_size, inner = config.intermediate_size;
+  const int64_t q = q_columns(config), qkv = qkv_columns(config);
+  std::vector<DeviceUnit> units;
+  const auto add = [&](int64_t size) {
+    const int64_t begin = units.empty() ? 0 : units.back().begin + units.back().padded;
+    units.push_back({begin, size, round_up(size, kMatrixNumbers * num_slices)});
+  };
+  add(matrix_size(config.vocab_size * width));
+  for (int64_t i = 0; i < config.num_layers; ++i) {
+    add(matrix_size(qkv * width) + matrix_size(width * q) + matrix_size(2 * inner * width) +
+        matrix_size(width * inner));
+  }
+  if (!config.tie_embeddings) add(matrix_size(config.vocab_size * width));
+  return units;
+}
+
+int64_t num_device_vector_floats(const ModelConfig& config) {
+  VectorPlaces places;
+  for (int64_t i = 0; i < config.num_layers; ++i) place_vectors(config, places);
+  places.take(config.hidden_size);
+  return places.next / kF32;
 }
 
 void DeviceTransformer::lay_out() {
   const int64_t width = config_.hidden_size, inner = config_.intermediate_size;
   const int64_t q = q_columns(config_), qkv = qkv_columns(config_);
-  const auto place_if = [&](bool has, int64_t count) { return has ? place(count * kF32) : -1; };
-  embedding_ = place(config_.vocab_size * width * kBf16);
+  VectorPlaces vectors;
   for (int64_t i = 0; i < config_.num_layers; ++i) {
-    Layer layer = {};
-    layer.attention_norm = place(width * kF32);
-    layer.qkv = place(qkv * width * kBf16);
-    layer.qkv_bias = place_if(config_.attention_bias, qkv);
-    layer.q_norm = place_if(config_.qk_norm, config_.head_dim);
-    layer.k_norm = place_if(config_.qk_norm, config_.head_dim);
-    layer.output = place(width * q * kBf16);
-    layer.output_bias = place_if(config_.attention_output_bias, width);
-    layer.mlp_norm = place(width * kF32);
-    layer.gate_up = place(2 * inner * width * kBf16);
-    layer.gate_up_bias = place_if(config_.mlp_bias, 2 * inner);
-    layer.down = place(width * inner * kBf16);
-    layer.down_bias = place_if(config_.mlp_bias, width);
-    layers_.push_back(layer);
+    layers_.push_back(place_vectors(config_, vectors));
   }
-  final_norm_ = place(width * kF32);
-  head_ = config_.tie_embeddings ? embedding_ : place(config_.vocab_size * width * kBf16);
+  final_norm_ = vectors.take(width);
+  matrices_ = vectors.next;
+  const auto offset_of = [&](size_t unit) { return matrices_ + units_[unit].begin * kBf16; };
+  embedding_ = offset_of(0);
+  size_ = matrices_ + units_[0].size * kBf16;
+  for (int64_t i = 0; i < config_.num_layers; ++i) {
+    Layer& layer = layers_[static_cast<size_t>(i)];
+    int64_t next = offset_of(static_cast<size_t>(i + 1));
+    const auto place = [&](int64_t count) {
+      return std::exchange(next, next + matrix_size(count) * kBf16);
+    };
+    layer.qkv = place(qkv * width);
+    layer.output = place(width * q);
+    layer.gate_up = place(2 * inner * width);
+    layer.down = place(width * inner);
+    size_ += units_[static_cast<size_t>(i + 1)].size * kBf16;
+  }
+  head_ = config_.tie_embeddings ? embedding_ : offset_of(units_.size() - 1);
+  if (!config_.tie_embeddings) size_ += units_.back().size * kBf16;
 }
 
 Result<std::unique_ptr<DeviceTransformer>> DeviceTransformer::allocate(const kernels::Cuda& cuda,
-                                                                       const ModelConfig& config) {
+                                                                       const ModelConfig& config,
+                                                                       int64_t num_slices) {
   GRADUS_RETURN_IF_ERROR(check_supported(config));
   std::unique_ptr<DeviceTransformer> transformer(new DeviceTransformer(cuda, config));
+  transformer->units_ = device_units(config, num_slices);
+  transformer->unit_places_.resize(transformer->units_.size());
   transformer->lay_out();
-  Result<CudaBuffer> weights = CudaBuffer::allocate(cuda, static_cast<size_t>(transformer->size_));
-  if (!weights.ok()) return weights.status().with_prefix("the model's weights");
-  transformer->weights_.emplace(std::move(*weights));
+  Result<CudaBuffer> vectors =
+      CudaBuffer::allocate(cuda, static_cast<size_t>(transformer->matrices_));
+  if (!vectors.ok()) return vectors.status().with_prefix("the model's weights");
+  transformer->vectors_.emplace(std::move(*vectors));
+  GRADUS_RETURN_IF_ERROR(transformer->allocate_matrices());
   return transformer;
+}
+
+Status DeviceTransformer::allocate_matrices() {
+  GRADUS_CHECK(!weights_, "the matrices are there");
+  const DeviceUnit& last = units_.back();
+  Result<CudaBuffer> weights =
+      CudaBuffer::allocate(cuda_, static_cast<size_t>((last.begin + last.padded) * kBf16));
+  if (!weights.ok()) return weights.status().with_prefix("the model's weights");
+  weights_.emplace(std::move(*weights));
+  return {};
+}
+
+void DeviceTransformer::release_matrices() { weights_.reset(); }
+
+int DeviceTransformer::unit_of(int64_t offset) const {
+  const int64_t number = (offset - matrices_) / kBf16;
+  const auto after =
+      std::upper_bound(units_.begin(), units_.end(), number,
+                       [](int64_t value, const DeviceUnit& unit) { return value < unit.begin; });
+  return static_cast<int>(after - units_.begin()) - 1;
+}
+
+uint8_t* DeviceTransformer::unit_at(int unit) const {
+  const size_t index = static_cast<size_t>(unit);
+  if (weights_) return weights_->as<uint8_t>() + units_[index].begin * kBf16;
+  GRADUS_CHECK(unit_places_[index] != nullptr,
+               fmt::format("the weights of unit {} are on other ranks", unit));
+  return static_cast<uint8_t*>(unit_places_[index]);
+}
+
+uint8_t* DeviceTransformer::address(int64_t offset) const {
+  if (offset < matrices_) return vectors_->as<uint8_t>() + offset;
+  if (weights_) return weights_->as<uint8_t>() + (offset - matrices_);
+  const int unit = unit_of(offset);
+  return unit_at(unit) + (offset - matrices_ - units_[static_cast<size_t>(unit)].begin * kBf16);
 }
 
 std::vector<DevicePart> DeviceTransformer::parts() const {
@@ -186,8 +248,9 @@ std::vector<DevicePart> DeviceTransformer::parts() const {
 }
 
 Result<std::unique_ptr<DeviceTransformer>> DeviceTransformer::create(
-    const kernels::Cuda& cuda, const ModelConfig& config, const WeightSource& read_weight) {
-  Result<std::unique_ptr<DeviceTransformer>> allocated = allocate(cuda, config);
+    const kernels::Cuda& cuda, const ModelConfig& config, const WeightSource& read_weight,
+    int64_t num_slices) {
+  Result<std::unique_ptr<DeviceTransformer>> allocated = allocate(cuda, config, num_slices);
   if (!allocated.ok()) return allocated.status();
   DeviceTransformer& transformer = **allocated;
   const std::vector<DevicePart> parts = transformer.parts();
@@ -233,10 +296,11 @@ Result<std::unique_ptr<DeviceTransformer>> DeviceTransformer::create(
 }
 
 Result<std::unique_ptr<DeviceTransformer>> DeviceTransformer::create_random(
-    const kernels::Cuda& cuda, const ModelConfig& config, uint64_t seed) {
-  Result<std::unique_ptr<DeviceTransformer>> allocated = allocate(cuda, config);
+    const kernels::Cuda& cuda, const ModelConfig& config, uint64_t seed, int64_t num_slices) {
+  Result<std::unique_ptr<DeviceTransformer>> allocated = allocate(cuda, config, num_slices);
   if (!allocated.ok()) return allocated.status();
   DeviceTransformer& transformer = **allocated;
+  GRADUS_RETURN_IF_ERROR(transformer.vectors_->fill(0));
   GRADUS_RETURN_IF_ERROR(transformer.weights_->fill(0));
   const auto matrix = [&](int64_t offset, int64_t count) {
     return kernels::check_random_bf16(cuda, transformer.at<uint8_t>(offset), count, 0.02f,

@@ -12,32 +12,10 @@
 #include "kernels/cuda.h"
 #include "kernels/device_forward.h"
 #include "model/checkpoint.h"
+#include "model/device_kv_cache.h"
 #include "model/model_config.h"
-#include "model/page_pool.h"
 
 namespace gradus::model {
-
-// Keys and values of all layers on the GPU, bf16, in pages of 64 positions.
-class DeviceKvCache {
- public:
-  static int64_t bytes_per_page(const ModelConfig& config);
-  // Zeroed. Unavailable when the device lacks the memory.
-  static Result<DeviceKvCache> create(const kernels::Cuda& cuda, const ModelConfig& config,
-                                      int64_t num_pages);
-
-  PagePool& pool() { return pool_; }
-  // Of one layer, without tables.
-  kernels::DeviceKv layer(int64_t index) const;
-  void* data() const { return pages_.data(); }
-  int64_t page_bytes() const { return page_bytes_; }    // in one layer
-  int64_t layer_bytes() const { return layer_bytes_; }  // distance of layers
-
- private:
-  DeviceKvCache(const ModelConfig& config, int64_t num_pages, kernels::CudaBuffer pages);
-  PagePool pool_;
-  kernels::CudaBuffer pages_;
-  int64_t num_kv_heads_, head_width_, page_bytes_, layer_bytes_;
-};
 
 // Rows of one pass; pointers to device memory. Decoding: row t is the next token of table row t
 // (positions negative: an empty place). Otherwise `tiles` cover the rows.
@@ -60,6 +38,17 @@ struct DevicePass {
   uint32_t* arrivals = nullptr;
   float* partial = nullptr;
 };
+
+// The matrices of the embedding, of a layer or of an untied head, in the order in which they lie
+// among the matrices of a model, in numbers: [begin, begin + size), padded to `padded` so that
+// ranks can hold equal slices of it.
+struct DeviceUnit {
+  int64_t begin = 0, size = 0, padded = 0;
+};
+// Unit 0 is the embedding, i + 1 layer i, the last an untied head.
+std::vector<DeviceUnit> device_units(const ModelConfig& config, int64_t num_slices);
+// Norms' weights and biases, with padding.
+int64_t num_device_vector_floats(const ModelConfig& config);
 
 // A weight of the checkpoint in the device's tensors: row r of it is row `first + r` of its tensor,
 // or, interleaved, in blocks of 8 of every 16. Parts of one tensor, which have its offset, follow
@@ -95,14 +84,17 @@ class DeviceTransformer {
  public:
   // InvalidArgument, naming the field, for a model that the kernels cannot run.
   static Status check_supported(const ModelConfig& config);
-  // Weights are asked of `read_weight` and rounded to bf16; norms and biases stay fp32.
+  // Weights are asked of `read_weight` and rounded to bf16; norms and biases stay fp32. Of every
+  // unit `num_slices` ranks can hold a slice each.
   static Result<std::unique_ptr<DeviceTransformer>> create(const kernels::Cuda& cuda,
                                                            const ModelConfig& config,
-                                                           const WeightSource& read_weight);
+                                                           const WeightSource& read_weight,
+                                                           int64_t num_slices = 1);
   // Normal weights of deviation 0.02, norms of one, biases of zero: for benchmarks.
   static Result<std::unique_ptr<DeviceTransformer>> create_random(const kernels::Cuda& cuda,
                                                                   const ModelConfig& config,
-                                                                  uint64_t seed);
+                                                                  uint64_t seed,
+                                                                  int64_t num_slices = 1);
 
   const kernels::Cuda& cuda() const { return cuda_; }
   const ModelConfig& config() const { return config_; }
@@ -136,28 +128,46 @@ class DeviceTransformer {
   int64_t final_norm_offset() const { return final_norm_; }
   int64_t head_offset() const { return head_; }  // that of the embedding, if tied
   std::vector<DevicePart> parts() const;
-  // At an offset; null for -1.
+  // At an offset; null for -1. Of a matrix: of a unit that is there.
   template <class T>
   T* at(int64_t offset) const {
-    return offset < 0 ? nullptr : reinterpret_cast<T*>(weights_->as<uint8_t>() + offset);
+    return offset < 0 ? nullptr : reinterpret_cast<T*>(address(offset));
   }
+
+  // Vectors (norms' weights and biases, fp32) have the offsets below this, matrices those from it
+  // on, two bytes a number in the order of their units.
+  int64_t matrices_offset() const { return matrices_; }
+  const std::vector<DeviceUnit>& units() const { return units_; }
+  int unit_of(int64_t offset) const;  // of a matrix
+  // All matrices are there, after create(); gives their memory back; takes memory for them, to be
+  // filled. Addresses change: what was recorded with them is invalid.
+  bool has_matrices() const { return weights_.has_value(); }
+  void release_matrices();
+  Status allocate_matrices();
+  // Where a unit is while not all are there; null: nowhere, and at() of it ends the process.
+  void place_unit(int unit, void* p) { unit_places_[static_cast<size_t>(unit)] = p; }
+  uint8_t* unit_at(int unit) const;
   kernels::HeadRotation rotation(int64_t layer) const;
   float attention_scale() const;
 
  private:
   DeviceTransformer(const kernels::Cuda& cuda, ModelConfig config);
   static Result<std::unique_ptr<DeviceTransformer>> allocate(const kernels::Cuda& cuda,
-                                                             const ModelConfig& config);
+                                                             const ModelConfig& config,
+                                                             int64_t num_slices);
   void lay_out();
-  int64_t place(int64_t bytes);
+  uint8_t* address(int64_t offset) const;
 
   kernels::Cuda cuda_;
   ModelConfig config_;
-  int64_t size_ = 0;  // bytes of weights
+  int64_t size_ = 0;      // bytes of weights
+  int64_t matrices_ = 0;  // bytes of vectors before them
+  std::vector<DeviceUnit> units_;
+  std::vector<void*> unit_places_;
   int64_t embedding_ = -1, final_norm_ = -1, head_ = -1;
   std::vector<Layer> layers_;
   int64_t max_rows_ = 0, num_positions_ = 0;
-  std::optional<kernels::CudaBuffer> weights_, activations_, rotary_;
+  std::optional<kernels::CudaBuffer> vectors_, weights_, activations_, rotary_;
 };
 
 // The tiles of `num_rows` rows of one sequence from `row_begin` of a pass on, at consecutive

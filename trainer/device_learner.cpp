@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "trainer/device_learner.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 
@@ -35,28 +36,57 @@ BlockRange DeviceLearner::groups_of_this_rank(int64_t num_groups) const {
   return blocks_of_rank(num_groups, communicator_.rank(), communicator_.size());
 }
 
+Status DeviceLearner::in_rounds(std::span<const MicroBatch> mine,
+                                const std::function<Status(const MicroBatch*)>& forward,
+                                const std::function<Status(const MicroBatch*)>& backward) {
+  size_t num_rounds = mine.size();
+  const bool is_lockstep = device_->is_lockstep();
+  if (is_lockstep) {
+    for (const std::string& count : communicator_.all_gather(std::to_string(mine.size()))) {
+      num_rounds = std::max(num_rounds, static_cast<size_t>(std::stoull(count)));
+    }
+  }
+  for (size_t round = 0; round < num_rounds; ++round) {
+    const MicroBatch* const batch = round < mine.size() ? &mine[round] : nullptr;
+    Status status = forward(batch);
+    // What ends this rank ends all before they wait for it on the device.
+    if (is_lockstep) status = comm::agree(communicator_, status);
+    if (status.ok()) status = backward(batch);
+    if (is_lockstep) status = comm::agree(communicator_, status);
+    GRADUS_RETURN_IF_ERROR(status);
+  }
+  return {};
+}
+
 // This rank's share of the gradient, added to that on the device.
 Status DeviceLearner::add_gradients(std::span<const data::PackGroup> groups,
                                     const std::vector<bool>& needs_gradient, float temperature,
                                     const LossFunction& loss, UpdateStats& stats) {
   const BlockRange mine = groups_of_this_rank(static_cast<int64_t>(groups.size()));
-  std::vector<float> dlogprobs, dentropies;
-  for (int64_t first = mine.first_group; first < mine.end_group;) {
-    const bool with_gradient = needs_gradient[static_cast<size_t>(first)];
+  std::vector<MicroBatch> batches;
+  for (int64_t first = mine.first_group; first < mine.end_group; first = batches.back().end) {
     const int64_t end = micro_batch_end(groups, needs_gradient, backward_.micro_batch_tokens, first,
                                         mine.end_group, stats.num_rows);
-    const data::Pack pack = data::make_pack(
-        groups.subspan(static_cast<size_t>(first), static_cast<size_t>(end - first)));
-    GRADUS_RETURN_IF_ERROR(device_->forward(pack, temperature, with_gradient));
+    batches.push_back({first, end, needs_gradient[static_cast<size_t>(first)]});
+  }
+  data::Pack pack;  // from its forward to its backward
+  std::vector<float> dlogprobs, dentropies;
+  const auto forward = [&](const MicroBatch* batch) -> Status {
+    if (batch == nullptr) return device_->idle_forward();
+    const int64_t count = batch->end - batch->first;
+    pack = data::make_pack(
+        groups.subspan(static_cast<size_t>(batch->first), static_cast<size_t>(count)));
+    GRADUS_RETURN_IF_ERROR(device_->forward(pack, temperature, batch->needs_gradient));
     GRADUS_RETURN_IF_ERROR(check_logprobs(device_->logprobs(), num_updates_));
     dlogprobs.assign(pack.targets.size(), 0);
     dentropies.assign(pack.targets.size(), 0);
-    GRADUS_RETURN_IF_ERROR(
-        loss(first, end - first, device_->logprobs(), device_->entropies(), dlogprobs, dentropies));
-    if (with_gradient) GRADUS_RETURN_IF_ERROR(device_->backward(dlogprobs, dentropies));
-    first = end;
-  }
-  return {};
+    return loss(batch->first, count, device_->logprobs(), device_->entropies(), dlogprobs,
+                dentropies);
+  };
+  return in_rounds(batches, forward, [&](const MicroBatch* batch) -> Status {
+    if (batch != nullptr && batch->needs_gradient) return device_->backward(dlogprobs, dentropies);
+    return device_->is_lockstep() ? device_->idle_backward() : Status();
+  });
 }
 
 Result<UpdateStats> DeviceLearner::update(std::span<const data::PackGroup> groups,
@@ -67,7 +97,8 @@ Result<UpdateStats> DeviceLearner::update(std::span<const data::PackGroup> group
   UpdateStats stats;
   non_finite_.reset();
   const Clock::time_point started = Clock::now();
-  Status status = device_->clear_gradients();
+  Status status = comm::agree(communicator_, device_->ready_for_update());
+  if (status.ok()) status = device_->clear_gradients();
   if (status.ok()) status = add_gradients(groups, needs_gradient, temperature, loss, stats);
   stats.compute_seconds = std::chrono::duration<double>(Clock::now() - started).count();
   status = comm::agree(communicator_, status);
@@ -124,10 +155,22 @@ Status DeviceLearner::find_non_finite(std::span<const data::PackGroup> groups,
         return broken_weight();
       }};
   const BlockRange mine = groups_of_this_rank(static_cast<int64_t>(groups.size()));
-  Result<NonFinite> found = locate_non_finite(groups, mine, needs_gradient, temperature, loss,
-                                              *weight, pass, communicator_);
-  if (!found.ok()) return found.status();
-  non_finite_ = std::move(*found);
+  NonFinite found = {-1, -1, fmt::format("the gradient of '{}'", *weight)};
+  bool was_searched = false;
+  const Status searched = device_->alone([&]() -> Status {
+    was_searched = true;
+    Result<NonFinite> located = locate_non_finite(groups, mine, needs_gradient, temperature, loss,
+                                                  *weight, pass, communicator_);
+    GRADUS_RETURN_IF_ERROR(located.status());
+    found = std::move(*located);
+    return {};
+  });
+  if (was_searched) {
+    GRADUS_RETURN_IF_ERROR(searched);
+  } else {
+    found.what += fmt::format(" (where it began was not looked for: {})", searched.message());
+  }
+  non_finite_ = std::move(found);
   return not_finite_status(*non_finite_, num_updates_);
 }
 
@@ -139,13 +182,25 @@ Status DeviceLearner::forward(std::span<const data::PackGroup> groups, float tem
     rows.push_back(data::num_pack_rows(groups[static_cast<size_t>(g)]));
   }
   const std::vector<int64_t> cuts = data::cut_micro_batches(rows, backward_.micro_batch_tokens);
-  Status status;
-  for (size_t i = 0; i + 1 < cuts.size() && status.ok(); ++i) {
-    const int64_t first = mine.first_group + cuts[i], count = cuts[i + 1] - cuts[i];
-    status = device_->forward(
-        data::make_pack(groups.subspan(static_cast<size_t>(first), static_cast<size_t>(count))),
-        temperature, false);
-    if (status.ok()) consume(first, count, device_->logprobs(), device_->entropies());
+  std::vector<MicroBatch> batches;
+  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+    batches.push_back({mine.first_group + cuts[i], mine.first_group + cuts[i + 1]});
+  }
+  Status status = comm::agree(communicator_, device_->ready_for_update());
+  if (status.ok()) {
+    status = in_rounds(
+        batches,
+        [&](const MicroBatch* batch) -> Status {
+          if (batch == nullptr) return device_->idle_forward();
+          const int64_t count = batch->end - batch->first;
+          GRADUS_RETURN_IF_ERROR(
+              device_->forward(data::make_pack(groups.subspan(static_cast<size_t>(batch->first),
+                                                              static_cast<size_t>(count))),
+                               temperature, false));
+          consume(batch->first, count, device_->logprobs(), device_->entropies());
+          return {};
+        },
+        [](const MicroBatch*) { return Status(); });
   }
   device_->release_activations();
   return status;

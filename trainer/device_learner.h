@@ -17,9 +17,10 @@
 namespace gradus::trainer {
 
 // The learner on a GPU: AdamW on all weights. A rank's groups are cut into micro-batches of
-// micro_batch_tokens, in order, whose gradients are added up on the device; ranks then sum theirs.
-// Runs repeat bit for bit; weights depend in their last bits on micro_batch_tokens and the number
-// of ranks. The host's transformer gets the weights when they are asked for. Not thread-safe.
+// micro_batch_tokens, in order, whose gradients are added up on the device; ranks then sum theirs,
+// or, with zero_stage 2 and 3, micro-batch by micro-batch. Runs repeat bit for bit; weights depend
+// in their last bits on micro_batch_tokens and the number of ranks. The host's transformer gets the
+// weights when they are asked for. Not thread-safe.
 class DeviceLearner : public Learner {
  public:
   // `host` outlives this; the device has its weights. The optimizer is AdamW without an average.
@@ -33,7 +34,7 @@ class DeviceLearner : public Learner {
   Status forward(std::span<const data::PackGroup> groups, float temperature,
                  const TargetFunction& consume) override;
   Status whole_weights() override;
-  Status ready_for_engine() override { return {}; }
+  Status ready_for_engine() override { return device_->ready_for_engine(); }
   Result<uint64_t> weights_hash() override { return device_->weights_hash(); }
   Status visit_weights(const RangeFunction& body) override;
   Status visit_average(const RangeFunction& body) override;
@@ -49,6 +50,15 @@ class DeviceLearner : public Learner {
   TrainingDevice& device() { return *device_; }
 
  private:
+  // Groups [first, end) of a batch in one pass.
+  struct MicroBatch {
+    int64_t first = 0, end = 0;
+    bool needs_gradient = false;
+  };
+  // Goes through this rank's passes; in lockstep, through as many as the rank with most has.
+  Status in_rounds(std::span<const MicroBatch> mine,
+                   const std::function<Status(const MicroBatch*)>& forward,
+                   const std::function<Status(const MicroBatch*)>& backward);
   Status add_gradients(std::span<const data::PackGroup> groups,
                        const std::vector<bool>& needs_gradient, float temperature,
                        const LossFunction& loss, UpdateStats& stats);

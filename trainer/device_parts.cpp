@@ -32,20 +32,21 @@ class CudaTrainingDevice : public TrainingDevice {
  public:
   static Result<std::unique_ptr<CudaTrainingDevice>> create(const kernels::Cuda& cuda,
                                                             const model::Transformer& host,
-                                                            bool gradient_checkpointing,
+                                                            const BackwardConfig& backward,
                                                             std::shared_ptr<MemoryWatch> watch,
                                                             comm::Communicator& ranks) {
-    Result<std::unique_ptr<model::DeviceTransformer>> transformer = to_device(cuda, host);
-    if (!transformer.ok()) return transformer.status();
-    Result<std::unique_ptr<model::DeviceTrainingState>> state =
-        model::DeviceTrainingState::create(**transformer, host);
-    if (!state.ok()) return state.status();
     Result<std::unique_ptr<comm::DeviceCommunicator>> devices =
         comm::DeviceCommunicator::create(cuda, ranks);
     if (!devices.ok()) return devices.status();
+    Result<std::unique_ptr<model::DeviceTransformer>> transformer =
+        to_device(cuda, host, ranks.size());
+    GRADUS_RETURN_IF_ERROR(comm::agree(ranks, transformer.status()));
+    Result<std::unique_ptr<model::DeviceTrainingState>> state = model::DeviceTrainingState::create(
+        **transformer, host, {.ranks = devices->get(), .zero_stage = backward.zero_stage});
+    GRADUS_RETURN_IF_ERROR(comm::agree(ranks, state.status()));
     return std::unique_ptr<CudaTrainingDevice>(
-        new CudaTrainingDevice(std::move(*transformer), std::move(*state), gradient_checkpointing,
-                               std::move(watch), std::move(*devices)));
+        new CudaTrainingDevice(std::move(*devices), std::move(*transformer), std::move(*state),
+                               backward.gradient_checkpointing, std::move(watch)));
   }
 
   model::DeviceTransformer& transformer() { return *transformer_; }
@@ -54,11 +55,9 @@ class CudaTrainingDevice : public TrainingDevice {
   Status download(float* parameters) const override { return state_->download(parameters); }
   Result<uint64_t> weights_hash() override { return state_->hash(); }
   Status clear_gradients() override { return state_->clear_gradients(); }
-  Status sum_gradients_over_ranks() override {
-    GRADUS_RETURN_IF_ERROR(ranks_->all_reduce(state_->gradients(), state_->gradients(),
-                                              state_->num_floats(), nullptr));
-    return ranks_->wait("sum of gradients");
-  }
+  Status ready_for_update() override { return state_->scatter_weights(); }
+  Status ready_for_engine() override { return state_->gather_weights(); }
+  Status sum_gradients_over_ranks() override { return state_->sum_gradients(); }
   Result<double> gradient_norm() override { return state_->gradient_norm(); }
   Status gradients_to_host(float* gradients) const override {
     return state_->gradients_to_host(gradients);
@@ -78,27 +77,40 @@ class CudaTrainingDevice : public TrainingDevice {
   Status backward(std::span<const float> dlogprobs, std::span<const float> dentropies) override {
     return pass_.backward(dlogprobs, dentropies);
   }
+  bool is_lockstep() const override { return state_->is_lockstep(); }
+  Status idle_forward() override { return state_->idle_forward(); }
+  Status idle_backward() override { return state_->idle_backward(); }
+  Status alone(const std::function<Status()>& body) override {
+    pass_.release();
+    comm::Communicator& host = ranks_->host();
+    GRADUS_RETURN_IF_ERROR(comm::agree(host, state_->gather_weights()));
+    Status status = comm::agree(host, state_->begin_alone());
+    if (status.ok()) status = body();
+    pass_.release();
+    state_->end_alone();
+    return status;
+  }
   void release_activations() override {
     watch_->look();
     pass_.release();
   }
 
  private:
-  CudaTrainingDevice(std::unique_ptr<model::DeviceTransformer> transformer,
+  CudaTrainingDevice(std::unique_ptr<comm::DeviceCommunicator> ranks,
+                     std::unique_ptr<model::DeviceTransformer> transformer,
                      std::unique_ptr<model::DeviceTrainingState> state, bool gradient_checkpointing,
-                     std::shared_ptr<MemoryWatch> watch,
-                     std::unique_ptr<comm::DeviceCommunicator> ranks)
-      : transformer_(std::move(transformer)),
+                     std::shared_ptr<MemoryWatch> watch)
+      : ranks_(std::move(ranks)),
+        transformer_(std::move(transformer)),
         state_(std::move(state)),
         pass_(*transformer_, state_.get(), gradient_checkpointing),
-        watch_(std::move(watch)),
-        ranks_(std::move(ranks)) {}
+        watch_(std::move(watch)) {}
 
+  std::unique_ptr<comm::DeviceCommunicator> ranks_;
   std::unique_ptr<model::DeviceTransformer> transformer_;
   std::unique_ptr<model::DeviceTrainingState> state_;
   model::DeviceTrainingPass pass_;
   std::shared_ptr<MemoryWatch> watch_;
-  std::unique_ptr<comm::DeviceCommunicator> ranks_;
 };
 
 // The initial model on the device, beside the policy.
@@ -120,11 +132,14 @@ class DeviceReferenceModel : public ReferenceModel {
 }  // namespace
 
 Result<std::unique_ptr<model::DeviceTransformer>> to_device(const kernels::Cuda& cuda,
-                                                            const model::Transformer& host) {
+                                                            const model::Transformer& host,
+                                                            int64_t num_slices) {
   return model::DeviceTransformer::create(
-      cuda, host.config(), [&](const model::WeightSpec& spec, float* out) {
+      cuda, host.config(),
+      [&](const model::WeightSpec& spec, float* out) {
         return model::read_parameter(host.layout(), host.parameters(), spec, out);
-      });
+      },
+      num_slices);
 }
 
 int32_t device_of_rank(comm::Communicator& communicator) {
@@ -138,8 +153,8 @@ int32_t device_of_rank(comm::Communicator& communicator) {
 Result<ComputeParts> make_device_parts(const kernels::Cuda& cuda, Policy& policy,
                                        const DeviceSetup& setup, comm::Communicator& communicator) {
   const auto watch = std::make_shared<MemoryWatch>(cuda);
-  Result<std::unique_ptr<CudaTrainingDevice>> device = CudaTrainingDevice::create(
-      cuda, *policy.transformer, setup.backward.gradient_checkpointing, watch, communicator);
+  Result<std::unique_ptr<CudaTrainingDevice>> device =
+      CudaTrainingDevice::create(cuda, *policy.transformer, setup.backward, watch, communicator);
   if (!device.ok()) return device.status();
   model::DeviceTransformer& transformer = (*device)->transformer();
   ComputeParts parts;

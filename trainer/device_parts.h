@@ -13,9 +13,10 @@
 namespace gradus::trainer {
 
 // The weights of a transformer of the host on the device. InvalidArgument for a model that the
-// kernels cannot run; Unavailable when the device lacks the memory.
+// kernels cannot run; Unavailable when the device lacks the memory. So many ranks can hold slices.
 Result<std::unique_ptr<model::DeviceTransformer>> to_device(const kernels::Cuda& cuda,
-                                                            const model::Transformer& host);
+                                                            const model::Transformer& host,
+                                                            int64_t num_slices = 1);
 
 // What a run on the device asks for.
 struct DeviceSetup {

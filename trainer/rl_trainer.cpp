@@ -128,6 +128,9 @@ Status RlTrainer::step() {
     const Result<uint64_t> hash = learner_.weights_hash();
     GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, hash.status()));
     weights_hash_ = *hash;
+    if (setup_.load_rollouts.empty()) {
+      GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, learner_.ready_for_engine()));
+    }
   }
   std::map<uint64_t, uint64_t>& known = position_.version_hashes;
   known[position_.policy_version] = weights_hash_;

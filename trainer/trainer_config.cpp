@@ -56,8 +56,9 @@ void BackwardConfig::visit(FieldVisitor& v) {
       "zero_stage", zero_stage,
       "What the ranks that train share out instead of each holding all of it (ZeRO): 0 nothing, "
       "1 the optimizer's state, 2 gradients too, 3 weights too while an update is made. Changes "
-      "no bit. From 2 on a rank goes through the model layer by layer with its whole share of "
-      "the batch: micro_batch_tokens then bounds a pass alone.",
+      "no bit, save that on GPUs 2 and 3 sum over ranks after each micro-batch. On CPUs a rank "
+      "then goes through the model layer by layer with its whole share of the batch: "
+      "micro_batch_tokens bounds a pass alone.",
       in_closed(0, 3));
 }
 

@@ -171,7 +171,7 @@ struct NcclFunctions {
   CudaCode (*abort)(void* communicator, CudaErrorText*);  // instead of destroy()
 };
 
-inline constexpr uint32_t kCudaTableVersion = 8;
+inline constexpr uint32_t kCudaTableVersion = 9;
 struct CudaTable {
   uint32_t version;  // kCudaTableVersion of the library's build
   uint32_t bytes;    // sizeof(CudaTable)

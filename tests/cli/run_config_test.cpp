@@ -100,9 +100,6 @@ INSTANTIATE_TEST_SUITE_P(
              "run.device is cuda but sft.ema_decay is 0.9, which runs on the CPU alone; set "
              "sft.ema_decay to 0, or run.device to cpu",
              RunKind::kSft},
-        Case{{"run.device=cuda", "trainer.zero_stage=1"},
-             "run.device is cuda but trainer.zero_stage is 1, which runs on the CPU alone; set "
-             "trainer.zero_stage to 0, or run.device to cpu"},
         Case{{"run.device=cuda", "model.init=~", "model.path=m", "lora.rank=8"},
              "run.device is cuda but lora.rank is 8, which runs on the CPU alone; set lora.rank to "
              "0 to train all weights, or run.device to cpu"},

@@ -22,21 +22,22 @@ using kernels::Cuda;
 using kernels::CudaBuffer;
 using kernels::LmHeadRow;
 
-// The device, opened once for the process. Null without one: the test skips, or fails where
-// GRADUS_REQUIRE_GPU is set.
-inline const Cuda* gpu(std::string* why) {
-  static const Result<Cuda> cuda = Cuda::open();
+// The device, opened once for the process (the number of the first call). Null without one: the
+// test skips, or fails where GRADUS_REQUIRE_GPU is set.
+inline const Cuda* gpu(std::string* why, int32_t device = 0) {
+  static const Result<Cuda> cuda = Cuda::open("", device);
   if (cuda.ok()) return &cuda.value();
   *why = cuda.status().message();
   return nullptr;
 }
 
-#define GRADUS_NEEDS_GPU(name)                                                     \
-  std::string why_no_gpu;                                                          \
-  const ::gradus::kernels::Cuda* const name = ::gradus::testing::gpu(&why_no_gpu); \
-  if ((name) == nullptr) {                                                         \
-    ASSERT_EQ(std::getenv("GRADUS_REQUIRE_GPU"), nullptr) << why_no_gpu;           \
-    GTEST_SKIP() << why_no_gpu;                                                    \
+#define GRADUS_NEEDS_GPU(name) GRADUS_NEEDS_GPU_NUMBER(name, 0)
+#define GRADUS_NEEDS_GPU_NUMBER(name, device)                                                \
+  std::string why_no_gpu;                                                                    \
+  const ::gradus::kernels::Cuda* const name = ::gradus::testing::gpu(&why_no_gpu, (device)); \
+  if ((name) == nullptr) {                                                                   \
+    ASSERT_EQ(std::getenv("GRADUS_REQUIRE_GPU"), nullptr) << why_no_gpu;                     \
+    GTEST_SKIP() << why_no_gpu;                                                              \
   }
 
 inline void must(const Status& status) { ASSERT_TRUE(status.ok()) << status.message(); }

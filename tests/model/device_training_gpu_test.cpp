@@ -195,6 +195,7 @@ TEST(DeviceTrainingSmall, UpdatesAreTheCpusAndReachTheWeightsThatAreRead) {
     for (int64_t i = 0; i < layout.size; ++i) {
       squares += double{gradient.data()[i]} * gradient.data()[i];
     }
+    must(state->sum_gradients());
     const auto norm = state->gradient_norm();
     ASSERT_TRUE(norm.ok());
     EXPECT_NEAR(*norm, std::sqrt(squares), 1e-6 * std::sqrt(squares));

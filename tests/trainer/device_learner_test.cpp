@@ -111,6 +111,7 @@ class FakeDevice : public TrainingDevice {
   }
   Status forward(const data::Pack& pack, float temperature, bool keep_for_backward) override {
     if (fails == "forward") return unavailable("the device is lost");
+    calls += 'F';
     pass_.forward(pack, temperature, keep_for_backward);
     has_activations = true;
     return {};
@@ -118,12 +119,33 @@ class FakeDevice : public TrainingDevice {
   std::span<const float> logprobs() const override { return pass_.logprobs(); }
   std::span<const float> entropies() const override { return pass_.entropies(); }
   Status backward(std::span<const float> dlogprobs, std::span<const float> dentropies) override {
+    calls += 'B';
     pass_.backward(dlogprobs, dentropies, gradients_);
     return {};
   }
   void release_activations() override { has_activations = false; }
+  Status ready_for_update() override { return {}; }
+  Status ready_for_engine() override { return {}; }
+  bool is_lockstep() const override { return lockstep && !is_alone; }
+  // What all ranks of a lockstep must do alike.
+  Status idle_forward() override {
+    calls += 'f';
+    return {};
+  }
+  Status idle_backward() override {
+    calls += 'b';
+    return {};
+  }
+  Status alone(const std::function<Status()>& body) override {
+    if (fails == "alone") return unavailable("no memory for that");
+    is_alone = true;
+    const Status status = body();
+    is_alone = false;
+    return status;
+  }
 
-  std::string fails;
+  std::string fails, calls;
+  bool lockstep = false, is_alone = false;
   bool has_activations = false;
   mutable int num_downloads = 0;
 
@@ -300,6 +322,70 @@ TEST(DeviceLearner, AGradientThatIsNotFiniteIsNamedAndChangesNothing) {
   ASSERT_TRUE(run.update().ok());
   EXPECT_FALSE(run.learner->non_finite().has_value());
   EXPECT_EQ(run.weights_hash(), clean.weights_hash());
+}
+
+// Of three ranks over six groups, cut into passes by their tokens: group 4 has no gradient, and
+// rank 0, whose groups are short, has fewer passes than the others.
+TEST(DeviceLearner, InLockstepAllRanksMakeAsManyPassesAndTheSameUpdate) {
+  std::mutex mutex;
+  std::vector<std::string> calls(3), forwards(3);
+  std::vector<uint64_t> hashes;
+  const auto update = [&](comm::Communicator& ranks, bool lockstep) {
+    Training run(ranks, 1.0, 40);
+    run.device->lockstep = lockstep;
+    GRADUS_CHECK(run.update().ok(), "update");
+    const std::lock_guard lock(mutex);
+    hashes.push_back(run.weights_hash());
+    return std::exchange(run.device->calls, "");
+  };
+  run_ranks(3, [&](comm::Communicator& ranks) { update(ranks, false); });
+  run_ranks(3, [&](comm::Communicator& ranks) {
+    calls[static_cast<size_t>(ranks.rank())] = update(ranks, true);
+    Training run(ranks, 1.0, 40);
+    run.device->lockstep = true;
+    GRADUS_CHECK(
+        run.learner
+            ->forward(run.groups, 0.9f,
+                      [](int64_t, int64_t, std::span<const float>, std::span<const float>) {})
+            .ok(),
+        "forward");
+    forwards[static_cast<size_t>(ranks.rank())] = run.device->calls;
+  });
+  EXPECT_THAT(calls, ::testing::ElementsAre("FBfb", "FBFB", "FbFB"));
+  EXPECT_THAT(forwards, ::testing::ElementsAre("Ff", "FF", "FF"));
+  for (const uint64_t hash : hashes) EXPECT_EQ(hash, hashes[0]);
+}
+
+// The others must not wait on the device for a rank that has left.
+TEST(DeviceLearner, InLockstepALossThatFailsOnOneRankEndsTheUpdateOnAll) {
+  std::mutex mutex;
+  std::vector<std::string> messages;
+  run_ranks(2, [&](comm::Communicator& ranks) {
+    Training run(ranks, 1.0, 40);
+    run.device->lockstep = true;
+    const auto stats = run.update([&](int64_t first_group, int64_t, std::span<const float>,
+                                      std::span<const float>, std::span<float>, std::span<float>) {
+      return first_group >= 3 ? invalid_argument("group 3 has no reward") : Status();
+    });
+    const std::lock_guard lock(mutex);
+    messages.push_back(stats.status().message());
+    EXPECT_EQ(run.device->calls, "F") << "rank " << ranks.rank();
+  });
+  for (const std::string& message : messages) {
+    EXPECT_THAT(message, HasSubstr("group 3 has no reward"));
+  }
+}
+
+TEST(DeviceLearner, ANonFiniteGradientThatCannotBeTracedIsStillNamed) {
+  const auto alone = comm::make_communicator().value();
+  Training run(*alone);
+  run.device->fails = "alone";
+  const auto stats = run.update(Loss{run.groups, INFINITY});
+  ASSERT_FALSE(stats.ok());
+  EXPECT_EQ(stats.status().code(), StatusCode::kDataLoss);
+  EXPECT_THAT(stats.status().message(),
+              HasSubstr("(where it began was not looked for: no memory for that)"));
+  EXPECT_EQ(run.learner->non_finite()->group, -1);
 }
 
 // Its state is that of the CPU's optimizer: either reads what the other wrote.
