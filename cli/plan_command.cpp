@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/device_plan.h"
 #include "cli/run_command.h"
 #include "cli/step_time.h"
 
@@ -12,7 +13,7 @@ namespace {
 struct PlanArguments {
   std::shared_ptr<ConfigArguments> config;
   int64_t world = 1;
-  std::string device = "cpu";
+  std::string device;                          // empty: what run.device says
   double bandwidth = 50, local_bandwidth = 0;  // GB/s
   int64_t ranks_per_host = 8;
   double response_tokens = 0;  // 0: rollout.max_new_tokens
@@ -51,8 +52,15 @@ Status plan(const PlanArguments& arguments) {
   const RunConfig& config = loaded->value;
   const Result<model::ModelConfig> model = trainer::policy_config(config.model);
   if (!model.ok()) return model.status();
-  Result<Device> device = arguments.device == "cpu" ? Result<Device>(measure_cpu(*model))
-                                                    : find_device(arguments.device);
+  GRADUS_RETURN_IF_ERROR(check_device_model(config, *model));
+  const bool is_on_gpu = config.run.device == trainer::RunDevice::kCuda;
+  const std::string name =
+      !arguments.device.empty() ? arguments.device : (is_on_gpu ? "h100" : "cpu");
+  if (is_on_gpu && name == "cpu") {
+    return invalid_argument(
+        "--device is cpu but run.device is cuda; name a GPU, or --set run.device=cpu");
+  }
+  Result<Device> device = name == "cpu" ? Result<Device>(measure_cpu(*model)) : find_device(name);
   if (!device.ok()) return device.status();
   Result<trainer::Policy> policy = policy_without_weights(config);
   if (!policy.ok()) return policy.status();
@@ -68,6 +76,9 @@ Status plan(const PlanArguments& arguments) {
   const Result<std::vector<MemoryPart>> memory =
       plan_training(config, *model, *adapter, *rewards, longest_of(*prompts), arguments.world);
   if (!memory.ok()) return memory.status();
+  const Result<PlannedWork> planned =
+      work_of_training(config, *model, *adapter, *rewards, longest_of(*prompts), arguments.world);
+  if (!planned.ok()) return planned.status();
   StepWork work = step_work(config, arguments.world);
   work.prompt_tokens = mean_prompt(*prompts);
   if (arguments.response_tokens > 0) work.response_tokens = arguments.response_tokens;
@@ -82,15 +93,23 @@ Status plan(const PlanArguments& arguments) {
       "a host of {} {:.3g}\n",
       arguments.world, device->name, device->flops / 1e12, device->bytes_per_s / 1e9,
       links.bytes_per_s / 1e9, links.ranks_per_host, links.local_bytes_per_s / 1e9);
-  fmt::print("step       {} prompts of {:.0f} tokens x {} responses of {:.0f}\nmemory\n",
-             work.num_prompts, work.prompt_tokens, work.num_samples, work.response_tokens);
+  fmt::print("step       {} prompts of {:.0f} tokens x {} responses of {:.0f}\nmemory{}\n",
+             work.num_prompts, work.prompt_tokens, work.num_samples, work.response_tokens,
+             is_on_gpu ? " of the host" : "");
   print_memory(*memory);
   if (work.rollout_ranks > 0) {
     fmt::print("memory of each of the {} ranks that only sample\n", work.rollout_ranks);
     print_memory(plan_sampling(config, *model, longest_of(*prompts)));
   }
+  int64_t needed_bytes = total_bytes(*memory);
+  if (is_on_gpu) {
+    const DevicePlan plan =
+        plan_device_memory(*model, *planned, config.trainer.backward, &config.rollout);
+    print_device_memory(plan);
+    needed_bytes = plan.peak();
+  }
   if (device->memory_bytes > 0) {
-    const double needed = static_cast<double>(total_bytes(*memory));
+    const double needed = static_cast<double>(needed_bytes);
     fmt::print("  {} the {:.0f} GiB of a {}\n",
                needed <= device->memory_bytes ? "fits" : "does not fit",
                device->memory_bytes / 1073741824.0, device->name);
@@ -108,8 +127,10 @@ void add_plan_command(CLI::App& app, Action& action) {
   arguments->config = add_config_arguments(*command);
   command->add_option("--world", arguments->world, "Ranks, one per device")
       ->check(CLI::Range(int64_t{1}, int64_t{65536}));
-  command->add_option("--device", arguments->device,
-                      "a100, h100, h200, or cpu: this machine, measured for a moment");
+  command->add_option(
+      "--device", arguments->device,
+      "a100, h100, h200, or cpu: this machine, measured for a moment; unset: h100 where "
+      "run.device is cuda, else cpu");
   command->add_option("--bandwidth", arguments->bandwidth, "GB/s of a rank to other hosts")
       ->check(CLI::PositiveNumber);
   command

@@ -36,6 +36,10 @@ void print_adapter(const model::LoraConfig& adapter, const model::ModelConfig& m
 model::LoraConfig adapter_of(const trainer::Policy& policy);
 int64_t longest_of(const std::vector<data::Prompt>& prompts);  // tokens
 // Of a run of reinforcement learning (train_command.cpp).
+Result<PlannedWork> work_of_training(const RunConfig& config, const model::ModelConfig& model,
+                                     const model::LoraConfig& adapter,
+                                     const rewards::RewardSum& rewards, int64_t longest_prompt,
+                                     int64_t num_ranks);
 Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
                                               const model::ModelConfig& model,
                                               const model::LoraConfig& adapter,

@@ -14,7 +14,7 @@
 namespace gradus::cli {
 namespace {
 
-constexpr double kFloat = sizeof(float);
+constexpr double kFloat = sizeof(float), kBf16 = 2;
 // Kernels of one layer's forward: two norms, four products, rotation, attention, activation, two
 // sums.
 constexpr double kKernelsPerLayer = 11;
@@ -40,7 +40,7 @@ double seconds_of(const std::function<void()>& body) {
 
 // The model's arithmetic, by parts.
 struct Counts {
-  double layer_weights, head_weights, attention_width, kv_bytes, elementwise, layers, vocab;
+  double layer_weights, head_weights, attention_width, kv_numbers, elementwise, layers, vocab;
 };
 
 Counts counts_of(const model::ModelConfig& model) {
@@ -54,7 +54,7 @@ Counts counts_of(const model::ModelConfig& model) {
   counts.layer_weights = width * (2 * query + 2 * key) + 3 * width * inner;
   counts.head_weights = width * counts.vocab;
   counts.attention_width = query;
-  counts.kv_bytes = 2 * key * kFloat;
+  counts.kv_numbers = 2 * key;
   // Floats read and written beside the products, for each token and layer.
   counts.elementwise = 10 * width + 4 * (query + key) + 5 * inner;
   return counts;
@@ -67,8 +67,9 @@ double forward_seconds(const Counts& c, const Device& device, double rows, doubl
   const double weights = c.layers * c.layer_weights + (heads > 0 ? c.head_weights : 0);
   const double flops = 2 * rows * c.layers * c.layer_weights + 2 * heads * c.head_weights +
                        4 * rows * c.layers * c.attention_width * context;
-  const double bytes = weights * kFloat + sequences * context * c.layers * c.kv_bytes +
-                       rows * c.layers * c.elementwise * kFloat;
+  const double bytes =
+      (weights + sequences * context * c.layers * c.kv_numbers) * device.number_bytes +
+      rows * c.layers * c.elementwise * kFloat;
   return std::max(flops / device.flops, bytes / device.bytes_per_s) +
          c.layers * kKernelsPerLayer * device.kernel_seconds +
          heads * c.vocab * device.logit_seconds;
@@ -105,7 +106,8 @@ Result<Device> find_device(const std::string& name) {
                     sheet.tb_per_s * 1e12 * kReachedBandwidth,
                     sheet.gib * 1073741824.0,
                     kGpuKernelSeconds,
-                    8 / (sheet.tb_per_s * 1e12)};
+                    8 / (sheet.tb_per_s * 1e12),
+                    kBf16};
     }
     known += fmt::format("{}, ", sheet.name);
   }
@@ -208,10 +210,11 @@ StepTime predict_step(const model::ModelConfig& model, const StepWork& work, con
   }
   const double weights = static_cast<double>(model::num_parameters(model)) * kFloat;
   const double updates = static_cast<double>(work.mini_batches * (work.has_critic ? 2 : 1));
+  const bool is_gpu = device.number_bytes == kBf16;  // gradients are summed in one array there
   // Each block's gradient is cleared and added to its neighbour; AdamW reads weights, gradient and
   // moments and writes all but the gradient; norm and hash read once more.
   const double blocks =
-      work.backward.layout_invariant
+      work.backward.layout_invariant && !is_gpu
           ? std::max(1.0, static_cast<double>(work.backward.reduction_blocks) / ranks)
           : 1;
   const int64_t stage = work.num_ranks > 1 ? work.backward.zero_stage : 0;
@@ -222,8 +225,12 @@ StepTime predict_step(const model::ModelConfig& model, const StepWork& work, con
   // as a whole.
   const double slices = slices_seconds(weights, work, links);
   time.reduce_gradients = updates * (stage == 0 ? 2 : 1) * slices;
-  if (stage == 1 || stage == 2) time.gather_weights = updates * slices;
-  if (stage == 3) time.gather_weights = (2 * updates + 1) * slices;
+  // On GPUs bf16 weights travel, and with stages 2 and 3 once for each pass.
+  const double gathered = slices_seconds(weights * device.number_bytes / kFloat, work, links);
+  const double passes_of_update = is_gpu ? std::max(1.0, micro_batches / updates) : 1;
+  if (is_gpu && stage >= 2) time.reduce_gradients *= passes_of_update;
+  if (stage == 1 || stage == 2) time.gather_weights = updates * gathered;
+  if (stage == 3) time.gather_weights = (2 * updates * passes_of_update + 1) * gathered;
   if (work.rollout_ranks > 0) {
     const double receivers = std::ceil(samplers / ranks);
     time.send_weights = receivers * weights / link_speed(work, links) + links.message_seconds;

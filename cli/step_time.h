@@ -26,6 +26,7 @@ struct Device {
   double memory_bytes = 0;    // 0: unknown
   double kernel_seconds = 0;  // to start a kernel, or to share a loop out over threads
   double logit_seconds = 0;   // for each logit that is sampled from or scored
+  double number_bytes = 4;    // of a weight, key or value where passes read it
 };
 
 // h100, h200, a100: the maker's peaks times what dense kernels usually reach. InvalidArgument lists

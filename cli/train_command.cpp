@@ -24,8 +24,6 @@ int64_t longest_of(const std::vector<data::Prompt>& prompts) {
   return static_cast<int64_t>(longest);
 }
 
-namespace {
-
 Result<PlannedWork> work_of_training(const RunConfig& config, const model::ModelConfig& model,
                                      const model::LoraConfig& adapter,
                                      const rewards::RewardSum& rewards, int64_t longest_prompt,
@@ -51,8 +49,6 @@ Result<PlannedWork> work_of_training(const RunConfig& config, const model::Model
   }
   return work;
 }
-
-}  // namespace
 
 Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
                                               const model::ModelConfig& model,

@@ -123,6 +123,25 @@ TEST(StepTime, RolesShareTheStep) {
               1e-9);
 }
 
+// bf16 weights are half of the 1,520 bytes; with two micro-batches stages 2 and 3 exchange twice.
+TEST(StepTime, OnGpusWeightsTravelInBf16AndByMicroBatch) {
+  StepWork eight = work();
+  eight.num_ranks = eight.num_prompts = 8;
+  const Links links{
+      .bytes_per_s = 1e3, .local_bytes_per_s = 1e3, .ranks_per_host = 8, .message_seconds = 0};
+  Device gpu = arithmetic();
+  gpu.number_bytes = 2;
+  const double rows = 6 + 4 * (5 - 1);  // of a rank: a prompt and its responses
+  eight.backward.micro_batch_tokens = static_cast<int64_t>(rows / 2);
+  const double expected[4][2] = {{2.66, 0}, {1.33, 0.665}, {2.66, 0.665}, {2.66, 5 * 0.665}};
+  for (int64_t stage = 0; stage < 4; ++stage) {
+    eight.backward.zero_stage = stage;
+    const StepTime time = predict_step(tiny(), eight, gpu, links);
+    EXPECT_NEAR(time.reduce_gradients, expected[stage][0], 1e-9) << stage;
+    EXPECT_NEAR(time.gather_weights, expected[stage][1], 1e-9) << stage;
+  }
+}
+
 TEST(StepTime, KnowsItsDevices) {
   EXPECT_EQ(find_device("h100")->name, "h100");
   EXPECT_GT(find_device("h200")->bytes_per_s, find_device("h100")->bytes_per_s);

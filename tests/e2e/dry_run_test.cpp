@@ -14,6 +14,7 @@ namespace {
 
 using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
+using ::testing::Not;
 namespace fs = std::filesystem;
 
 double children_cpu_seconds() {
@@ -147,6 +148,29 @@ TEST_F(DryRun, PlansTheMemoryOfTheGpuAndRefusesShapesThatItsKernelsLack) {
               std::string(command) == "train");
   }
   EXPECT_FALSE(fs::exists(path("runs")));
+}
+
+// The same plan, of other machines.
+TEST_F(DryRun, GradusPlanCountsGpusThatShareOut) {
+  const auto plan = [&](const std::string& options) {
+    const test::RunOutcome outcome =
+        call("plan " + path("run.yaml") +
+             " --set run.device=cuda --set model.init.architecture.head_dim=64 " + options);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.messages;
+    return test::read_file(path("output"));
+  };
+  const std::string one = plan("--world 2");
+  for (const std::string part : {"x h100: ", "\nmemory of the host\n", "\nGPU memory\n",
+                                 "\n  fits the 80 GiB of a h100\n", "\nstep time\n"}) {
+    EXPECT_THAT(one, HasSubstr(part));
+  }
+  EXPECT_THAT(one, Not(HasSubstr("slices of weights")));
+  EXPECT_THAT(plan("--world 2 --set trainer.zero_stage=3"), HasSubstr("\n  slices of weights "));
+  const test::RunOutcome refused =
+      call("plan " + path("run.yaml") + " --set run.device=cuda --device cpu " +
+           "--set model.init.architecture.head_dim=64");
+  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_THAT(refused.messages, HasSubstr("--device is cpu but run.device is cuda"));
 }
 
 TEST_F(DryRun, WithoutAGpuARunSaysSoAndLeavesNothing) {
