@@ -14,90 +14,160 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// Rows of dy: bf16, or sums of fp32 rows.
+constexpr int kNormThreads = 256;
+
+// Four columns of a row of dy: bf16, or sums of fp32 rows.
 struct Dy {
   const __nv_bfloat16* bf16;
   const float* f32;
   const int32_t* begin;
-  int64_t stride;
-  explicit Dy(const GradientRows& rows, int64_t row_stride)
+  int64_t d;
+  explicit Dy(const GradientRows& rows, int64_t width)
       : bf16(static_cast<const __nv_bfloat16*>(rows.bf16_RD)),
         f32(rows.f32_ND),
         begin(rows.begin_R),
-        stride(row_stride) {}
-  __device__ float operator()(int64_t row, int column) const {
-    if (bf16 != nullptr) return __bfloat162float(bf16[row * stride + column]);
-    float sum = 0;
-    for (int64_t i = begin[row]; i < begin[row + 1]; ++i) sum += f32[i * stride + column];
+        d(width) {}
+  __device__ float4 operator()(int64_t row, int column) const {
+    if (bf16 != nullptr) {
+      const uint2 bits = *reinterpret_cast<const uint2*>(bf16 + row * d + column);
+      const float2 low = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits.x));
+      const float2 high = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits.y));
+      return {low.x, low.y, high.x, high.y};
+    }
+    float4 sum = {0, 0, 0, 0};
+    for (int64_t i = begin[row]; i < begin[row + 1]; ++i) {
+      const float4 more = *reinterpret_cast<const float4*>(f32 + i * d + column);
+      sum = {sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
+    }
     return sum;
   }
 };
 
-// The sum of each thread's number over the block, in all threads.
-__device__ inline float block_sum(float x, float* warp_sums) {
-  x = warp_sum(x);
-  __syncthreads();  // sums of a call before may still be read
-  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = x;
-  __syncthreads();
-  float sum = warp_sums[0];
+__device__ inline float dot4(float4 a, float4 b, float sum) {
+  return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
+}
+
+// A block of threads takes one row of its part after the other, a thread four columns of each
+// kNormThreads of them; the next row is on the way while this one is summed. What the weight gets
+// from the part stays in registers.
+template <int kChunks>
+__global__ __launch_bounds__(kNormThreads) void rms_norm_backward_kernel(
+    const float* x, const float* weight, const int32_t* rows, Dy dy, int64_t num_rows, int d,
+    float eps, float* dx, __nv_bfloat16* rounded, float* partial) {
+  __shared__ float2 warp_sums[2][kNormThreads / 32];
+  start_dependents();
+  wait_for_previous();
+  const int64_t begin = num_rows * blockIdx.x / gridDim.x;
+  const int64_t end = num_rows * (blockIdx.x + 1) / gridDim.x;
+  const int num_warps = static_cast<int>(blockDim.x) / 32;
+  const float4 zero = {0, 0, 0, 0};
+  float4 w[kChunks], sums[kChunks], next_x[kChunks], next_dy[kChunks], next_dx[kChunks];
+  const auto column_of = [&](int chunk) {
+    return 4 * (chunk * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x));
+  };
+  const auto load = [&](int64_t r) {
+    const int64_t row = rows == nullptr ? r : rows[r];
 #pragma unroll
-  for (int i = 1; i < kThreads / 32; ++i) sum = __fadd_rn(sum, warp_sums[i]);
-  return sum;
+    for (int i = 0; i < kChunks; ++i) {
+      const int column = column_of(i);
+      if (column >= d) continue;
+      next_x[i] = *reinterpret_cast<const float4*>(x + row * d + column);
+      next_dx[i] = *reinterpret_cast<const float4*>(dx + row * d + column);
+      next_dy[i] = dy(r, column);
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) {
+    const bool is_there = column_of(i) < d;
+    w[i] = is_there ? *reinterpret_cast<const float4*>(weight + column_of(i)) : zero;
+    sums[i] = next_x[i] = next_dy[i] = next_dx[i] = zero;
+  }
+  if (begin < end) load(begin);
+  for (int64_t r = begin; r < end; ++r) {
+    float4 here_x[kChunks], slope[kChunks], here_dx[kChunks];
+    float squares = 0, dot = 0;
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      here_x[i] = next_x[i];
+      here_dx[i] = next_dx[i];
+      slope[i] = next_dy[i];
+    }
+    if (r + 1 < end) load(r + 1);
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      squares = dot4(here_x[i], here_x[i], squares);
+      const float4 along_w = {w[i].x * slope[i].x, w[i].y * slope[i].y, w[i].z * slope[i].z,
+                              w[i].w * slope[i].w};
+      dot = dot4(along_w, here_x[i], dot);
+    }
+    squares = warp_sum(squares);
+    dot = warp_sum(dot);
+    float2* all = warp_sums[r & 1];  // those of the row before may still be read
+    if (threadIdx.x % 32 == 0) all[threadIdx.x / 32] = {squares, dot};
+    __syncthreads();
+    squares = dot = 0;
+    for (int i = 0; i < num_warps; ++i) {
+      squares += all[i].x;
+      dot += all[i].y;
+    }
+    const float rstd = __frcp_rn(sqrtf(squares / static_cast<float>(d) + eps));
+    const float along = dot * rstd * rstd * rstd / static_cast<float>(d);
+    const int64_t row = rows == nullptr ? r : rows[r];
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int column = column_of(i);
+      if (column >= d) continue;
+      const auto one = [&](float to, float x_here, float weight_here, float slope_here,
+                           float& sum) {
+        sum += slope_here * rstd * x_here;
+        return to + (rstd * weight_here * slope_here - along * x_here);
+      };
+      const float4 to = {one(here_dx[i].x, here_x[i].x, w[i].x, slope[i].x, sums[i].x),
+                         one(here_dx[i].y, here_x[i].y, w[i].y, slope[i].y, sums[i].y),
+                         one(here_dx[i].z, here_x[i].z, w[i].z, slope[i].z, sums[i].z),
+                         one(here_dx[i].w, here_x[i].w, w[i].w, slope[i].w, sums[i].w)};
+      *reinterpret_cast<float4*>(dx + row * d + column) = to;
+      if (rounded == nullptr) continue;
+      const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(to.x, to.y),
+                                       __floats2bfloat162_rn(to.z, to.w)};
+      *reinterpret_cast<uint2*>(rounded + row * d + column) =
+          *reinterpret_cast<const uint2*>(pairs);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) {
+    const int column = column_of(i);
+    if (column < d) {
+      *reinterpret_cast<float4*>(partial + static_cast<int64_t>(blockIdx.x) * d + column) = sums[i];
+    }
+  }
 }
 
-__global__ __launch_bounds__(kThreads) void rms_norm_backward_kernel(const float* x,
-                                                                     const float* weight,
-                                                                     const int32_t* rows, Dy dy,
-                                                                     int d, float eps, float* dx,
-                                                                     float* rstds) {
-  __shared__ float warp_sums[kThreads / 32];
+// One thread two columns, blockIdx.y a part of the rows; sixteen rows are on the way at once.
+__global__ __launch_bounds__(kThreads) void column_sums_kernel(const __nv_bfloat162* dy,
+                                                               int64_t num_rows, int num_pairs,
+                                                               float2* partial) {
   start_dependents();
   wait_for_previous();
-  const int64_t row = rows == nullptr ? static_cast<int64_t>(blockIdx.x) : rows[blockIdx.x];
-  const float* from = x + row * d;
-  float* to = dx + row * d;
-  float squares = 0, dot = 0;
-  for (int i = threadIdx.x; i < d; i += kThreads) {
-    squares = fmaf(from[i], from[i], squares);
-    dot = fmaf(weight[i] * dy(blockIdx.x, i), from[i], dot);
-  }
-  squares = block_sum(squares, warp_sums);
-  dot = block_sum(dot, warp_sums);
-  const float rstd = __frcp_rn(sqrtf(squares / static_cast<float>(d) + eps));
-  const float along = dot * rstd * rstd * rstd / static_cast<float>(d);
-  for (int i = threadIdx.x; i < d; i += kThreads) {
-    to[i] += rstd * weight[i] * dy(blockIdx.x, i) - along * from[i];
-  }
-  if (threadIdx.x == 0) rstds[blockIdx.x] = rstd;
-}
-
-// One thread a column, blockIdx.y a part of the rows; eight rows are on the way at once.
-__global__ __launch_bounds__(kThreads) void column_sums_kernel(Dy dy, const float* x,
-                                                               const int32_t* rows,
-                                                               const float* rstds, int64_t num_rows,
-                                                               int d, float* partial) {
-  start_dependents();
-  wait_for_previous();
-  const int column = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
-  if (column >= d) return;
+  const int pair = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  if (pair >= num_pairs) return;
   const int64_t begin = num_rows * blockIdx.y / kColumnSplits;
   const int64_t end = num_rows * (blockIdx.y + 1) / kColumnSplits;
-  const auto term = [&](int64_t r) {
-    if (x == nullptr) return dy(r, column);
-    const int64_t row = rows == nullptr ? r : rows[r];
-    return dy(r, column) * rstds[r] * x[row * d + column];
+  float2 sum = {0, 0};
+  const auto add = [&](__nv_bfloat162 bits) {
+    const float2 more = __bfloat1622float2(bits);
+    sum = {sum.x + more.x, sum.y + more.y};
   };
-  float sum = 0;
   int64_t r = begin;
-  for (; r + 8 <= end; r += 8) {
-    float terms[8];
+  for (; r + 16 <= end; r += 16) {
+    __nv_bfloat162 terms[16];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) terms[i] = term(r + i);
+    for (int i = 0; i < 16; ++i) terms[i] = dy[(r + i) * num_pairs + pair];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sum += terms[i];
+    for (int i = 0; i < 16; ++i) add(terms[i]);
   }
-  for (; r < end; ++r) sum += term(r);
-  partial[blockIdx.y * static_cast<int64_t>(d) + column] = sum;
+  for (; r < end; ++r) add(dy[r * num_pairs + pair]);
+  partial[static_cast<int64_t>(blockIdx.y) * num_pairs + pair] = sum;
 }
 
 // sum[column] += the parts' sums, `stride` floats apart: a block has 32 columns, each of its 8
@@ -310,17 +380,32 @@ CudaCode add_parts(const float* partial, int64_t num_parts, int64_t stride, int6
 }  // namespace
 
 CudaCode rms_norm_backward(const DeviceRmsNormBackwardParams& p, CudaErrorText* error) {
-  return launch_dependent(rms_norm_backward_kernel, dim3(static_cast<unsigned>(p.r)), kThreads, 0,
-                          p.stream, error, p.x_TD, p.weight_D, p.rows_R, Dy(p.dy, p.d),
-                          static_cast<int>(p.d), p.eps, p.dx_TD, p.rstd_R);
+  const int64_t parts = p.r < kNormBackwardParts ? p.r : kNormBackwardParts;
+  const int64_t fours = p.d / 4;
+  const int64_t threads = fours < kNormThreads ? (fours + 31) / 32 * 32 : kNormThreads;
+  const auto launch = [&](auto kernel) {
+    return launch_dependent(kernel, dim3(static_cast<unsigned>(parts)), static_cast<int>(threads),
+                            0, p.stream, error, p.x_TD, p.weight_D, p.rows_R, Dy(p.dy, p.d), p.r,
+                            static_cast<int>(p.d), p.eps, p.dx_TD,
+                            static_cast<__nv_bfloat16*>(p.rounded_TD), p.partial);
+  };
+  const int64_t chunks = (fours + threads - 1) / threads;
+  GRADUS_CUDA_RETURN(chunks == 1   ? launch(rms_norm_backward_kernel<1>)
+                     : chunks == 2 ? launch(rms_norm_backward_kernel<2>)
+                     : chunks <= 4 ? launch(rms_norm_backward_kernel<4>)
+                     : chunks <= 8 ? launch(rms_norm_backward_kernel<8>)
+                                   : launch(rms_norm_backward_kernel<16>));
+  return add_parts(p.partial, parts, p.d, p.d, p.dweight_D, p.stream, error);
 }
 
 CudaCode column_sums(const DeviceColumnSumsParams& p, CudaErrorText* error) {
-  const dim3 grid(static_cast<unsigned>((p.d + kThreads - 1) / kThreads),
+  const int64_t pairs = p.d / 2;
+  const dim3 grid(static_cast<unsigned>((pairs + kThreads - 1) / kThreads),
                   static_cast<unsigned>(kColumnSplits));
   GRADUS_CUDA_RETURN(launch_dependent(column_sums_kernel, grid, kThreads, 0, p.stream, error,
-                                      Dy(p.dy, p.dy_stride == 0 ? p.d : p.dy_stride), p.x_TD,
-                                      p.rows_R, p.rstd_R, p.r, static_cast<int>(p.d), p.partial));
+                                      static_cast<const __nv_bfloat162*>(p.dy_RD), p.r,
+                                      static_cast<int>(pairs),
+                                      reinterpret_cast<float2*>(p.partial)));
   return add_parts(p.partial, kColumnSplits, p.d, p.d, p.sum_D, p.stream, error);
 }
 

@@ -27,12 +27,17 @@ Status check_multiple(const char* what, const char* name, int64_t value, int64_t
 
 Status device_rms_norm_backward(const Cuda& cuda, const DeviceRmsNormBackwardParams& params) {
   GRADUS_RETURN_IF_ERROR(check_multiple("device_rms_norm_backward", "d", params.d, 4));
+  if (params.d > kMaxNormBackwardWidth) {
+    return invalid_argument("device_rms_norm_backward: d must be at most {}, got {}",
+                            kMaxNormBackwardWidth, params.d);
+  }
   if (params.r == 0) return {};
   return cuda_call(fmt::format("device_rms_norm_backward of {} rows of {}", params.r, params.d),
                    cuda.table().backward.rms_norm, params);
 }
 
 Status device_column_sums(const Cuda& cuda, const DeviceColumnSumsParams& params) {
+  GRADUS_RETURN_IF_ERROR(check_multiple("device_column_sums", "d", params.d, 2));
   if (params.r == 0) return {};
   return cuda_call(fmt::format("device_column_sums of {} rows of {}", params.r, params.d),
                    cuda.table().backward.column_sums, params);

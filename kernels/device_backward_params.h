@@ -19,30 +19,30 @@ struct GradientRows {
   const int32_t* begin_R = nullptr;  // [R + 1], with f32_ND
 };
 
-// y = x / rms(x) * weight: adds to dx, and writes 1 / rms for column_sums.
+// y = x / rms(x) * weight: adds to dx and to dweight, the latter over rows in a fixed order.
 struct DeviceRmsNormBackwardParams {
   const float* x_TD = nullptr;
   const float* weight_D = nullptr;
   const int32_t* rows_R = nullptr;  // rows of x and dx, each once; null: row i
   GradientRows dy;
-  int64_t r = 0, d = 0;  // d a multiple of 4
+  int64_t r = 0, d = 0;  // d a multiple of 4, at most kMaxNormBackwardWidth
   float eps = 0;
-  float* dx_TD = nullptr;   // added to
-  float* rstd_R = nullptr;  // written
+  float* dx_TD = nullptr;      // added to
+  void* rounded_TD = nullptr;  // bf16, the rows of dx afterwards; or null
+  float* partial = nullptr;    // norm_backward_partial_floats(d)
+  float* dweight_D = nullptr;  // added to
   Stream stream = nullptr;
 };
+inline constexpr int64_t kMaxNormBackwardWidth = 16384;
+inline constexpr int64_t kNormBackwardParts = 1024;
+inline int64_t norm_backward_partial_floats(int64_t d) { return kNormBackwardParts * d; }
 
-// Columns' sums over rows, in a fixed order: sum_D += sum over r of dy[r] (x null: a bias'
-// gradient) or of dy[r] * x[rows[r]] * rstd[r] (that of a norm's weight).
+// A bias' gradient: sum_D += sum over r of dy[r], in a fixed order.
 struct DeviceColumnSumsParams {
-  GradientRows dy;
-  int64_t dy_stride = 0;  // of the bf16 rows; 0 = d
-  const float* x_TD = nullptr;
-  const int32_t* rows_R = nullptr;
-  const float* rstd_R = nullptr;
-  int64_t r = 0, d = 0;
-  float* partial = nullptr;  // column_sums_partial_floats(d)
-  float* sum_D = nullptr;    // added to
+  const void* dy_RD = nullptr;  // bf16
+  int64_t r = 0, d = 0;         // d even
+  float* partial = nullptr;     // column_sums_partial_floats(d)
+  float* sum_D = nullptr;       // added to
   Stream stream = nullptr;
 };
 inline constexpr int64_t kColumnSplits = 256;

@@ -178,7 +178,7 @@ struct DeviceTrainingPass::Places {
   int64_t final_stream = 0, normed = 0, qkv = 0, inner = 0, pages = 0;
   int64_t hidden = 0, scores = 0, score_workspace = 0;
   // Of the backward.
-  int64_t dx = 0, dy = 0, dqkv = 0, dnormed = 0, dattention = 0, delta = 0, rstd = 0, partial = 0;
+  int64_t dx = 0, dy = 0, dqkv = 0, dnormed = 0, dattention = 0, delta = 0, partial = 0;
   int64_t dhidden = 0, active = 0, head_workspace = 0;
   int64_t size = 0;
 
@@ -213,10 +213,11 @@ struct DeviceTrainingPass::Places {
     dnormed = take(size, rows * columns.width * kBf16);
     dattention = take(size, rows * columns.q * kBf16);
     delta = take(size, rows * config.num_heads * kF32);
-    rstd = take(size, rows * kF32);
     const int64_t widest = std::max({columns.width, columns.qkv, 2 * columns.inner});
-    partial = take(size, kF32 * std::max(kernels::column_sums_partial_floats(widest),
-                                         kernels::rotate_backward_partial_floats(config.head_dim)));
+    partial =
+        take(size, kF32 * std::max({kernels::column_sums_partial_floats(widest),
+                                    kernels::norm_backward_partial_floats(columns.width),
+                                    kernels::rotate_backward_partial_floats(config.head_dim)}));
     dhidden = take(size, targets * columns.width * kF32);
     active = take(size, 8 * aligned((targets + 1) * kF32));
     head_workspace = take(size, head_workspace_bytes);
@@ -455,8 +456,11 @@ Status DeviceTrainingPass::head_backward(std::span<const float> dlogprobs,
                                        .dw_VD = state_->gradient_at(transformer_.head_offset()),
                                        .workspace = memory_->at(places.head_workspace),
                                        .workspace_bytes = workspace_bytes}));
-  GRADUS_RETURN_IF_ERROR(kernels::device_zero(
-      cuda, memory_->at(places.dx), order_->num_rows * config.hidden_size * kF32, nullptr));
+  // Rows without a target have no gradient yet.
+  for (const auto& [place, width] : {std::pair{places.dx, kF32}, {places.dy, kBf16}}) {
+    GRADUS_RETURN_IF_ERROR(kernels::device_zero(
+        cuda, memory_->at(place), order_->num_rows * config.hidden_size * width, nullptr));
+  }
   const kernels::GradientRows dy = {.f32_ND = memory_->at<float>(places.dhidden),
                                     .begin_R = memory_->at<int32_t>(begin_at)};
   return norm_backward(final_stream, transformer_.final_norm_offset(),
@@ -464,32 +468,24 @@ Status DeviceTrainingPass::head_backward(std::span<const float> dlogprobs,
                        static_cast<int64_t>(distinct.size()));
 }
 
-// Through the norm of `count` rows of x (null: all, in order): adds to their dx and to the gradient
-// of the norm's weight.
+// Through the norm of `count` rows of x (null: all, in order): adds to their dx, of which dy is the
+// rounded copy, and to the gradient of the norm's weight.
 Status DeviceTrainingPass::norm_backward(const float* x_TD, int64_t weight, const int32_t* rows_R,
                                          const kernels::GradientRows& dy, int64_t count) {
-  const kernels::Cuda& cuda = transformer_.cuda();
   const ModelConfig& config = transformer_.config();
   const Places& places = *memory_->places;
-  float* rstd = memory_->at<float>(places.rstd);
-  GRADUS_RETURN_IF_ERROR(
-      kernels::device_rms_norm_backward(cuda, {.x_TD = x_TD,
-                                               .weight_D = transformer_.at<float>(weight),
-                                               .rows_R = rows_R,
-                                               .dy = dy,
-                                               .r = count,
-                                               .d = config.hidden_size,
-                                               .eps = static_cast<float>(config.rms_norm_eps),
-                                               .dx_TD = memory_->at<float>(places.dx),
-                                               .rstd_R = rstd}));
-  return kernels::device_column_sums(cuda, {.dy = dy,
-                                            .x_TD = x_TD,
+  return kernels::device_rms_norm_backward(transformer_.cuda(),
+                                           {.x_TD = x_TD,
+                                            .weight_D = transformer_.at<float>(weight),
                                             .rows_R = rows_R,
-                                            .rstd_R = rstd,
+                                            .dy = dy,
                                             .r = count,
                                             .d = config.hidden_size,
+                                            .eps = static_cast<float>(config.rms_norm_eps),
+                                            .dx_TD = memory_->at<float>(places.dx),
+                                            .rounded_TD = memory_->at(places.dy),
                                             .partial = memory_->at<float>(places.partial),
-                                            .sum_D = state_->gradient_at(weight)});
+                                            .dweight_D = state_->gradient_at(weight)});
 }
 
 Status DeviceTrainingPass::layer_backward(int64_t index) {
@@ -507,7 +503,6 @@ Status DeviceTrainingPass::layer_backward(int64_t index) {
   uint8_t* dnormed = memory_->at(places.dnormed);
   uint8_t* inner = memory_->at(places.inner);
   uint8_t* dy = memory_->at(places.dy);
-  float* dx = memory_->at<float>(places.dx);
   float* partial = memory_->at<float>(places.partial);
   const float eps = static_cast<float>(config.rms_norm_eps);
 
@@ -523,7 +518,7 @@ Status DeviceTrainingPass::layer_backward(int64_t index) {
                                                           .a_transposed = true,
                                                           .accumulate = true}));
     if (bias < 0) return {};
-    return kernels::device_column_sums(cuda, {.dy = {.bf16_RD = dy_TN},
+    return kernels::device_column_sums(cuda, {.dy_RD = dy_TN,
                                               .r = rows,
                                               .d = n,
                                               .partial = partial,
@@ -551,12 +546,8 @@ Status DeviceTrainingPass::layer_backward(int64_t index) {
   const auto norm_gradient = [&](const float* x, int64_t weight) {
     return norm_backward(x, weight, nullptr, {.bf16_RD = dnormed}, rows);
   };
-  const auto round_stream = [&] {
-    return kernels::device_round(cuda, dx, dy, rows * columns.width, nullptr);
-  };
 
   // The layer's second half.
-  GRADUS_RETURN_IF_ERROR(round_stream());
   GRADUS_RETURN_IF_ERROR(input_gradient(dy, columns.width, layer.down, columns.inner, inner));
   GRADUS_RETURN_IF_ERROR(kernels::device_swiglu_backward(
       cuda, {.gate_up_T = gate_up, .inner_TF = inner, .t = rows, .f = columns.inner}));
@@ -576,7 +567,6 @@ Status DeviceTrainingPass::layer_backward(int64_t index) {
   void* dqkv = memory_->at(places.dqkv);
   void* dattention = memory_->at(places.dattention);
   const int32_t* positions = memory_->in_order<int32_t>(order_->positions);
-  GRADUS_RETURN_IF_ERROR(round_stream());
   GRADUS_RETURN_IF_ERROR(
       weight_gradient(dy, columns.width, attention, columns.q, layer.output, layer.output_bias));
   GRADUS_RETURN_IF_ERROR(input_gradient(dy, columns.width, layer.output, columns.q, dattention));

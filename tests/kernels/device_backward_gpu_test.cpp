@@ -13,6 +13,7 @@
 #include "common/rng.h"
 #include "kernels/device_forward.h"
 #include "tests/kernels/head_case.h"
+#include "tests/support/device_model.h"
 #include "tests/support/tolerances.h"
 
 namespace gradus::kernels {
@@ -20,6 +21,7 @@ namespace {
 
 using gradus::testing::DeviceArray;
 using gradus::testing::must;
+using gradus::testing::rounded_to_bf16;
 
 float from_bf16(uint16_t x) { return std::bit_cast<float>(uint32_t{x} << 16); }
 
@@ -59,8 +61,9 @@ double distance(const std::vector<double>& a, const std::vector<double>& b) {
 
 TEST(DeviceBackwardSmall, NormAndItsWeightAreTheFormulas) {
   GRADUS_NEEDS_GPU(cuda);
-  for (const int64_t d : {64, 576, 896, 4096}) {
-    const int64_t t = 150;
+  // Fewer rows than parts, and more; one to sixteen times what a block's threads take at once.
+  for (const auto& [d, t] : std::vector<std::pair<int64_t, int64_t>>{
+           {64, 1}, {576, 150}, {896, 2500}, {1536, 1025}, {4096, 150}, {5120, 40}, {8196, 9}}) {
     const double eps = 1e-6;
     const auto x = uniform(static_cast<size_t>(t * d), -3, 3, 1);
     const auto weight = uniform(static_cast<size_t>(d), 0.5f, 1.5f, 2);
@@ -86,8 +89,8 @@ TEST(DeviceBackwardSmall, NormAndItsWeightAreTheFormulas) {
     const DeviceArray<float> x_d(*cuda, x), weight_d(*cuda, weight);
     DeviceArray<float> dx_d(*cuda, std::vector<float>(x.size(), 1.0f)),
         sum_d(*cuda, std::vector<float>(weight.size(), 2.0f)),
-        rstd_d(*cuda, static_cast<size_t>(t)),
-        partial(*cuda, static_cast<size_t>(column_sums_partial_floats(d)));
+        partial(*cuda, static_cast<size_t>(norm_backward_partial_floats(d)));
+    DeviceArray<uint16_t> rounded(*cuda, x.size());
     must(device_rms_norm_backward(*cuda, {.x_TD = x_d.data(),
                                           .weight_D = weight_d.data(),
                                           .dy = {.bf16_RD = dy.data()},
@@ -95,16 +98,18 @@ TEST(DeviceBackwardSmall, NormAndItsWeightAreTheFormulas) {
                                           .d = d,
                                           .eps = static_cast<float>(eps),
                                           .dx_TD = dx_d.data(),
-                                          .rstd_R = rstd_d.data()}));
-    must(device_column_sums(*cuda, {.dy = {.bf16_RD = dy.data()},
-                                    .x_TD = x_d.data(),
-                                    .rstd_R = rstd_d.data(),
-                                    .r = t,
-                                    .d = d,
-                                    .partial = partial.data(),
-                                    .sum_D = sum_d.data()}));
-    EXPECT_LT(distance(widened(dx_d.download()), dx), testing::kSumsOfF32) << d;
+                                          .rounded_TD = rounded.data(),
+                                          .partial = partial.data(),
+                                          .dweight_D = sum_d.data()}));
+    const std::vector<float> got = dx_d.download();
+    EXPECT_LT(distance(widened(got), dx), testing::kSumsOfF32) << d;
     EXPECT_LT(distance(widened(sum_d.download()), dweight), testing::kSumsOfF32) << d;
+    const std::vector<uint16_t> bf16 = rounded.download();
+    int64_t wrong = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      wrong += std::bit_cast<float>(uint32_t{bf16[i]} << 16) != rounded_to_bf16(got[i]);
+    }
+    EXPECT_EQ(wrong, 0) << d;
   }
 }
 
@@ -134,8 +139,8 @@ TEST(DeviceBackwardSmall, NormOfChosenRowsSumsTheirGradients) {
   for (const GradientRows& dy : {GradientRows{.f32_ND = slopes_d.data(), .begin_R = begin_d.data()},
                                  GradientRows{.bf16_RD = summed_d.data()}}) {
     DeviceArray<float> dx_d(*cuda, std::vector<float>(x.size())),
-        sum_d(*cuda, std::vector<float>(static_cast<size_t>(d))), rstd_d(*cuda, 3),
-        partial(*cuda, static_cast<size_t>(column_sums_partial_floats(d)));
+        sum_d(*cuda, std::vector<float>(static_cast<size_t>(d))),
+        partial(*cuda, static_cast<size_t>(norm_backward_partial_floats(d)));
     must(device_rms_norm_backward(*cuda, {.x_TD = x_d.data(),
                                           .weight_D = weight_d.data(),
                                           .rows_R = rows_d.data(),
@@ -144,15 +149,8 @@ TEST(DeviceBackwardSmall, NormOfChosenRowsSumsTheirGradients) {
                                           .d = d,
                                           .eps = 1e-6f,
                                           .dx_TD = dx_d.data(),
-                                          .rstd_R = rstd_d.data()}));
-    must(device_column_sums(*cuda, {.dy = dy,
-                                    .x_TD = x_d.data(),
-                                    .rows_R = rows_d.data(),
-                                    .rstd_R = rstd_d.data(),
-                                    .r = 3,
-                                    .d = d,
-                                    .partial = partial.data(),
-                                    .sum_D = sum_d.data()}));
+                                          .partial = partial.data(),
+                                          .dweight_D = sum_d.data()}));
     dx.push_back(dx_d.download());
     sums.push_back(sum_d.download());
   }
@@ -160,6 +158,25 @@ TEST(DeviceBackwardSmall, NormOfChosenRowsSumsTheirGradients) {
   EXPECT_EQ(sums[0], sums[1]);
   for (int64_t i = 0; i < d; ++i) ASSERT_EQ(dx[0][static_cast<size_t>(2 * d + i)], 0) << i;
   EXPECT_NE(dx[0][static_cast<size_t>(6 * d)], 0);
+}
+
+TEST(DeviceBackwardSmall, SumsOfColumnsAreAddedToWhatIsThere) {
+  GRADUS_NEEDS_GPU(cuda);
+  for (const auto& [d, r] :
+       std::vector<std::pair<int64_t, int64_t>>{{2, 1}, {1152, 4099}, {258, 255}}) {
+    const auto dy = normals(*cuda, r * d, 1, 6);
+    const std::vector<double> terms = widened(dy.download());
+    std::vector<double> expected(static_cast<size_t>(d), 3.0);
+    for (int64_t i = 0; i < r * d; ++i) {
+      expected[static_cast<size_t>(i % d)] += terms[static_cast<size_t>(i)];
+    }
+    DeviceArray<float> sum(*cuda, std::vector<float>(static_cast<size_t>(d), 3.0f)),
+        partial(*cuda, static_cast<size_t>(column_sums_partial_floats(d)));
+    must(device_column_sums(
+        *cuda,
+        {.dy_RD = dy.data(), .r = r, .d = d, .partial = partial.data(), .sum_D = sum.data()}));
+    EXPECT_LT(distance(widened(sum.download()), expected), testing::kSumsOfF32) << d;
+  }
 }
 
 TEST(DeviceBackwardSmall, SwigluIsTheFormula) {
