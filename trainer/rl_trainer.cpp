@@ -520,9 +520,11 @@ Status RlTrainer::set_greedy_rewards(std::span<Group> groups, Metrics& metrics) 
                                      first.token_ids.begin() + first.prompt_length);
     requests.back().sampling = sampling;
   }
+  Metrics own;
   const Result<std::vector<records::RolloutRecord>> greedy = greedy_worker_.work(
-      requests, position_.step + 1, {position_.policy_version, weights_hash_}, metrics);
+      requests, position_.step + 1, {position_.policy_version, weights_hash_}, own);
   GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, greedy.status()));
+  GRADUS_RETURN_IF_ERROR(add_over_ranks(communicator_, own, metrics));
   std::vector<double> rewards;
   for (const records::RolloutRecord& record : *greedy) rewards.push_back(record.reward);
   rewards = comm::all_gather_values(communicator_, rewards);

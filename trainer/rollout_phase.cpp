@@ -68,10 +68,12 @@ Result<std::vector<records::RolloutRecord>> RolloutPhase::batch(
 Result<std::vector<records::RolloutRecord>> RolloutPhase::own_batch(
     int64_t step, uint64_t first_position, BlockRange share, comm::WeightStamp stamp,
     Metrics& metrics, const std::function<void(int64_t)>& progress) {
+  Metrics own;
   const Result<std::vector<records::RolloutRecord>> mine =
       worker_.work(requests_of(first_position, share.first_group, share.end_group), step + 1, stamp,
-                   metrics, progress);
+                   own, progress);
   GRADUS_RETURN_IF_ERROR(comm::agree(trainers_, mine.status(), "rollouts"));
+  GRADUS_RETURN_IF_ERROR(add_over_ranks(trainers_, own, metrics));
   if (trainers_.size() == 1) return mine;
   std::vector<records::RolloutRecord> all;
   for (const std::string& part : trainers_.all_gather(records::encode(*mine), "rollouts")) {

@@ -5,6 +5,8 @@
 #include <chrono>
 #include <cmath>
 
+#include "data/wire/flow_messages.h"
+
 namespace gradus::trainer {
 namespace {
 
@@ -12,11 +14,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-void add_seconds(Metrics& metrics, const std::string& name, Clock::time_point start) {
-  const double before = metrics.contains(name) ? metrics.value(name) : 0.0;
-  metrics.set(name, before + seconds_since(start));
 }
 
 // Nothing is left to sample; it comes along to be scored with its siblings.
@@ -28,6 +25,15 @@ bool has_ended(const data::RolloutRequest& request) {
 records::RewardPartRecord part_record(const data::WeightedPart& part) {
   return {part.name,  part.raw, part.weight, part.weighted, data::reward_status_name(part.status),
           part.detail};
+}
+
+// Seconds are a rank's own, all else is added up over ranks.
+Metrics without_timing(const Metrics& metrics) {
+  Metrics kept;
+  for (const MetricPart& part : metrics.parts()) {
+    if (!part.name.starts_with("timing_s/")) kept.restore(part);
+  }
+  return kept;
 }
 
 }  // namespace
@@ -128,7 +134,7 @@ Result<std::vector<records::RolloutRecord>> RolloutWorker::work(
     ~Guard() { pool.cancel(); }
   } const guard{pool_};
   GRADUS_RETURN_IF_ERROR(sample(requests, weights, trajectories, progress));
-  add_seconds(metrics, "timing_s/gen", start);
+  metrics.set("timing_s/gen", seconds_since(start));
   metrics.add("rollout/preemptions", static_cast<double>(engine_.stats().num_preemptions));
   if (!setup_.rollout.tools.empty()) {
     metrics.add("tools/wait_s", engine_.stats().tool_wait_seconds);
@@ -145,7 +151,7 @@ Result<std::vector<records::RolloutRecord>> RolloutWorker::work(
     }
   }
   for (const rewards::WeightedReward& part : rewards_.rewards()) part.reward->add_usage(metrics);
-  add_seconds(metrics, "timing_s/reward", scoring);
+  metrics.set("timing_s/reward", seconds_since(scoring));
   const rewards::ScorePool::Seconds& seconds = pool_.seconds();
   metrics.add("perf/reward_busy_s", seconds.busy);
   if (seconds.busy > 0) {
@@ -167,6 +173,19 @@ Status RolloutWorker::add_reward(const data::RewardBreakdown& score,
         record.step, trajectory.id.prompt_id, trajectory.id.sample_index, score.total);
   }
   record.reward = score.total + overlong_of(setup_, trajectory);
+  return {};
+}
+
+Status add_over_ranks(comm::Communicator& communicator, const Metrics& own, Metrics& metrics) {
+  for (const char* name : {"timing_s/gen", "timing_s/reward"}) {
+    const double before = metrics.contains(name) ? metrics.value(name) : 0.0;
+    metrics.set(name, before + own.value(name));
+  }
+  for (const std::string& part : communicator.all_gather(data::encode(without_timing(own)))) {
+    const Result<Metrics> theirs = data::decode_metrics(part);
+    if (!theirs.ok()) return theirs.status();
+    metrics.merge(*theirs);
+  }
   return {};
 }
 
@@ -205,12 +224,7 @@ Status serve_rollouts(comm::Communicator& world, int num_trainers, Policy& polic
       auto done =
           worker.work(work->requests, work->step, held, own, [&](int64_t) { world.progress(); });
       if (!done.ok()) return done;
-      for (const MetricPart& part : own.parts()) {
-        const bool is_sent =
-            part.name == "rollout/preemptions" || part.name.starts_with("reward/") ||
-            part.name.starts_with("perf/reward_") || part.name.starts_with("perf/judge_");
-        if (is_sent) answer.metrics.restore(part);
-      }
+      answer.metrics = without_timing(own);
       answer.metrics.set("rollout/busy_s", own.value("timing_s/gen"));
       return done;
     }();

@@ -33,7 +33,7 @@ class RolloutWorker {
                 std::span<const data::Prompt> prompts);
 
   // Does the work; `progress(finished)` counts responses. Requests are whole groups of
-  // rollout.num_samples; a group of which a response is interrupted stays without rewards. Adds
+  // rollout.num_samples; a group of which a response is interrupted stays without rewards. Sets
   // timing_s/gen, timing_s/reward, rollout/preemptions and reward/... .
   Result<std::vector<records::RolloutRecord>> work(
       std::span<const data::RolloutRequest> requests, int64_t step, comm::WeightStamp weights,
@@ -52,6 +52,10 @@ class RolloutWorker {
   rewards::ScorePool pool_;
   std::map<uint64_t, const data::Prompt*> prompts_;  // by id
 };
+
+// Adds what RolloutWorker::work has measured: seconds of this rank, all else of all ranks.
+// Collective.
+Status add_over_ranks(comm::Communicator& communicator, const Metrics& own, Metrics& metrics);
 
 // The life of a rank that only samples, ranks [num_trainers, size) of `world`: takes work from rank
 // 0 and weights from rank `rank % num_trainers` until the work ends. An error of its own is told to

@@ -2,6 +2,7 @@
 #include "trainer/update_sums.h"
 
 #include <algorithm>
+#include <iterator>
 #include <vector>
 
 namespace gradus::trainer {
@@ -13,32 +14,39 @@ bool has_kl_loss(const AlgorithmConfig& config) {
 
 }  // namespace
 
-void UpdateSums::add(const LossTerms& terms, double num_tokens) {
-  policy_loss += terms.policy_loss;
-  kl_loss += terms.kl_loss;
-  entropy += terms.entropy;
-  policy_kl += terms.policy_kl / num_tokens;
-  clipped += (terms.counts.clipped_low + terms.counts.clipped_high) / num_tokens;
-  clipped_low += terms.counts.clipped_low / num_tokens;
-  clipped_high += terms.counts.clipped_high / num_tokens;
-  dual_clipped += terms.counts.dual_clipped / num_tokens;
-  min_ratio = std::min(min_ratio, terms.min_ratio);
-  max_ratio = std::max(max_ratio, terms.max_ratio);
+void UpdateSums::add_entropies(bool is_correct, std::span<const float> entropies) {
+  const int which = is_correct ? 1 : 0;
+  for (const float value : entropies) open_entropy_of[which] += double{value};
+  open_tokens_of[which] += static_cast<double>(entropies.size());
 }
 
-void UpdateSums::add_entropies(bool is_correct, std::span<const float> entropies) {
-  for (const float value : entropies) entropy_of[is_correct ? 1 : 0] += double{value};
-  tokens_of[is_correct ? 1 : 0] += static_cast<double>(entropies.size());
+void UpdateSums::add(const LossTerms& terms, double num_tokens) {
+  const LossCounts& counts = terms.counts;
+  const double values[] = {terms.policy_loss,
+                           terms.kl_loss,
+                           terms.entropy,
+                           terms.policy_kl / num_tokens,
+                           (counts.clipped_low + counts.clipped_high) / num_tokens,
+                           counts.clipped_low / num_tokens,
+                           counts.clipped_high / num_tokens,
+                           counts.dual_clipped / num_tokens,
+                           open_entropy_of[0],
+                           open_entropy_of[1],
+                           open_tokens_of[0],
+                           open_tokens_of[1]};
+  micro_batches.insert(micro_batches.end(), std::begin(values), std::end(values));
+  for (const int which : {0, 1}) open_entropy_of[which] = open_tokens_of[which] = 0;
+  min_ratio = std::min(min_ratio, terms.min_ratio);
+  max_ratio = std::max(max_ratio, terms.max_ratio);
 }
 
 void UpdateSums::reduce(comm::Communicator& communicator) {
   double* const members[] = {&policy_loss, &kl_loss,       &entropy,      &policy_kl,
                              &clipped,     &clipped_low,   &clipped_high, &dual_clipped,
                              entropy_of,   entropy_of + 1, tokens_of,     tokens_of + 1};
-  std::vector<double> values;
-  for (const double* member : members) values.push_back(*member);
-  values = comm::all_reduce_sum(communicator, values);
-  for (size_t i = 0; i < values.size(); ++i) *members[i] = values[i];
+  const size_t width = std::size(members);
+  const std::vector<double> values = comm::all_gather_values<double>(communicator, micro_batches);
+  for (size_t i = 0; i < values.size(); ++i) *members[i % width] += values[i];
   const std::vector<double> mine = {min_ratio, max_ratio, max_mismatch};
   const std::vector<double> all = comm::all_gather_values<double>(communicator, mine);
   for (size_t i = 0; i < all.size(); i += mine.size()) {
