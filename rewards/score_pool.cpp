@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "common/metrics.h"
 #include "common/parallel.h"
 
 namespace gradus::rewards {
@@ -167,6 +168,15 @@ Result<std::vector<data::RewardBreakdown>> ScorePool::finish() {
   }
   seconds_.exposed = seconds_since(start);
   return all;
+}
+
+void ScorePool::add_metrics(const std::string& prefix, Metrics& metrics) const {
+  metrics.add(prefix + "busy_s", seconds_.busy);
+  if (seconds_.busy > 0) {
+    metrics.add(prefix + "hidden_fraction", std::max(0.0, 1 - seconds_.exposed / seconds_.busy),
+                seconds_.busy);
+  }
+  for (const WeightedReward& part : rewards_.rewards()) part.reward->add_usage(metrics);
 }
 
 }  // namespace gradus::rewards

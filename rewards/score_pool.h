@@ -49,6 +49,8 @@ class ScorePool {
   void cancel();
 
   const Seconds& seconds() const { return seconds_; }  // of the last batch, after finish()
+  // The same as `prefix`busy_s and `prefix`hidden_fraction, and what the rewards used of services.
+  void add_metrics(const std::string& prefix, Metrics& metrics) const;
 
  private:
   struct Work {

@@ -52,10 +52,7 @@ double overlong_of(const RolloutSetup& setup, const data::Trajectory& trajectory
 RolloutWorker::RolloutWorker(RolloutSetup setup, rollout::Engine& engine,
                              const rewards::RewardSum& rewards,
                              std::span<const data::Prompt> prompts)
-    : setup_(std::move(setup)),
-      engine_(engine),
-      rewards_(rewards),
-      pool_(rewards, rewards.num_threads()) {
+    : setup_(std::move(setup)), engine_(engine), pool_(rewards, rewards.num_threads()) {
   for (const data::Prompt& prompt : prompts) prompts_[prompt.prompt_id] = &prompt;
 }
 
@@ -150,14 +147,8 @@ Result<std::vector<records::RolloutRecord>> RolloutWorker::work(
       metrics.add("reward/" + part.name + "/retries", static_cast<double>(part.num_retries));
     }
   }
-  for (const rewards::WeightedReward& part : rewards_.rewards()) part.reward->add_usage(metrics);
   metrics.set("timing_s/reward", seconds_since(scoring));
-  const rewards::ScorePool::Seconds& seconds = pool_.seconds();
-  metrics.add("perf/reward_busy_s", seconds.busy);
-  if (seconds.busy > 0) {
-    metrics.add("perf/reward_hidden_fraction", std::max(0.0, 1 - seconds.exposed / seconds.busy),
-                seconds.busy);
-  }
+  pool_.add_metrics("perf/reward_", metrics);
   return all;
 }
 

@@ -48,7 +48,6 @@ class RolloutWorker {
 
   RolloutSetup setup_;
   rollout::Engine& engine_;
-  const rewards::RewardSum& rewards_;
   rewards::ScorePool pool_;
   std::map<uint64_t, const data::Prompt*> prompts_;  // by id
 };

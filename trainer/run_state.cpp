@@ -11,9 +11,11 @@
 #include "common/atomic_file.h"
 #include "common/log.h"
 #include "common/strings.h"
+#include "data/wire/flow_messages.h"
 #include "model/peft_adapter.h"
 #include "records/signals.h"
 #include "records/state_shards.h"
+#include "rewards/score_pool.h"
 #include "trainer/checkpoint_saver.h"
 #include "trainer/critic.h"
 #include "trainer/step_clock.h"
@@ -422,23 +424,56 @@ data::SamplingParams sampling_params(const rollout::RolloutConfig& config,
   return sampling;
 }
 
-Result<std::vector<data::Trajectory>> sample_all(
-    rollout::Engine& engine, std::span<const data::RolloutRequest> requests,
-    uint64_t policy_version, uint64_t weights_hash,
-    const std::function<void(int64_t, int64_t)>& progress) {
-  class Collector : public rollout::TrajectorySink {
-   public:
-    explicit Collector(size_t count) : trajectories(count) {}
-    void finished(size_t request_index, data::Trajectory trajectory) override {
-      trajectories[request_index] = std::move(trajectory);
+namespace {
+
+// What the rewards made of the responses to a prompt, as JSON: task, right, failed, votes, tokens,
+// truncated.
+nlohmann::json outcome_of(const std::string& task, std::span<const data::Trajectory> samples,
+                          std::span<const data::RewardBreakdown> scores) {
+  int64_t num_correct = 0, num_failed = 0, tokens = 0, truncated = 0;
+  std::map<std::string, data::AnswerVotes> votes;
+  for (size_t i = 0; i < samples.size(); ++i) {
+    tokens += static_cast<int64_t>(samples[i].behavior_logprobs.size());
+    truncated += samples[i].finish_reason == data::FinishReason::kLength ? 1 : 0;
+    // The first part that applies decides what is right.
+    const std::vector<data::WeightedPart>& parts = scores[i].parts;
+    const auto part =
+        std::find_if(parts.begin(), parts.end(), [](const data::WeightedPart& candidate) {
+          return candidate.status != data::RewardStatus::kNotApplicable;
+        });
+    if (part == parts.end() || data::is_failure(part->status)) {
+      ++num_failed;
+      continue;
     }
-    std::vector<data::Trajectory> trajectories;
-  };
-  Collector sink(requests.size());
-  GRADUS_RETURN_IF_ERROR(
-      engine.run(requests, policy_version, weights_hash, sink, nullptr, progress));
-  return std::move(sink.trajectories);
+    const bool is_correct = part->raw >= 1.0;
+    num_correct += is_correct ? 1 : 0;
+    if (!part->answer.empty()) {
+      ++votes[part->answer].num_votes;
+      votes[part->answer].is_correct = is_correct;
+    }
+  }
+  nlohmann::json answers = nlohmann::json::array();
+  for (const auto& [answer, vote] : votes) answers.push_back({vote.num_votes, vote.is_correct});
+  return {task, num_correct, num_failed, answers, tokens, truncated};
 }
+
+// Hands each response to the pool as it ends.
+class ScoringSink : public rollout::TrajectorySink {
+ public:
+  ScoringSink(rewards::ScorePool& pool, std::span<data::Trajectory> trajectories, size_t group_size)
+      : pool_(pool), trajectories_(trajectories), group_size_(group_size) {}
+  void finished(size_t request_index, data::Trajectory trajectory) override {
+    trajectories_[request_index] = std::move(trajectory);
+    pool_.finished(request_index / group_size_, request_index % group_size_);
+  }
+
+ private:
+  rewards::ScorePool& pool_;
+  std::span<data::Trajectory> trajectories_;
+  size_t group_size_;
+};
+
+}  // namespace
 
 Result<Evaluation> evaluate(rollout::Engine& engine, const rewards::RewardSum& rewards,
                             std::span<const data::Prompt> prompts,
@@ -458,50 +493,39 @@ Result<Evaluation> evaluate(rollout::Engine& engine, const rewards::RewardSum& r
                           rollout::request_seed(settings.seed, 0, prompt.prompt_id, i)});
     }
   }
+  const size_t group_size = static_cast<size_t>(settings.num_samples);
+  Metrics scoring;
   const auto outcomes_of = [&]() -> Result<std::string> {
-    Result<std::vector<data::Trajectory>> trajectories =
-        sample_all(engine, requests, 0, 0, [&](int64_t finished, int64_t) {
-          if (progress) progress(finished);
-        });
-    if (!trajectories.ok()) return trajectories.status();
-    nlohmann::json all = nlohmann::json::array();
-    const size_t group_size = static_cast<size_t>(settings.num_samples);
+    std::vector<data::Trajectory> trajectories(requests.size());
+    std::vector<rewards::Group> groups;
     for (size_t p = 0; p < mine.size(); ++p) {
-      const auto samples = std::span(*trajectories).subspan(p * group_size, group_size);
-      const rewards::Group group{&mine[p], samples};
-      Result<std::vector<data::RewardBreakdown>> scores = rewards.score({&group, 1});
-      if (!scores.ok()) return scores.status();
-      int64_t num_correct = 0, num_failed = 0, tokens = 0, truncated = 0;
-      std::map<std::string, data::AnswerVotes> votes;
-      for (size_t i = 0; i < samples.size(); ++i) {
-        tokens += static_cast<int64_t>(samples[i].behavior_logprobs.size());
-        truncated += samples[i].finish_reason == data::FinishReason::kLength ? 1 : 0;
-        const data::RewardBreakdown& score = (*scores)[i];
-        // The first part that applies decides what is right.
-        const auto part = std::find_if(
-            score.parts.begin(), score.parts.end(), [](const data::WeightedPart& candidate) {
-              return candidate.status != data::RewardStatus::kNotApplicable;
-            });
-        if (part == score.parts.end() || data::is_failure(part->status)) {
-          ++num_failed;
-          continue;
-        }
-        const bool is_correct = part->raw >= 1.0;
-        num_correct += is_correct ? 1 : 0;
-        if (!part->answer.empty()) {
-          ++votes[part->answer].num_votes;
-          votes[part->answer].is_correct = is_correct;
-        }
-      }
-      nlohmann::json answers = nlohmann::json::array();
-      for (const auto& [answer, vote] : votes) answers.push_back({vote.num_votes, vote.is_correct});
-      all.push_back({mine[p].task, num_correct, num_failed, answers, tokens, truncated});
+      groups.push_back({&mine[p], std::span(trajectories).subspan(p * group_size, group_size)});
+    }
+    rewards::ScorePool pool(rewards, rewards.num_threads());  // its threads look at the above
+    pool.begin(groups);
+    ScoringSink sink(pool, trajectories, group_size);
+    GRADUS_RETURN_IF_ERROR(
+        engine.run(requests, 0, 0, sink, nullptr, [&](int64_t finished, int64_t) {
+          if (progress) progress(finished);
+        }));
+    const Result<std::vector<data::RewardBreakdown>> scores = pool.finish();
+    if (!scores.ok()) return scores.status();
+    pool.add_metrics("perf/eval_reward_", scoring);
+    nlohmann::json all = nlohmann::json::array();
+    for (size_t p = 0; p < mine.size(); ++p) {
+      all.push_back(outcome_of(mine[p].task, groups[p].trajectories,
+                               std::span(*scores).subspan(p * group_size, group_size)));
     }
     return all.dump();
   };
   Result<std::string> text = outcomes_of();
   GRADUS_RETURN_IF_ERROR(comm::agree(communicator, text.status()));
   Evaluation evaluation;
+  for (const std::string& part : communicator.all_gather(data::encode(scoring))) {
+    const Result<Metrics> theirs = data::decode_metrics(part);
+    if (!theirs.ok()) return theirs.status();
+    evaluation.scoring.merge(*theirs);
+  }
   int64_t num_tokens = 0, num_truncated = 0, num_samples = 0;
   for (const std::string& part : communicator.all_gather(*text)) {
     for (const nlohmann::json& entry : nlohmann::json::parse(part)) {
@@ -543,6 +567,7 @@ void add_evaluation_metrics(const Evaluation& evaluation, int64_t num_samples, M
     metrics.set(fmt::format("val-aux/{}/num_problems", summary.task),
                 static_cast<double>(summary.num_problems));
   }
+  metrics.merge(evaluation.scoring);
   metrics.set("val-aux/all/response_length/mean", evaluation.mean_response_tokens);
   metrics.set("val-aux/all/truncated_fraction", evaluation.truncated_fraction);
 }

@@ -130,12 +130,6 @@ rollout::EngineOptions engine_options(const rollout::RolloutConfig& config);
 data::SamplingParams sampling_params(const rollout::RolloutConfig& config,
                                      const model::ModelConfig& model);
 
-// Trajectories of a run of the engine, by request.
-Result<std::vector<data::Trajectory>> sample_all(
-    rollout::Engine& engine, std::span<const data::RolloutRequest> requests,
-    uint64_t policy_version, uint64_t weights_hash,
-    const std::function<void(int64_t, int64_t)>& progress = {});
-
 struct EvaluationSettings {
   int64_t num_samples = 1;
   data::SamplingParams sampling;
@@ -147,13 +141,14 @@ EvaluationSettings evaluation_settings(const EvalConfig& eval,
                                        const rollout::RolloutConfig& rollout,
                                        const model::ModelConfig& model, int64_t run_seed);
 
-// What became of each prompt: right is a first reward part of 1. Prompts are shared out over the
-// ranks; every rank gets all outcomes, in order, with the mean response length and truncated
-// fraction.
+// What became of each prompt: right is a first reward part of 1. Responses are scored while others
+// are sampled. Prompts are shared out over the ranks; every rank gets all outcomes, in order, with
+// the mean response length and truncated fraction.
 struct Evaluation {
   std::vector<data::ProblemOutcome> outcomes;
   double mean_response_tokens = 0;
   double truncated_fraction = 0;
+  Metrics scoring;  // perf/eval_reward_..., perf/judge_..., of all ranks
 };
 Result<Evaluation> evaluate(rollout::Engine& engine, const rewards::RewardSum& rewards,
                             std::span<const data::Prompt> prompts,

@@ -66,10 +66,29 @@ TEST_F(RewardRecipes, PluginsTrain) {
 TEST_F(RewardRecipes, ScoringBesideSamplingChangesNeitherWeightsNorMetrics) {
   const std::string reward =
       "--set 'reward.parts=[{name: math}, {name: length, weight: 0.5, options: {shape: group}}]' ";
-  train("train", "after", reward + "--set reward.threads=0");
-  train("train", "beside", reward + "--set reward.threads=3");
+  const std::string more = "--set eval.num_samples=8 " + reward;
+  train("train", "after", more + "--set reward.threads=0");
+  train("train", "beside", more + "--set reward.threads=3");
   EXPECT_EQ(state("beside"), state("after"));
   EXPECT_EQ(metrics("beside"), metrics("after"));
+  // Of steps and of evaluations, of which the one before training has a row of its own.
+  const auto hidden = [&](const std::string& name, const std::string& metric) {
+    double sum = 0;
+    int64_t count = 0;
+    for (const auto& row :
+         test::json_rows(test::read_file(path("runs/" + name + "/metrics.jsonl")))) {
+      if (!row.contains(metric + "busy_s")) continue;
+      EXPECT_GT(row.at(metric + "busy_s"), 0);
+      sum += row.at(metric + "hidden_fraction").get<double>();
+      ++count;
+    }
+    EXPECT_EQ(count, metric == "perf/reward_" ? 6 : 3) << metric;
+    return sum / static_cast<double>(count);
+  };
+  for (const char* metric : {"perf/reward_", "perf/eval_reward_"}) {
+    EXPECT_LT(hidden("after", metric), 0.05) << metric;
+    EXPECT_GT(hidden("beside", metric), 0.1) << metric;
+  }
 }
 
 TEST_F(RewardRecipes, APluginThatDiesEndsTheRunBeforeItsFirstStep) {
