@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -19,6 +20,12 @@ __device__ inline float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+
+// Eight neighbouring bf16 numbers.
+union Eight {
+  uint4 bits;
+  __nv_bfloat162 pairs[4];
+};
 
 // silu(gate) * up, each operation rounded once.
 __device__ inline float swiglu(float gate, float up) {

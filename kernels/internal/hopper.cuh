@@ -166,4 +166,11 @@ __device__ inline uint64_t descriptor_k_major(const void* p) {
   return address | uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
 }
 
+// The same memory read the other way: 64 (or several times 64, `plane_bytes` apart) numbers of a
+// row are b's columns, its rows the steps of k. Sixteen steps further is 2,048 bytes, so + 128.
+__device__ inline uint64_t descriptor_of_rows(const void* p, uint32_t plane_bytes) {
+  const uint64_t address = (shared_address(p) & 0x3FFFF) >> 4;
+  return address | uint64_t{plane_bytes >> 4} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
+}
+
 }  // namespace gradus::kernels::cuda

@@ -10,12 +10,6 @@
 
 namespace gradus::kernels::cuda {
 
-// Eight neighbouring bf16 numbers.
-union Eight {
-  uint4 bits;
-  __nv_bfloat162 pairs[4];
-};
-
 // Eight columns of a head and their partners, without norms: what rotate_head.cuh does to them, or,
 // backward, the turn the other way round.
 template <bool kBackward>
