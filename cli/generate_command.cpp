@@ -32,11 +32,44 @@ struct GenerateArguments {
   std::string device = "cpu";
 };
 
-// Writes trajectories in the order of the requests, each as soon as those before it are out.
+// Rows of a data set, as gradus data make writes them, have a `prompt`: text or messages. A text is
+// the user's message where the model has a chat template, as in training by default.
+nlohmann::ordered_json with_prompt_as_input(nlohmann::ordered_json row, bool has_chat_template) {
+  const bool has_input = row.contains("ids") || row.contains("text") || row.contains("messages");
+  if (has_input || !row.contains("prompt")) return row;
+  const nlohmann::ordered_json& prompt = row["prompt"];
+  if (!prompt.is_string()) {
+    row["messages"] = prompt;
+  } else if (has_chat_template) {
+    row["messages"] = {{{"role", "user"}, {"content", prompt}}};
+  } else {
+    row["text"] = prompt;
+  }
+  return row;
+}
+
+// What rewards need to know of a row, under the names that the reward commands read.
+nlohmann::ordered_json facts_of(const nlohmann::ordered_json& row) {
+  nlohmann::ordered_json facts = nlohmann::ordered_json::object();
+  for (const char* name : {"prompt", "data_source", "extra_info", "ground_truth"}) {
+    if (row.contains(name)) facts[name] = row[name];
+  }
+  const auto rule = row.find("reward_model");
+  if (!facts.contains("ground_truth") && rule != row.end() && rule->is_object() &&
+      rule->contains("ground_truth")) {
+    facts["ground_truth"] = (*rule)["ground_truth"];
+  }
+  if (!facts.contains("prompt") && row.contains("text")) facts["prompt"] = row["text"];
+  return facts;
+}
+
+// Writes trajectories in the order of the requests, each as soon as those before it are out, with
+// the facts of their rows.
 class OrderedWriter : public rollout::TrajectorySink {
  public:
-  OrderedWriter(JsonLinesWriter& writer, std::atomic<bool>& cancel)
-      : writer_(writer), cancel_(cancel) {}
+  OrderedWriter(JsonLinesWriter& writer, std::span<const nlohmann::ordered_json> facts,
+                std::atomic<bool>& cancel)
+      : writer_(writer), facts_(facts), cancel_(cancel) {}
 
   void finished(size_t request_index, data::Trajectory trajectory) override {
     waiting_.emplace(request_index, std::move(trajectory));
@@ -50,22 +83,26 @@ class OrderedWriter : public rollout::TrajectorySink {
   const Status& status() const { return status_; }
 
  private:
-  static nlohmann::ordered_json line(const data::Trajectory& trajectory) {
+  nlohmann::ordered_json line(const data::Trajectory& trajectory) const {
     const auto split = trajectory.token_ids.begin() + trajectory.prompt_length;
     nlohmann::ordered_json logprobs = nlohmann::ordered_json::array(), sampling = logprobs;
     for (const float value : trajectory.behavior_logprobs) logprobs.push_back(exact_number(value));
     for (const float value : trajectory.sampling_logprobs) sampling.push_back(exact_number(value));
-    return {{"prompt_index", trajectory.id.prompt_id},
-            {"sample_index", trajectory.id.sample_index},
-            {"prompt_ids", std::vector<int32_t>(trajectory.token_ids.begin(), split)},
-            {"ids", std::vector<int32_t>(split, trajectory.token_ids.end())},
-            {"text", trajectory.text},
-            {"logprobs", std::move(logprobs)},
-            {"sampling_logprobs", std::move(sampling)},
-            {"finish_reason", data::finish_reason_name(trajectory.finish_reason)}};
+    nlohmann::ordered_json line = {
+        {"prompt_index", trajectory.id.prompt_id},
+        {"sample_index", trajectory.id.sample_index},
+        {"prompt_ids", std::vector<int32_t>(trajectory.token_ids.begin(), split)},
+        {"ids", std::vector<int32_t>(split, trajectory.token_ids.end())},
+        {"text", trajectory.text},
+        {"logprobs", std::move(logprobs)},
+        {"sampling_logprobs", std::move(sampling)},
+        {"finish_reason", data::finish_reason_name(trajectory.finish_reason)}};
+    line.update(facts_[trajectory.id.prompt_id]);
+    return line;
   }
 
   JsonLinesWriter& writer_;
+  std::span<const nlohmann::ordered_json> facts_;  // by prompt_index
   std::atomic<bool>& cancel_;
   std::map<size_t, data::Trajectory> waiting_;
   size_t next_ = 0;
@@ -114,10 +151,10 @@ CLI::Option* add_device_option(CLI::App& command, std::string& device) {
 
 // Runs all requests on an engine and says how fast.
 Status run_requests(rollout::Engine& engine, std::span<const data::RolloutRequest> requests,
-                    JsonLinesWriter& writer) {
+                    std::span<const nlohmann::ordered_json> facts, JsonLinesWriter& writer) {
   records::install_stop_signals();
   std::atomic<bool> cancel{false};
-  OrderedWriter sink(writer, cancel);
+  OrderedWriter sink(writer, facts, cancel);
   {
     records::RunDisplay display({});
     display.begin_phase("generate", static_cast<int64_t>(requests.size()), "responses");
@@ -146,12 +183,14 @@ Status generate(const GenerateArguments& arguments) {
   if (!loaded.ok()) return loaded.status();
   const model::ModelConfig& config = loaded->transformer->config();
   std::vector<data::RolloutRequest> requests;
-  uint64_t prompt_index = 0;
+  std::vector<nlohmann::ordered_json> facts;  // by prompt
   data::SamplingParams sampling = arguments.sampling;
   sampling.stop_ids = config.eos_ids;
   GRADUS_RETURN_IF_ERROR(for_each_json_line(
       arguments.prompts, [&](const nlohmann::ordered_json& row, int64_t) -> Status {
-        Result<std::vector<int32_t>> ids = row_ids(row, *loaded, /*allow_messages=*/true);
+        Result<std::vector<int32_t>> ids =
+            row_ids(with_prompt_as_input(row, loaded->chat_template.has_value()), *loaded,
+                    /*allow_messages=*/true);
         if (!ids.ok()) return ids.status();
         if (static_cast<int64_t>(ids->size()) >= config.max_position_embeddings) {
           return invalid_argument(
@@ -161,12 +200,12 @@ Status generate(const GenerateArguments& arguments) {
               ids->size(), config.max_position_embeddings);
         }
         for (int32_t i = 0; i < arguments.num_samples; ++i) {
-          requests.push_back({{prompt_index, i},
+          requests.push_back({{facts.size(), i},
                               *ids,
                               sampling,
-                              rollout::request_seed(arguments.seed, 0, prompt_index, i)});
+                              rollout::request_seed(arguments.seed, 0, facts.size(), i)});
         }
-        ++prompt_index;
+        facts.push_back(facts_of(row));
         return {};
       }));
   Result<std::unique_ptr<JsonLinesWriter>> writer = JsonLinesWriter::open(arguments.out);
@@ -182,10 +221,10 @@ Status generate(const GenerateArguments& arguments) {
     const Result<std::unique_ptr<rollout::DeviceEngine>> engine =
         rollout::DeviceEngine::create(**transformer, loaded->tokenizer.get(), options);
     GRADUS_RETURN_IF_ERROR(engine.status());
-    return run_requests(**engine, requests, **writer);
+    return run_requests(**engine, requests, facts, **writer);
   }
   rollout::CpuEngine engine(*loaded->transformer, loaded->tokenizer.get(), options);
-  return run_requests(engine, requests, **writer);
+  return run_requests(engine, requests, facts, **writer);
 }
 
 struct LogprobsArguments {
@@ -286,8 +325,10 @@ void add_generate_command(CLI::App& app, Action& action) {
   data::SamplingParams& sampling = arguments->sampling;
   command->add_option("--model", arguments->model, "Hugging Face model directory")->required();
   command->add_option("--adapter", arguments->adapter, "LoRA adapter of it (PEFT's format)");
-  command->add_option("--prompts,--input", arguments->prompts,
-                      "JSON lines to read; - is standard input");
+  command->add_option(
+      "--prompts,--input", arguments->prompts,
+      "JSON lines to read: {\"text\"}, {\"ids\"}, {\"messages\"}, or rows of a data set; - is "
+      "standard input");
   command->add_option("--out", arguments->out, "JSON lines to write; - is standard output");
   command->add_option("--num-samples", arguments->num_samples, "Responses per prompt");
   command->add_option("--max-new-tokens", sampling.max_new_tokens, "Most tokens of a response");

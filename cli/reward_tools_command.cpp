@@ -49,7 +49,7 @@ std::string as_text(const Json& value) {
   return value.is_string() ? value.get<std::string>() : value.dump();
 }
 
-// Rows of one's own, or lines of a run's rollouts.
+// Rows of one's own, lines of a run's rollouts, or what gradus generate writes.
 Result<std::vector<LabelledRow>> read_rows(const std::string& path, bool needs_label,
                                            bool needs_response = true) {
   std::vector<LabelledRow> rows;
@@ -64,17 +64,22 @@ Result<std::vector<LabelledRow>> read_rows(const std::string& path, bool needs_l
         return;
       }
     };
-    if (needs_response && (!row.contains("response") || !row["response"].is_string())) {
+    const bool is_generated = row.contains("prompt_index") && row.contains("text");
+    const char* const response = is_generated ? "text" : "response";
+    if (needs_response && (!row.contains(response) || !row[response].is_string())) {
       return invalid_argument(
           "no 'response'; expected {{\"response\", \"ground_truth\", \"prompt\", ...}}");
     }
-    text({"response"}, one.trajectory.text);
+    text({response}, one.trajectory.text);
     text({"ground_truth", "answer"}, one.prompt.answer);
     text({"prompt"}, one.prompt.text);
     text({"data_source", "task"}, one.prompt.task);
     one.id = std::to_string(line);
     if (row.contains("prompt_id") && row.contains("sample_index")) {
       one.id = as_text(row["prompt_id"]) + "/" + as_text(row["sample_index"]);
+    }
+    if (is_generated) {
+      one.id = as_text(row["prompt_index"]) + "/" + as_text(row["sample_index"]);
     }
     text({"id"}, one.id);
     if (const auto extra = row.find("extra_info"); extra != row.end() && extra->is_object()) {
@@ -337,6 +342,14 @@ Status probe(const ToolOptions& options) {
       holes.size());
 }
 
+std::string without_default_marks(std::string yaml) {
+  constexpr std::string_view kMark = "  # default\n";
+  for (size_t at = 0; (at = yaml.find(kMark, at)) != std::string::npos;) {
+    yaml.replace(at, kMark.size(), "\n");
+  }
+  return yaml;
+}
+
 Status build(const ToolOptions& options) {
   rewards::RewardRegistry registry("reward");
   rewards::register_builtin_rewards(registry);
@@ -396,7 +409,9 @@ Status build(const ToolOptions& options) {
                              statistics[i].num_failed, stratum);
   }
   GRADUS_RETURN_IF_ERROR(rubric.status());
-  const std::string text = config_yaml([&](FieldVisitor& v) { rubric->visit(v); }, origins);
+  // Only strata have an origin worth a comment: the rest is what the candidates said.
+  const std::string text =
+      without_default_marks(config_yaml([&](FieldVisitor& v) { rubric->visit(v); }, origins));
   if (options.output == "-") {
     std::cout << text;
     return {};
@@ -421,9 +436,10 @@ std::shared_ptr<ToolOptions> add_options(CLI::App& command, bool takes_config) {
         ->capture_default_str();
   }
   command
-      .add_option("--input,--data", options->input,
-                  "JSON lines {\"response\", \"ground_truth\", \"prompt\", \"data_source\", "
-                  "\"extra_info\", \"id\"}, or a run's rollouts; - is standard input")
+      .add_option(
+          "--input,--data", options->input,
+          "JSON lines {\"response\", \"ground_truth\", \"prompt\", \"data_source\", "
+          "\"extra_info\", \"id\"}, a run's rollouts or what generate wrote; - is standard input")
       ->capture_default_str();
   return options;
 }

@@ -5,6 +5,7 @@
 
 #include "cli/reward_probes.h"
 #include "tests/support/files.h"
+#include "tests/support/json_rows.h"
 #include "tests/support/mock_judge.h"
 #include "tests/support/run_gradus.h"
 
@@ -183,6 +184,45 @@ TEST_F(RewardTools, BuildsARubricFromAJudge) {
   EXPECT_THAT(explained.output, ContainsRegex("steps \\(easy\\) +1 "));
   EXPECT_THAT(explained.output, ContainsRegex("links \\(hard\\) +0 "));
   EXPECT_EQ(server.num_requests(), 12 + 12);
+}
+
+// The commands of docs/rewards.md, one after the other.
+TEST_F(RewardTools, BuildsARubricFromWhatAModelGenerates) {
+  const std::string rows = folder_.path() + "/rows.jsonl",
+                    responses = folder_.path() + "/responses.jsonl",
+                    out = folder_.path() + "/rubric.yaml";
+  for (const std::string& command :
+       {"data make chain_sum --num 20 --seed 1 --option style=compact --out " + rows,
+        "generate --model tests/golden/tiny_models/qwen2 --prompts " + rows +
+            " --num-samples 4 --max-new-tokens 8 --out " + responses}) {
+    const test::Outcome outcome = test::run_gradus(command);
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.output;
+  }
+  const auto sampled = test::json_rows(test::read_file(responses));
+  const auto given = test::json_rows(test::read_file(rows));
+  ASSERT_EQ(sampled.size(), 80u);
+  EXPECT_EQ(sampled[5]["prompt"], given[1]["prompt"]);
+  EXPECT_EQ(sampled[5].value("ground_truth", ""), given[1]["reward_model"]["ground_truth"]);
+  EXPECT_EQ(sampled[5]["extra_info"], given[1]["extra_info"]);
+  const std::string candidates = file("candidates.yaml", R"(name: made
+answer: {check: math}
+criteria:
+  - {name: any, check: format, options: {pattern: '(?s).+'}}
+  - {name: never, check: format, options: {pattern: 'nobody writes this'}}
+)");
+  const auto outcome =
+      run("rubric build --candidates " + candidates + " --data " + responses + " --out " + out);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+  EXPECT_THAT(outcome.output, ContainsRegex("never +100.0 % +0.0 % +0  hard"));
+  const std::string yaml = test::read_file(out);
+  EXPECT_THAT(yaml, HasSubstr("of 80 responses, applicable to 100.0 %"));
+  EXPECT_THAT(yaml, HasSubstr("alpha: 0.7\n"));
+  EXPECT_THAT(yaml, ::testing::Not(HasSubstr("# default")));
+  // One of them by prompt and sample.
+  const auto explained = run("explain --rubric " + out + " --id 1/1 --input " + responses);
+  EXPECT_EQ(explained.exit_code, 0) << explained.output;
+  EXPECT_THAT(explained.output,
+              HasSubstr("prompt        " + given[1]["prompt"].get<std::string>()));
 }
 
 TEST_F(RewardTools, BuildsARubricFromAJudgeWithOneRequestAResponse) {

@@ -118,6 +118,27 @@ TEST_F(Generate, PrintsOneLinePerSampleInOrderForEveryKindOfRow) {
   EXPECT_EQ(json::parse(decoded.output)["text"], rows[3]["text"]);
 }
 
+TEST_F(Generate, TakesRowsOfADataSetAndPassesOnWhatRewardsNeed) {
+  const std::string model = kModels + "qwen2";
+  const json messages = {{{"role", "user"}, {"content", "2 + 2?"}}};
+  const json extra = {{"index", 3}};
+  const std::vector<json> rows = generate(
+      model,
+      {{{"messages", messages}},
+       {{"prompt", "2 + 2?"}, {"reward_model", {{"ground_truth", "4"}}}, {"extra_info", extra}},
+       {{"prompt", messages}, {"ground_truth", "4"}, {"data_source", "sums"}}},
+      "--max-new-tokens 2");
+  ASSERT_EQ(rows.size(), 3u);
+  EXPECT_FALSE(rows[0].contains("ground_truth"));
+  for (const size_t i : {1, 2}) {
+    EXPECT_EQ(rows[i]["prompt_ids"], rows[0]["prompt_ids"]) << "the model has a chat template";
+    EXPECT_EQ(rows[i].value("ground_truth", ""), "4");
+  }
+  EXPECT_EQ(rows[1]["prompt"], "2 + 2?");
+  EXPECT_EQ(rows[1]["extra_info"], extra);
+  EXPECT_EQ(rows[2]["data_source"], "sums");
+}
+
 TEST_F(Generate, LogprobsAreThoseOfTheScorerBitForBit) {
   for (const std::string name : {"qwen2", "qwen3", "llama3_rope", "llama_linear_rope"}) {
     for (const std::string temperature : {"1", "0.7"}) {
@@ -298,7 +319,7 @@ TEST_F(Generate, NamesTheLineOfABadRowAndWritesNothing) {
   const std::string place = "gradus: error: " + path("bad.jsonl") + ":3: ";
   EXPECT_THAT(message("{\"text\": "), HasSubstr(place + "not valid JSON: "));
   EXPECT_EQ(message("[1]"), place + "a row must be a JSON object, got array\n");
-  EXPECT_EQ(message("{\"prompt\": \"a\"}"),
+  EXPECT_EQ(message("{\"answer\": \"a\"}"),
             place + "a row needs exactly one of 'ids', 'text' and 'messages', this one has 0\n");
   EXPECT_EQ(message(R"({"text": "a", "ids": [4]})"),
             place + "a row needs exactly one of 'ids', 'text' and 'messages', this one has 2\n");
