@@ -34,6 +34,7 @@ struct ToolOptions {
   double lambda = 0;
   double threshold = 0.5;
   double min_applicability = 0.99;
+  double max_failed = 0.05;
   double split = -1;
 };
 
@@ -373,11 +374,12 @@ Status build(const ToolOptions& options) {
   const auto scored = sum->score(groups.groups);
   GRADUS_RETURN_IF_ERROR(scored.status());
   std::vector<rewards::CriterionStatistics> statistics(candidates->criteria.size());
+  std::vector<std::string> failures(statistics.size());  // the first of each
   for (const data::RewardBreakdown& breakdown : *scored) {
     for (size_t i = 0; i < statistics.size(); ++i) {
       const rewards::CriterionScore score = criterion_of(breakdown.parts[i]);
       if (score.has_failed) {
-        ++statistics[i].num_failed;
+        if (statistics[i].num_failed++ == 0) failures[i] = breakdown.parts[i].detail;
         continue;
       }
       ++statistics[i].num_judged;
@@ -407,6 +409,16 @@ Status build(const ToolOptions& options) {
     std::cerr << fmt::format("{:<20} {:>9.1f} % {:>7.1f} % {:>7}  {}\n", name,
                              100 * statistics[i].applicability(), 100 * statistics[i].pass_rate(),
                              statistics[i].num_failed, stratum);
+  }
+  for (size_t i = 0; i < statistics.size(); ++i) {
+    const auto num_failed = static_cast<double>(statistics[i].num_failed);
+    if (num_failed <= options.max_failed * static_cast<double>(scored->size())) continue;
+    return unavailable(
+        "candidate '{}': its check failed on {} of {} responses, the first time with '{}'; more "
+        "than {:g} % say nothing sound of it: repair the check, leave the candidate out, or raise "
+        "--max-failed",
+        candidates->criteria[i].name, statistics[i].num_failed, scored->size(),
+        one_line(failures[i], 200), 100 * options.max_failed);
   }
   GRADUS_RETURN_IF_ERROR(rubric.status());
   // Only strata have an origin worth a comment: the rest is what the candidates said.
@@ -478,6 +490,10 @@ void add_reward_tool_commands(CLI::App& parent, Action& action) {
       ->required();
   command->add_option("--out", options->output, "Where to write; - is standard output")
       ->capture_default_str();
+  command
+      ->add_option("--max-failed", options->max_failed,
+                   "Share of the responses on which a candidate's check may fail")
+      ->check(CLI::Range(0.0, 1.0));
   command
       ->add_option("--min-applicability", options->min_applicability,
                    "Share of the responses that a criterion must apply to")

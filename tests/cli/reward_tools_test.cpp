@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "cli/reward_probes.h"
 #include "tests/support/files.h"
 #include "tests/support/json_rows.h"
@@ -184,6 +186,34 @@ TEST_F(RewardTools, BuildsARubricFromAJudge) {
   EXPECT_THAT(explained.output, ContainsRegex("steps \\(easy\\) +1 "));
   EXPECT_THAT(explained.output, ContainsRegex("links \\(hard\\) +0 "));
   EXPECT_EQ(server.num_requests(), 12 + 12);
+}
+
+TEST_F(RewardTools, BuildsNoRubricWhereAJudgeIsDown) {
+  const std::string rows =
+      file("rows.jsonl", R"({"response": "a", "prompt": "p", "ground_truth": "1"}
+{"response": "b", "prompt": "p", "ground_truth": "1"}
+)");
+  const std::string candidates = file("candidates.yaml", R"(name: made
+answer: {check: math}
+criteria:
+  - {name: a, check: format, options: {pattern: 'a'}}
+  - {name: any, check: format, options: {pattern: '.*'}}
+  - {name: kind, check: judge, options: {endpoint: 'http://127.0.0.1:9/v1', model: m, criterion: 'Is kind.', retries: 0}}
+)");
+  const std::string out = folder_.path() + "/rubric.yaml";
+  const std::string command =
+      "rubric build --candidates " + candidates + " --data " + rows + " --out " + out;
+  const auto outcome = run(command);
+  EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_THAT(outcome.output, ContainsRegex("kind +0.0 % +0.0 % +2  left out"));
+  EXPECT_THAT(
+      outcome.output,
+      HasSubstr("candidate 'kind': its check failed on 2 of 2 responses, the first time with "
+                "'judge http://127.0.0.1:9/v1: Couldn't connect to server (attempt 1 of "
+                "1)'; more than 5 % say nothing sound of it"));
+  EXPECT_FALSE(std::filesystem::exists(out));
+  EXPECT_EQ(run(command + " --max-failed 1").exit_code, 0);
+  EXPECT_TRUE(std::filesystem::exists(out));
 }
 
 // The commands of docs/rewards.md, one after the other.
