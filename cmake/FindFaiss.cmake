@@ -14,7 +14,11 @@ if(Faiss_FOUND AND NOT TARGET Faiss::faiss)
   add_library(Faiss::faiss STATIC IMPORTED)
   set_target_properties(Faiss::faiss PROPERTIES IMPORTED_LOCATION "${Faiss_LIBRARY}"
     INTERFACE_INCLUDE_DIRECTORIES "${Faiss_INCLUDE_DIR}")
-  # Not OpenMP::OpenMP_CXX, whose compile option would reach all that links this.
-  target_link_libraries(Faiss::faiss INTERFACE "${Faiss_BLAS_LIBRARY}" "${OpenMP_gomp_LIBRARY}"
+  # Not OpenMP::OpenMP_CXX, whose compile option would reach all that links this. clang's libomp has gomp's functions.
+  set(Faiss_OPENMP_LIBRARY "${OpenMP_gomp_LIBRARY}")
+  if(NOT Faiss_OPENMP_LIBRARY)
+    set(Faiss_OPENMP_LIBRARY "${OpenMP_omp_LIBRARY}")
+  endif()
+  target_link_libraries(Faiss::faiss INTERFACE "${Faiss_BLAS_LIBRARY}" "${Faiss_OPENMP_LIBRARY}"
     -l:libgfortran.a -l:libquadmath.a)
 endif()

@@ -82,77 +82,102 @@ void RubricConfig::visit(FieldVisitor& v) {
   v.field("criteria", criteria, "The criteria.", non_empty());
 }
 
-Status validate(const RubricConfig& config) {
-  ConfigRules rules;
-  rules.require(config.lambda_base <= config.lambda_max, "lambda_base ({}) exceeds lambda_max ({})",
-                config.lambda_base, config.lambda_max);
-  std::set<std::string> names = {"answer"};
-  for (size_t i = 0; i < config.criteria.size(); ++i) {
-    rules.require(names.insert(config.criteria[i].name).second,
-                  "criteria[{}].name: '{}' is taken; give each criterion a name of its own", i,
-                  config.criteria[i].name);
-  }
-  for (const Stratum stratum : {Stratum::kEasy, Stratum::kHard}) {
-    const char* word = stratum == Stratum::kEasy ? "easy" : "hard";
-    double sum = 0;
-    int64_t num_criteria = 0, num_weights = 0, last = 0;
-    for (size_t i = 0; i < config.criteria.size(); ++i) {
-      const RubricCriterion& criterion = config.criteria[i];
-      if (criterion.stratum != stratum) continue;
-      ++num_criteria;
-      num_weights += criterion.weight ? 1 : 0;
-      sum += criterion.weight.value_or(0);
-      last = static_cast<int64_t>(i);
-    }
-    rules.require(!has_strata(config) || num_criteria > 0,
-                  "criteria has none with stratum {}, which a ramp needs; add one, or set schedule "
-                  "to uniform",
-                  word);
-    if (num_weights == 0) continue;
-    if (num_weights < num_criteria) {
-      rules.require(false,
-                    "criteria[{}].weight: {} of the {} criteria of stratum {} have a weight; give "
-                    "one to all, or to none",
-                    last, num_weights, num_criteria, word);
-    } else {
-      rules.require(std::abs(sum - 1) < 1e-6,
-                    "criteria[{}].weight: the weights of stratum {} sum to {:.6g}; expected 1",
-                    last, word, sum);
-    }
-  }
-  return rules.status();
+namespace {
+
+// Whether any key of this name has no value, of the rubric or of a criterion.
+bool lacks(const UnreadKeys& unread, std::string_view name) {
+  return std::any_of(unread.begin(), unread.end(), [&](const std::string& key) {
+    return key == name || key.ends_with("." + std::string(name));
+  });
 }
 
-namespace {
+void check_names(const RubricConfig& config, const UnreadKeys& unread, ConfigRules& rules) {
+  std::set<std::string> names = {"answer"};
+  for (size_t i = 0; i < config.criteria.size(); ++i) {
+    const std::string key = fmt::format("criteria[{}].name", i);
+    if (is_unread(unread, key)) continue;
+    rules.require(names.insert(config.criteria[i].name).second,
+                  "{}: '{}' is taken; give each criterion a name of its own", key,
+                  config.criteria[i].name);
+  }
+}
+
+void check_stratum(const RubricConfig& config, Stratum stratum, const UnreadKeys& unread,
+                   ConfigRules& rules) {
+  const char* word = stratum == Stratum::kEasy ? "easy" : "hard";
+  double sum = 0;
+  int64_t num_criteria = 0, num_weights = 0, last = 0;
+  for (size_t i = 0; i < config.criteria.size(); ++i) {
+    const RubricCriterion& criterion = config.criteria[i];
+    if (criterion.stratum != stratum) continue;
+    ++num_criteria;
+    num_weights += criterion.weight ? 1 : 0;
+    sum += criterion.weight.value_or(0);
+    last = static_cast<int64_t>(i);
+  }
+  rules.require(!has_strata(config) || num_criteria > 0 || lacks(unread, "schedule"),
+                "criteria has none with stratum {}, which a ramp needs; add one, or set schedule "
+                "to uniform",
+                word);
+  if (num_weights == 0 || lacks(unread, "weight")) return;
+  if (num_weights < num_criteria) {
+    rules.require(false,
+                  "criteria[{}].weight: {} of the {} criteria of stratum {} have a weight; give "
+                  "one to all, or to none",
+                  last, num_weights, num_criteria, word);
+  } else {
+    rules.require(std::abs(sum - 1) < 1e-6,
+                  "criteria[{}].weight: the weights of stratum {} sum to {:.6g}; expected 1", last,
+                  word, sum);
+  }
+}
+
+// The rules between those fields that could be read.
+void check_rules(const RubricConfig& config, const UnreadKeys& unread, ConfigRules& rules) {
+  rules.require(config.lambda_base <= config.lambda_max || lacks(unread, "lambda_base") ||
+                    lacks(unread, "lambda_max"),
+                "lambda_base ({}) exceeds lambda_max ({})", config.lambda_base, config.lambda_max);
+  check_names(config, unread, rules);
+  if (lacks(unread, "criteria") || lacks(unread, "stratum")) return;
+  check_stratum(config, Stratum::kEasy, unread, rules);
+  check_stratum(config, Stratum::kHard, unread, rules);
+}
 
 Result<RubricConfig> load(const std::string& path, const RewardRegistry& registry,
                           bool has_known_strata) {
-  auto loaded = load_config<RubricConfig>(path);
-  if (!loaded.ok()) return loaded.status();
+  ReadConfig<RubricConfig> read = read_config<RubricConfig>(path);
+  if (is_unread(read.unread, "")) return read.status;
   ConfigRules rules;
-  RubricConfig rubric = loaded->value;
+  RubricConfig rubric = read.loaded.value;
   if (!has_known_strata) {
     rubric.schedule = RubricSchedule::kUniform;
     for (RubricCriterion& criterion : rubric.criteria) criterion.weight.reset();
   }
-  rules.add(validate(rubric));
+  check_rules(rubric, read.unread, rules);
   const std::vector<std::string> known = registry.names();
   const auto check = [&](const RubricCheck& one, const std::string& where) {
+    if (one.check.empty() || is_unread(read.unread, where + ".options")) return;
     const bool is_known = std::find(known.begin(), known.end(), one.check) != known.end();
     rules.add(registry.create(one.check, one.options)
                   .status()
                   .with_prefix(where + (is_known ? ".options" : ".check")));
   };
-  check(loaded->value.answer, "answer");
-  for (size_t i = 0; i < loaded->value.criteria.size(); ++i) {
-    check(loaded->value.criteria[i].check, fmt::format("criteria[{}]", i));
+  check(rubric.answer, "answer");
+  for (size_t i = 0; i < rubric.criteria.size(); ++i) {
+    check(rubric.criteria[i].check, fmt::format("criteria[{}]", i));
   }
-  const Status status = rules.status();
-  if (!status.ok()) return with_places(status, path, loaded->origins);
-  return std::move(loaded->value);
+  GRADUS_RETURN_IF_ERROR(
+      in_order_of_lines(read.status, with_places(rules.status(), path, read.loaded.origins)));
+  return std::move(read.loaded.value);
 }
 
 }  // namespace
+
+Status validate(const RubricConfig& config) {
+  ConfigRules rules;
+  check_rules(config, {}, rules);
+  return rules.status();
+}
 
 Result<RubricConfig> load_rubric(const std::string& path, const RewardRegistry& registry) {
   return load(path, registry, true);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -103,12 +104,14 @@ class Binder final : public FieldVisitor {
     } else if (!constraint.remedy.empty()) {
       what += "; " + constraint.remedy;
     }
-    report_at(target.node->line, target.node->column, what);
+    report_at(target.node->line, target.node->column, what, target.path);
   }
 
-  void report_at(int line, int column, const std::string& what) {
-    problems_.push_back(
-        {source_.index, line, column, fmt::format("{}: {}", source_.place(line, column), what)});
+  void report_at(int line, int column, const std::string& what, const std::string& key,
+                 bool is_unknown_key = false) {
+    problems_.push_back({source_.index, line, column,
+                         fmt::format("{}: {}", source_.place(line, column), what), key,
+                         is_unknown_key});
   }
 
   template <class T>
@@ -225,7 +228,8 @@ class Binder final : public FieldVisitor {
       report_at(entry.line, entry.column,
                 fmt::format("unknown key '{}' {}{}", entry.key,
                             target.path.empty() ? "at the top level" : "in '" + target.path + "'",
-                            hint_for_unknown(entry.key, fields)));
+                            hint_for_unknown(entry.key, fields)),
+                target.path, true);
     }
   }
 
@@ -294,7 +298,8 @@ class Binder final : public FieldVisitor {
           index.value >= static_cast<int64_t>(list.size())) {
         report_at(1, 1,
                   fmt::format("'{}' has {} entries, counted from 0; got '{}'", target.path,
-                              list.size(), entry.key));
+                              list.size(), entry.key),
+                  target.path);
         continue;
       }
       bind_element(field, list, static_cast<size_t>(index.value),
@@ -480,18 +485,59 @@ Status status_of(std::vector<ConfigProblem> problems) {
 
 }  // namespace
 
+bool is_unread(const UnreadKeys& unread, std::string_view key) {
+  for (;;) {
+    if (unread.contains(std::string(key))) return true;
+    if (key.empty()) return false;
+    const size_t end = key.find_last_of(".[");
+    key = key.substr(0, end == std::string_view::npos ? 0 : end);
+  }
+}
+
 Status bind_config(const std::string& path, std::span<const std::string> overrides,
-                   const VisitFields& visit, ConfigOrigins& origins) {
+                   const VisitFields& visit, ConfigOrigins& origins, UnreadKeys& unread) {
   LayerReader reader;
-  if (!path.empty()) GRADUS_RETURN_IF_ERROR(reader.read_file(path));
+  if (!path.empty()) {
+    const Status status = reader.read_file(path);
+    if (!status.ok()) unread.insert("");
+    GRADUS_RETURN_IF_ERROR(status);
+  }
   for (const std::string& override_text : overrides) reader.read_override(override_text);
   const std::vector<std::string> known_paths = config_paths(visit);
   std::vector<ConfigProblem> problems;
   for (const Layer& layer : reader.layers()) {
     problems.insert(problems.end(), layer.problems.begin(), layer.problems.end());
-    if (layer.root) Binder(layer.source, known_paths, problems, origins).bind(*layer.root, visit);
+    if (layer.root) {
+      Binder(layer.source, known_paths, problems, origins).bind(*layer.root, visit);
+    } else {
+      unread.insert("");
+    }
   }
-  if (problems.empty()) internal::report_missing(visit, path, origins, problems);
+  // An unknown key may be the one that is missing, written wrong.
+  std::set<std::string> sections_with_unknown;
+  for (const ConfigProblem& problem : problems) {
+    if (problem.is_unknown_key) {
+      sections_with_unknown.insert(problem.key);
+    } else if (!problem.key.empty()) {
+      unread.insert(problem.key);
+    }
+  }
+  std::vector<ConfigProblem> missing;
+  internal::report_missing(visit, path, origins, missing);
+  for (ConfigProblem& problem : missing) {
+    const size_t dot = problem.key.rfind('.');
+    const std::string section = dot == std::string::npos ? "" : problem.key.substr(0, dot);
+    if (is_unread(unread, problem.key) || sections_with_unknown.contains(section)) continue;
+    unread.insert(problem.key);
+    for (const Layer& layer : reader.layers()) {
+      const std::string& name = layer.source.name;
+      if (!problem.text.starts_with(name + ":")) continue;
+      problem.source = layer.source.index;
+      static_cast<void>(std::sscanf(problem.text.c_str() + name.size(), ":%d:%d:", &problem.line,
+                                    &problem.column));
+    }
+    problems.push_back(std::move(problem));
+  }
   return status_of(std::move(problems));
 }
 
@@ -506,6 +552,13 @@ ConfigOrigins::const_iterator find_origin(const ConfigOrigins& origins, const st
   return entry != origins.end() && entry->first.starts_with(key + ".") ? entry : origins.end();
 }
 
+// The origin of the list's entry that a key belongs to: "a[1]" of "a[1].b.c".
+ConfigOrigins::const_iterator find_entry_origin(const ConfigOrigins& origins,
+                                                const std::string& key) {
+  const size_t end = key.rfind(']');
+  return end == std::string::npos ? origins.end() : origins.find(key.substr(0, end + 1));
+}
+
 }  // namespace
 
 Status with_places(const Status& status, const std::string& path, const ConfigOrigins& origins) {
@@ -513,7 +566,7 @@ Status with_places(const Status& status, const std::string& path, const ConfigOr
   std::istringstream message(status.message());
   std::vector<std::string> lines;
   for (std::string line; std::getline(message, line);) {
-    std::string place;
+    std::string place, place_of_entry;
     std::string word;
     for (const char c : line + " ") {
       const bool is_key_character = std::isalnum(static_cast<unsigned char>(c)) || c == '_' ||
@@ -522,15 +575,56 @@ Status with_places(const Status& status, const std::string& path, const ConfigOr
         word += c;
         continue;
       }
-      const auto found = find_origin(origins, std::exchange(word, {}));
-      if (found == origins.end()) continue;
+      const std::string key = std::exchange(word, {});
+      const auto found = find_origin(origins, key);
+      if (found == origins.end()) {
+        const auto entry = find_entry_origin(origins, key);
+        if (entry != origins.end() && place_of_entry.empty()) place_of_entry = entry->second;
+        continue;
+      }
       const bool is_override = found->second.starts_with("--set ");
       if (place.empty() || (is_override && !place.starts_with("--set "))) place = found->second;
     }
-    if (place.empty()) place = path;
-    lines.push_back(place.empty() ? line : place + ": " + line);
+    if (place.empty()) place = place_of_entry.empty() ? path : place_of_entry;
+    lines.push_back(place.empty() ? line : fmt::format("{}: {}", place, line));
   }
   return {status.code(), join(lines, "\n")};
+}
+
+namespace {
+
+// "file:3:7: ..."; lines without a place come first.
+struct PlacedLine {
+  int line = 0, column = 0;
+  std::string text;
+};
+
+PlacedLine placed(std::string text) {
+  PlacedLine out;
+  for (size_t at = text.find(':'); at != std::string::npos; at = text.find(':', at + 1)) {
+    if (std::sscanf(text.c_str() + at, ":%d:%d: ", &out.line, &out.column) == 2) break;
+  }
+  out.text = std::move(text);
+  return out;
+}
+
+}  // namespace
+
+Status in_order_of_lines(const Status& one, const Status& other) {
+  if (one.ok()) return other;
+  if (other.ok()) return one;
+  std::vector<PlacedLine> placed_lines;
+  std::istringstream message(fmt::format("{}\n{}", one.message(), other.message()));
+  for (std::string line; std::getline(message, line);) {
+    placed_lines.push_back(placed(std::move(line)));
+  }
+  std::stable_sort(placed_lines.begin(), placed_lines.end(),
+                   [](const PlacedLine& a, const PlacedLine& b) {
+                     return std::tie(a.line, a.column) < std::tie(b.line, b.column);
+                   });
+  std::vector<std::string> lines;
+  for (PlacedLine& line : placed_lines) lines.push_back(std::move(line.text));
+  return {one.code(), join(lines, "\n")};
 }
 
 }  // namespace gradus

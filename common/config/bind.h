@@ -3,8 +3,10 @@
 
 #include <functional>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "common/config/field_visitor.h"
@@ -32,11 +34,16 @@ using VisitFields = std::function<void(FieldVisitor&)>;
 // Full names of all keys and sections; entries of lists and maps as "reward.parts[].name".
 std::vector<std::string> config_paths(const VisitFields& visit);
 
-// The type-erased form of load_config. `path` may be empty: then what the struct holds is the base.
-// NotFound if the file is missing, InvalidArgument with all problems otherwise; the struct is then
-// half-filled.
+// Full names of what has no value: keys whose values could not be taken, and keys that must be
+// given and are not. "" is the whole of a file.
+using UnreadKeys = std::set<std::string>;
+
+// Whether `key`, or what it is a part of, is among them.
+bool is_unread(const UnreadKeys& unread, std::string_view key);
+
+// The type-erased form of read_config. `path` may be empty: then what the struct holds is the base.
 Status bind_config(const std::string& path, std::span<const std::string> overrides,
-                   const VisitFields& visit, ConfigOrigins& origins);
+                   const VisitFields& visit, ConfigOrigins& origins, UnreadKeys& unread);
 
 template <class Config>
 struct LoadedConfig {
@@ -44,20 +51,44 @@ struct LoadedConfig {
   ConfigOrigins origins;
 };
 
+// What could be read, for callers that have rules of their own to report with the rest.
+template <class Config>
+struct ReadConfig {
+  LoadedConfig<Config> loaded;
+  // NotFound if the file is missing, InvalidArgument with all problems otherwise.
+  Status status;
+  UnreadKeys unread;  // these have their defaults
+};
+
 // `overrides` are the texts after `--set`; `defaults` is what no source mentions.
+template <class Config>
+ReadConfig<Config> read_config(const std::string& path, std::span<const std::string> overrides = {},
+                               Config defaults = {}) {
+  ReadConfig<Config> read{{std::move(defaults), {}}, {}, {}};
+  read.status = bind_config(
+      path, overrides, [&](FieldVisitor& v) { read.loaded.value.visit(v); }, read.loaded.origins,
+      read.unread);
+  return read;
+}
+
+// The same, where nothing but the whole will do.
 template <class Config>
 Result<LoadedConfig<Config>> load_config(const std::string& path,
                                          std::span<const std::string> overrides = {},
                                          Config defaults = {}) {
-  LoadedConfig<Config> loaded{std::move(defaults), {}};
-  GRADUS_RETURN_IF_ERROR(bind_config(
-      path, overrides, [&](FieldVisitor& v) { loaded.value.visit(v); }, loaded.origins));
-  return loaded;
+  ReadConfig<Config> read = read_config(path, overrides, std::move(defaults));
+  GRADUS_RETURN_IF_ERROR(read.status);
+  return std::move(read.loaded);
 }
 
 // `status` with `place: ` before each line: where the first of the keys that the line names was set
-// (by --set, if one of them was), or `path` itself if all of them have their defaults.
+// (by --set, if one of them was); if all of them have their defaults, where the first entry of a
+// list that they belong to was set, or `path` itself.
 Status with_places(const Status& status, const std::string& path, const ConfigOrigins& origins);
+
+// Both statuses as one, its lines in the order of the file: what is wrong with values, and what
+// with rules between them. Ok if both are.
+Status in_order_of_lines(const Status& one, const Status& other);
 
 // The configuration as YAML that load_config reads back to the same values, with the origin of each
 // value as a comment.

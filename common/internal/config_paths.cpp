@@ -110,7 +110,8 @@ class MissingFinder final : public PathVisitor {
     problems_.push_back(
         {0, 0, 0,
          fmt::format("{}missing '{}'{}; it must not be empty", place, field.name,
-                     section.empty() ? " at the top level" : " in '" + section + "'")});
+                     section.empty() ? " at the top level" : " in '" + section + "'"),
+         path});
   }
 
   const std::string& file_;

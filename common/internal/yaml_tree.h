@@ -15,7 +15,9 @@ struct ConfigProblem {
   int source = 0;  // order of the sources: base files first, then the file, then each --set
   int line = 0;    // 1 is the first
   int column = 0;
-  std::string text;  // whole message, place included
+  std::string text;   // whole message, place included
+  std::string key{};  // full name of the field that has no value for it; empty if there is none
+  bool is_unknown_key = false;  // then `key` is the section's
 };
 
 // A file, or one `--set`.

@@ -22,6 +22,8 @@
 #include "records/rollout_dump.h"
 #include "records/rollout_messages.h"
 #include "records/state_file.h"
+#include "rewards/code/assert_tests.h"
+#include "rewards/code/python_value.h"
 #include "rewards/reward.h"
 #include "trainer/rollout_work.h"
 
@@ -179,8 +181,26 @@ void run_rewards(std::string_view bytes) {
   }
 }
 
+// Assertions of a row of data, and what a program writes as its result.
+void run_python_values(std::string_view bytes) {
+  const auto tests = rewards::code::parse_asserts(bytes, "");
+  if (tests.ok()) {
+    for (const rewards::code::CodeTest& test : tests->tests) {
+      const rewards::code::PythonValue& value = test.assertion->arguments;
+      const auto back = rewards::code::from_wire(to_wire(value));
+      GRADUS_CHECK(back.has_value() && (has_nan(value) || is_equal(*back, value, 0)),
+                   to_python(value));
+      static_cast<void>(to_json(value, true));
+    }
+  }
+  const auto value = rewards::code::from_wire(bytes);
+  if (value.has_value()) static_cast<void>(is_equal(*value, *value, 1e-6) || is_true(*value));
+  static_cast<void>(rewards::code::from_json(bytes));
+}
+
 constexpr Target kTargets[] = {{"config", run_config},
                                {"rewards", run_rewards},
+                               {"python_values", run_python_values},
                                {"json_lines", run_json_lines},
                                {"tokenizer", run_tokenizer},
                                {"safetensors", run_safetensors},

@@ -277,8 +277,28 @@ criteria:
   - {name: b, chek: tags, stratum: middle}
 )"),
             "FILE:2:8: 'alpha' must be in [0, 1], got '1.5'\n"
-            "FILE:7:15: unknown key 'chek' in 'criteria[2]'; did you mean 'check'?\n"
-            "FILE:7:36: 'criteria[2].stratum' must be one of easy, hard, got 'middle'");
+            "FILE:3:17: answer.check: unknown reward 'maths'; did you mean 'math'?; known: " +
+                join(known(), ", ") +
+                "\nFILE:6:12: criteria[1].name: 'a' is taken; give each criterion a name of its "
+                "own\n"
+                "FILE:7:15: unknown key 'chek' in 'criteria[2]'; did you mean 'check'?\n"
+                "FILE:7:36: 'criteria[2].stratum' must be one of easy, hard, got 'middle'");
+  // Rules that need a value which could not be read are left out; all others are not.
+  EXPECT_EQ(message(R"(alpha: x
+answer: {check: math}
+lambda_base: 2
+lambda_max: 0.5
+criteria:
+  - {name: a, check: format, stratum: easy, weight: 0.5}
+  - {name: [a], check: tags, stratum: hard, weight: heavy}
+)"),
+            "FILE: missing 'name' at the top level; it must not be empty\n"
+            "FILE:1:8: 'alpha' must be a number, got 'x'\n"
+            "FILE:3:14: 'lambda_base' must be in [0, 1], got '2'\n"
+            "FILE:6:5: criteria[0].options: reward format: pattern: is missing; expected a regular "
+            "expression (RE2)\n"
+            "FILE:7:12: 'criteria[1].name' must be a text, got a list\n"
+            "FILE:7:53: 'criteria[1].weight' must be a number, got 'heavy'");
   EXPECT_EQ(message(R"(name: mine
 answer: {check: maths}
 criteria:

@@ -192,6 +192,7 @@ TEST_F(ConfigFiles, AllProblemsAreReportedInOrder) {
       "c.yaml:5:3: duplicate key 'top_p' in 'options'; first set at line 3; remove one of them\n"
       "c.yaml:6:1: unknown key 'layers' at the top level; did you mean 'stack.layers'?\n"
       "--set options.top_p=0: must be in (0, 1]; use 1 to disable\n"
+      "--set extra.scale=x: missing 'name' in 'extra'; it must not be empty\n"
       "--set extra.scale=x: must be a number");
 }
 
@@ -288,7 +289,12 @@ INSTANTIATE_TEST_SUITE_P(
              "c.yaml:1:18: 'options.dials' must be a map of names to values, got a list; write {} "
              "for an empty map"},
         Case{"options: 5\n", "c.yaml:1:10: 'options' must be a map of keys, got '5'"},
-        Case{"extra: {scale: 0}\n", "c.yaml:1:16: 'extra.scale' must be greater than 0, got '0'"},
+        Case{"extra: {scale: 0}\n",
+             "c.yaml:1:8: missing 'name' in 'extra'; it must not be empty\n"
+             "c.yaml:1:16: 'extra.scale' must be greater than 0, got '0'"},
+        // An unknown key may be the missing one; a value that is wrong is not missing besides.
+        Case{"extra: {nam: x}\n", "c.yaml:1:9: unknown key 'nam' in 'extra'; did you mean 'name'?"},
+        Case{"extra: {name: [x]}\n", "c.yaml:1:15: 'extra.name' must be a text, got a list"},
         Case{"extra:\n  scale: 1\n", "c.yaml:2:3: missing 'name' in 'extra'; it must not be empty"},
         Case{"extra: {name: ''}\n", "c.yaml:1:15: 'extra.name' must not be empty, got ''"},
         Case{"stack:\n  layers:\n    - name: a\n    - scale: 1\n",
@@ -355,6 +361,36 @@ INSTANTIATE_TEST_SUITE_P(
              "c.yaml:1:7: base 'sub' cannot be read (sub: is a folder; name a YAML file); the path "
              "is relative to this file"},
         Case{"base: [x.yaml]\n", "c.yaml:1:7: 'base' must be the path of one file, got a list"}));
+
+TEST_F(ConfigFiles, WhatCouldBeReadIsThereBesideTheProblems) {
+  write("c.yaml",
+        "options: {count: 0, title: kept, dials: {a: b, c: 2}}\n"
+        "stack: {layers: [{scale: 3}, {name: [b], scale: 4}]}\n");
+  const auto read = read_config<Config>(folder_ + "c.yaml");
+  EXPECT_FALSE(read.status.ok());
+  EXPECT_EQ(read.loaded.value.options.title, "kept");
+  EXPECT_EQ(read.loaded.value.stack.layers.at(1).scale, 4.0);
+  EXPECT_THAT(read.unread, ElementsAre("options.count", "options.dials.a", "stack.layers[0].name",
+                                       "stack.layers[1].name"));
+  EXPECT_TRUE(is_unread(read.unread, "options.count"));
+  EXPECT_FALSE(is_unread(read.unread, "options.counts"));
+  EXPECT_FALSE(is_unread(read.unread, "stack.layers[1]"));
+  EXPECT_TRUE(is_unread({"stack.layers"}, "stack.layers[1].scale"));
+  write("c.yaml", "[");
+  EXPECT_THAT(read_config<Config>(folder_ + "c.yaml").unread, ElementsAre(""));
+  EXPECT_THAT(read_config<Config>(folder_ + "none.yaml").unread, ElementsAre(""));
+  EXPECT_TRUE(is_unread({""}, "options.count"));
+}
+
+TEST_F(ConfigFiles, StatusesAreJoinedInTheOrderOfTheFile) {
+  const Status one = invalid_argument("a.yaml:2:10: x\na.yaml:10:1: y");
+  const Status other = invalid_argument("a.yaml:2:9: z\nwithout a place");
+  EXPECT_EQ(in_order_of_lines(one, other).message(),
+            "without a place\na.yaml:2:9: z\na.yaml:2:10: x\na.yaml:10:1: y");
+  EXPECT_EQ(in_order_of_lines({}, other).message(), other.message());
+  EXPECT_EQ(in_order_of_lines(one, {}).message(), one.message());
+  EXPECT_TRUE(in_order_of_lines({}, {}).ok());
+}
 
 TEST_F(ConfigFiles, ACycleIsNamedLinkByLink) {
   write("sub/b.yaml", "base: ../c.yaml\n");
