@@ -31,7 +31,8 @@ struct LinearArgs {
   int x_rows;  // of a tile that are copied
   int stages;
   bool planes;  // the depth is a multiple of 64, so that one copy brings all blocks of a stage
-  bool weights_once;  // no other tile reads the same weights
+  bool weights_once;    // no other tile reads the same weights
+  bool features_first;  // the order of tiles: which of both changes from one to the next
   LinearOutput output;
 };
 
@@ -223,25 +224,42 @@ __device__ void store_wide_tile(float (&acc)[kFeatures / 2], const LinearArgs& a
   }
 }
 
-constexpr int kCluster = 2;
+// Tiles of the kernels for many rows in order: `row` counts those of a cluster.
+struct TileOrder {
+  int row_tiles, feature_tiles;
+  bool features_first;
+  __device__ TileOrder(const LinearArgs& args, int rows, int features)
+      : row_tiles((args.t + rows - 1) / rows),
+        feature_tiles((args.n + features - 1) / features),
+        features_first(args.features_first) {}
+  __device__ int count() const { return row_tiles * feature_tiles; }
+  __device__ int row(int work) const {
+    return features_first ? work / feature_tiles : work % row_tiles;
+  }
+  __device__ int feature(int work) const {
+    return features_first ? work % feature_tiles : work / row_tiles;
+  }
+};
 
-// For many rows: blocks of threads stay and take one tile after the other, and two that are
-// neighbours in rows bring each other half of the weights, since what L2 gives would bind. The next
-// tile's operands arrive while this one's results leave.
-template <int kFeatures>
+constexpr int kCluster = 2, kWideFeatures = 128;
+
+// For many rows: blocks of threads stay and take one tile of 128 x 128 after the other, and two
+// that are neighbours in rows bring each other half of the weights, since what L2 gives would bind.
+// The warpgroups take the tiles in turns: while one multiplies, the other's results leave. A stage
+// is one warpgroup's.
 __global__ __launch_bounds__(384, 1) void wide_kernel(const __grid_constant__ CUtensorMap x_map,
                                                       const __grid_constant__ CUtensorMap w_map,
                                                       const __grid_constant__ LinearArgs args) {
+  constexpr int kFeatures = kWideFeatures, kRows = 128;
   extern __shared__ __align__(1024) uint8_t shared[];
   auto* full = reinterpret_cast<uint64_t*>(shared);
   uint64_t* empty = full + kMaxStages;
-  constexpr int kRowBytes = 128 * 128, kWeightBytes = kFeatures * 128;
-  constexpr int kStageBytes = kRowBytes + kWeightBytes;
+  constexpr int kRowBytes = kRows * 128, kStageBytes = kRowBytes + kFeatures * 128;
   uint8_t* stages = shared + kBarrierBytes;
   const uint32_t pieces = shared_address(stages + args.stages * kStageBytes);
   const int rank = static_cast<int>(block_in_cluster());
-  const int row_tiles = (args.t + kCluster * 128 - 1) / (kCluster * 128);
-  const int num_work = row_tiles * ((args.n + kFeatures - 1) / kFeatures);
+  const TileOrder order(args, kCluster * kRows, kFeatures);
+  const int num_work = order.count();
   const int first_work = static_cast<int>(blockIdx.x) / kCluster;
   const int stride = static_cast<int>(gridDim.x) / kCluster;
   const int steps = (args.k + kDepth - 1) / kDepth;
@@ -250,7 +268,7 @@ __global__ __launch_bounds__(384, 1) void wide_kernel(const __grid_constant__ CU
     prefetch_map(&x_map);
     for (int i = 0; i < args.stages; ++i) {
       barrier_init(full + i, 1);
-      barrier_init(empty + i, 8 * kCluster);
+      barrier_init(empty + i, 4 * kCluster);
     }
     fence_barrier_init();
   }
@@ -259,9 +277,10 @@ __global__ __launch_bounds__(384, 1) void wide_kernel(const __grid_constant__ CU
   wait_for_previous();
   int stage = 0;
   uint32_t phase = 0;
-  const auto advance = [&] {
-    if (++stage == args.stages) {
-      stage = 0;
+  const auto advance = [&](int count) {
+    stage += count;
+    while (stage >= args.stages) {
+      stage -= args.stages;
       phase ^= 1;
     }
   };
@@ -269,9 +288,9 @@ __global__ __launch_bounds__(384, 1) void wide_kernel(const __grid_constant__ CU
     give_registers<40>();
     if (threadIdx.x == 256) {
       for (int work = first_work; work < num_work; work += stride) {
-        const int row = (work % row_tiles * kCluster + rank) * 128;
-        const int feature = work / row_tiles * kFeatures;
-        for (int k = 0; k < steps; ++k, advance()) {
+        const int row = (order.row(work) * kCluster + rank) * kRows;
+        const int feature = order.feature(work) * kFeatures;
+        for (int k = 0; k < steps; ++k, advance(1)) {
           uint8_t* to = stages + stage * kStageBytes;
           barrier_wait(empty + stage, phase ^ 1);
           barrier_expect_bytes(full + stage, kStageBytes);
@@ -286,24 +305,37 @@ __global__ __launch_bounds__(384, 1) void wide_kernel(const __grid_constant__ CU
   } else {
     take_registers<232>();
     const int group = static_cast<int>(threadIdx.x) / 128;
-    const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
+    const int warp_row = static_cast<int>(threadIdx.x) % 128 / 32 * 16;
     const auto release = [&](int s) {
       if (threadIdx.x % 32 != 0) return;
       for (uint32_t block = 0; block < kCluster; ++block) barrier_arrive_at(empty + s, block);
     };
-    float acc[kFeatures / 2];
-    for (int work = first_work; work < num_work; work += stride) {
+    // Whose turn it is to multiply: barrier 1 + group is passed when the other one has asked for
+    // all of its products. Parity of a stage tells only two phases apart, so turns must not pass
+    // each other.
+    if (group == 1) {
+      named_arrive(1, 256);
+      advance(steps);
+    }
+    float acc[2][kFeatures / 2];
+    for (int work = first_work + group * stride; work < num_work; work += 2 * stride) {
+      named_barrier(1 + group, 256);
       int previous = -1;
-      for (int k = 0; k < steps; ++k, advance()) {
+      for (int k = 0; k < steps; ++k, advance(1)) {
         barrier_wait(full + stage, phase);
         uint8_t* from = stages + stage * kStageBytes;
-        const uint64_t a = descriptor_k_major(from + group * 64 * 128);
+        const uint64_t a = descriptor_k_major(from);
         const uint64_t b = descriptor_k_major(from + kRowBytes);
-        pin_registers(acc);
+        pin_registers(acc[0]);
+        pin_registers(acc[1]);
         wgmma_fence();
 #pragma unroll
         for (int step = 0; step < kDepth / 16; ++step) {
-          Wgmma<kFeatures, 0, 0>::run(acc, a + 2 * step, b + 2 * step, k + step > 0);
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            Wgmma<kFeatures, 0, 0>::run(acc[half], a + half * (64 * 128 / 16) + 2 * step,
+                                        b + 2 * step, k + step > 0);
+          }
         }
         wgmma_commit();
         if (previous >= 0) {
@@ -312,13 +344,19 @@ __global__ __launch_bounds__(384, 1) void wide_kernel(const __grid_constant__ CU
         }
         previous = stage;
       }
+      named_arrive(2 - group, 256);
       wgmma_wait<0>();
-      pin_registers(acc);
+      pin_registers(acc[0]);
+      pin_registers(acc[1]);
       release(previous);
-      const int row = (work % row_tiles * kCluster + rank) * 128 + warp_row;
-      if (row < args.t) {
-        store_wide_tile<kFeatures>(acc, args, row, work / row_tiles * kFeatures,
-                                   pieces + threadIdx.x / 32 * kPieceBytes);
+      advance(steps);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = (order.row(work) * kCluster + rank) * kRows + 64 * half + warp_row;
+        if (row < args.t) {
+          store_wide_tile<kFeatures>(acc[half], args, row, order.feature(work) * kFeatures,
+                                     pieces + threadIdx.x / 32 * kPieceBytes);
+        }
       }
     }
   }
@@ -445,28 +483,28 @@ LinearArgs arguments_of(const LinearParams& p) {
   args.t = static_cast<int>(p.t);
   args.n = static_cast<int>(p.n);
   args.k = static_cast<int>(p.k);
+  // What is read again and again should be what is smaller.
+  args.features_first = p.n <= p.t;
   args.output = p.output;
   return args;
 }
 
-template <int kFeatures>
 CudaCode launch_wide(const LinearParams& p, CudaErrorText* error) {
   LinearArgs args = arguments_of(p);
-  constexpr int kStageBytes = (128 + kFeatures) * 128, kBudget = 204 * 1024;
-  args.stages = kBudget / kStageBytes;
-  constexpr int kBytes = kBarrierBytes + kBudget / kStageBytes * kStageBytes + 8 * kPieceBytes;
+  constexpr int kFeatures = kWideFeatures, kStageBytes = (128 + kFeatures) * 128, kStages = 6;
+  constexpr int kBytes = kBarrierBytes + kStages * kStageBytes + 8 * kPieceBytes;
   static_assert(kBytes <= 227 * 1024);
+  args.stages = kStages;
   CUtensorMap x_map, w_map;
   GRADUS_CUDA_RETURN(encode_rows(&x_map, p.x_TK, p.t, p.k, 128, kDepth, error));
   GRADUS_CUDA_RETURN(encode_rows(&w_map, p.w_NK, p.n, p.k, kFeatures / kCluster, kDepth, error));
   const int64_t rows = kCluster * 128;
   const int64_t work = (p.t + rows - 1) / rows * ((p.n + kFeatures - 1) / kFeatures);
   const int64_t clusters = num_processors() / kCluster;
-  auto kernel = wide_kernel<kFeatures>;
   GRADUS_CUDA_CALL(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+      cudaFuncSetAttribute(wide_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   return launch_clusters(
-      kernel, dim3(static_cast<unsigned>((work < clusters ? work : clusters) * kCluster)),
+      wide_kernel, dim3(static_cast<unsigned>((work < clusters ? work : clusters) * kCluster)),
       dim3(kCluster), 384, kBytes, p.stream, error, x_map, w_map, args);
 }
 
@@ -528,17 +566,6 @@ constexpr Tile kTiles[] = {{1, 8},   {1, 16}, {1, 32},  {1, 64},
 // Rows from which on the kernel for many is taken.
 constexpr int64_t kWideRows = 1024;
 
-// 128 or 256 features: what takes less of the processors' time. Narrow ones need a third more of L2
-// for the same work.
-Tile choose_wide_tile(const LinearParams& p) {
-  const int64_t clusters = num_processors() / kCluster, rows = kCluster * 128;
-  const auto time = [&](int64_t features) {
-    const int64_t work = (p.t + rows - 1) / rows * ((p.n + features - 1) / features);
-    return (work + clusters - 1) / clusters * features;
-  };
-  return {4, 4 * time(128) < 3 * time(256) ? 128 : 256};
-}
-
 // The tile of the least time by what 64 columns take: a processor's reading of its operands at 64
 // bytes a clock, everybody's reading of them from L2, multiplying, or the latency of the chain.
 Tile choose_tile(const LinearParams& p) {
@@ -568,7 +595,7 @@ Tile choose_tile(const LinearParams& p) {
 
 CudaCode linear(const LinearParams& p, CudaErrorText* error) {
   const bool has_whole_pieces = p.y_stride % 8 == 0;
-  Tile tile = p.t >= kWideRows && has_whole_pieces ? choose_wide_tile(p) : choose_tile(p);
+  Tile tile = p.t >= kWideRows && has_whole_pieces ? Tile{4, kWideFeatures} : choose_tile(p);
   if (p.force_groups > 0) tile = {p.force_groups, p.force_features};
   switch (tile.groups * 1000 + tile.features) {
     case 1008:
@@ -587,10 +614,8 @@ CudaCode linear(const LinearParams& p, CudaErrorText* error) {
       return launch<2, 128>(p, error);
     case 2256:
       return launch<2, 256>(p, error);
-    case 4128:
-      return launch_wide<128>(p, error);
-    case 4256:
-      return launch_wide<256>(p, error);
+    case 4000 + kWideFeatures:
+      return launch_wide(p, error);
     default:
       break;
   }

@@ -27,10 +27,19 @@ union Eight {
   __nv_bfloat162 pairs[4];
 };
 
+// 1 / x, rounded correctly, of x in [1, 2^126]: one Newton step from the approximation, without the
+// branch that other numbers need.
+__device__ inline float reciprocal_of_one_and_more(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return __fmaf_rn(y, __fmaf_rn(-x, y, 1.0f), y);
+}
+
 // silu(gate) * up, each operation rounded once.
 __device__ inline float swiglu(float gate, float up) {
   const float e = exp2_fast(__fmul_rn(gate, -kLog2OfE));
-  return __fmul_rn(__fmul_rn(gate, __frcp_rn(__fadd_rn(1.0f, e))), up);
+  const float sigmoid = reciprocal_of_one_and_more(fminf(__fadd_rn(1.0f, e), 0x1p126f));
+  return __fmul_rn(__fmul_rn(gate, sigmoid), up);
 }
 
 // Sum over a warp by one tree, in all lanes.
