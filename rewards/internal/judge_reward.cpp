@@ -90,6 +90,7 @@ void read_judge_options(OptionReader& reader, judge::HttpJudgeOptions& judge) {
   reader.number("temperature", 0, 2, judge.temperature);
   reader.number("timeout_s", 0.01, 3600, judge.timeout_s);
   reader.number("backoff_s", 0, 60, judge.backoff_s);
+  reader.number("rpm", 0, 1e6, judge.rpm);
   whole("max_tokens", 1, 1 << 20, judge.max_tokens);
   whole("concurrency", 1, 4096, judge.concurrency);
   whole("retries", 0, 100, judge.retries);

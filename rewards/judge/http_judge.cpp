@@ -181,7 +181,8 @@ struct HttpJudge::State {
   uint64_t secret = 0;
   std::unique_ptr<VerdictCache> cache;
   std::mutex mutex;
-  JudgeStatistics taken;  // by take_statistics(); under the mutex
+  JudgeStatistics taken;                  // by take_statistics(); under the mutex
+  HttpPool::Clock::time_point free_from;  // when rpm allows the next request; under the mutex
   std::atomic<int64_t> num_requests = 0, num_retries = 0, num_cache_hits = 0, num_tokens = 0;
   std::unique_ptr<HttpPool> pool;  // last: its thread ends before what it uses
 
@@ -238,15 +239,27 @@ struct HttpJudge::State {
     return fmt::format("the budget of {} requests is spent", options.max_requests);
   }
 
+  // When a request that waits so long may be sent.
+  HttpPool::Clock::time_point take_turn(double wait_s) {
+    const auto seconds = [](double value) {
+      return std::chrono::microseconds(static_cast<int64_t>(1e6 * value));
+    };
+    const auto now = HttpPool::Clock::now();
+    if (options.rpm == 0) return now + seconds(wait_s);
+    // One that waits for its server takes the next turn, and leaves those after it to others.
+    const std::lock_guard lock(mutex);
+    const auto turn = std::max(now, free_from);
+    free_from = turn + seconds(60 / options.rpm);
+    return std::max(now + seconds(wait_s), turn);
+  }
+
   void send(std::shared_ptr<Ask> ask, double wait_s) {
     const std::string spent = spent_budget();
     if (!spent.empty()) return close(*ask, {spent, false, false, 0});
     ask->nonce = make_nonce(*ask);
     HttpRequest request{url, make_body(*ask), headers,
                         static_cast<int64_t>(std::ceil(1000 * options.timeout_s))};
-    const auto not_before =
-        HttpPool::Clock::now() + std::chrono::microseconds(static_cast<int64_t>(1e6 * wait_s));
-    pool->post(std::move(request), not_before,
+    pool->post(std::move(request), take_turn(wait_s),
                [this, ask](HttpResponse response) { receive(ask, response); });
   }
 

@@ -18,6 +18,7 @@ struct HttpJudgeOptions {
   double temperature = 0;
   int64_t max_criteria = 0;  // of a request, 0: no bound
   int concurrency = 64;      // requests at once, over all threads
+  double rpm = 0;            // requests a minute, evenly spaced, retries included; 0: no bound
   double timeout_s = 60;     // of one request
   int retries = 3;  // after failed connections, timeouts, 408, 429, 5xx and unreadable verdicts
   double backoff_s = 0.5;  // before the first retry; doubles, at most 30 s; Retry-After goes before

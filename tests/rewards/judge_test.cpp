@@ -136,6 +136,46 @@ TEST(Judge, KeepsAsManyRequestsOpenAsItMay) {
   EXPECT_LT(seconds.count(), 4) << "one after another it is 8 s";
 }
 
+TEST(Judge, SpacesItsRequestsOut) {
+  using Clock = std::chrono::steady_clock;
+  std::mutex mutex;
+  std::vector<Clock::time_point> times;
+  const MockJudge server([&](const Json& request, int number) -> Reply {
+    {
+      const std::lock_guard lock(mutex);
+      times.push_back(Clock::now());
+    }
+    if (number == 2) return {.status = 503};
+    return honest(request, number);
+  });
+  const auto judge = make_judge(server, {.rpm = 1200});
+  const auto start = Clock::now();
+  expect_scores(judge->judge(make_items(5)));
+  // Six requests, one of them made again, in turns of 50 ms.
+  ASSERT_EQ(times.size(), 6u);
+  for (size_t i = 0; i < times.size(); ++i) {
+    EXPECT_GE(std::chrono::duration<double>(times[i] - start).count(),
+              0.05 * static_cast<double>(i))
+        << i;
+  }
+}
+
+TEST(Judge, LetsOthersTakeTheirTurnsWhileOneWaits) {
+  const MockJudge server([&](const Json& request, int number) -> Reply {
+    if (number > 0) return honest(request, number);
+    return {.status = 503, .headers = "Retry-After: 2\r\n"};
+  });
+  const auto judge = make_judge(server, {.rpm = 6000});
+  std::thread late([&] { expect_scores(judge->judge(make_items(1))); });
+  while (judge->statistics().num_requests < 2) std::this_thread::yield();  // the retry has its turn
+  const auto start = std::chrono::steady_clock::now();
+  expect_scores(judge->judge(make_items(5)));
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  EXPECT_LT(seconds.count(), 1.5);
+  late.join();
+  EXPECT_EQ(server.num_requests(), 7);
+}
+
 TEST(Judge, WaitsAsLongAsTheServerSays) {
   std::vector<std::chrono::steady_clock::time_point> times;
   const MockJudge server([&](const Json& request, int number) -> Reply {
