@@ -56,11 +56,13 @@ Result<uint32_t> allowed_missing_bits(const SandboxOptions& options) {
   return bits;
 }
 
-std::vector<Layer> layers_of(const wire::StartReply& reply) {
+std::vector<Layer> layers_of(const Worker& worker) {
+  const wire::StartReply& reply = worker.start_reply();
   std::vector<Layer> layers;
   for (uint32_t i = 0; i < wire::kNumLayers; ++i) {
     layers.push_back({kLayerNames[i].name, reply.layers[i].is_active != 0, reply.layers[i].detail});
   }
+  layers.push_back(worker.control_group());
   return layers;
 }
 
@@ -172,7 +174,7 @@ Result<std::unique_ptr<Sandbox>> Sandbox::create(const SandboxOptions& options) 
   if (!(*worker)->is_ready()) return refusal(reply, *allowed_missing);
 
   auto sandbox = std::unique_ptr<Sandbox>(new Sandbox(options));
-  sandbox->layers_ = layers_of(reply);
+  sandbox->layers_ = layers_of(**worker);
   sandbox->pool_->allowed_missing = *allowed_missing;
   // The layers are there one by one; that they work together is shown by a run.
   const auto result = (*worker)->run({.arguments = {"/bin/true"}});
@@ -207,7 +209,7 @@ Result<std::vector<Layer>> probe_layers(const SandboxOptions& options) {
   GRADUS_RETURN_IF_ERROR(validate(options));
   auto worker = Worker::start(options, 0);
   GRADUS_RETURN_IF_ERROR(worker.status());
-  return layers_of((*worker)->start_reply());
+  return layers_of(**worker);
 }
 
 }  // namespace gradus::sandbox

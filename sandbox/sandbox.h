@@ -19,7 +19,8 @@
 // kernel lets users make namespaces.
 namespace gradus::sandbox {
 
-// One protection, as it was found on this machine.
+// One protection, as it was found on this machine. All are needed but the last, `control_group`,
+// which a process can seldom make and whose work others do, if less sharply.
 struct Layer {
   std::string name;  // "network_namespace"
   bool is_active = false;

@@ -26,6 +26,9 @@ namespace {
 constexpr int64_t kStartTimeoutMs = 60000;
 constexpr unsigned kMfdExec = 0x10;    // MFD_EXEC, which Debian 12's headers lack
 constexpr int64_t kMaxWallFactor = 5;  // as in launcher/supervise.h
+// Of a control group, for what is not the program: launcher, Python zygote, pages of files.
+constexpr uint64_t kOwnBytes = 64 << 20;
+constexpr uint64_t kOwnProcesses = 16;
 
 using Clock = std::chrono::steady_clock;
 
@@ -165,6 +168,7 @@ Result<std::unique_ptr<Worker>> Worker::start(const SandboxOptions& options,
     return spawned;
   }
   auto worker = std::unique_ptr<Worker>(new Worker(pid, sockets[0]));
+  worker->enter_control_group();  // before it has children: they are born in it
   const std::string message = start_message(options, allowed_missing);
   const auto deadline = Clock::now() + std::chrono::milliseconds(kStartTimeoutMs);
   if (!send_all(worker->socket_, message.data(), message.size()) ||
@@ -182,6 +186,21 @@ Worker::~Worker() {
   if (is_broken_) kill(pid_, SIGKILL);  // its child, the worker's pid 1, dies with it
   while (waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
   }
+}
+
+void Worker::enter_control_group() {
+  auto group = ControlGroup::create();
+  const Status status = group.ok() ? (*group)->add(pid_) : group.status();
+  if (status.ok()) {
+    group_ = std::move(*group);
+  } else {
+    no_group_ = status.message();
+  }
+}
+
+Layer Worker::control_group() const {
+  return {"control_group", group_ != nullptr,
+          group_ != nullptr ? group_->description() : no_group_};
 }
 
 Status Worker::exchange(const std::string& request, wire::RunReply& reply, RunResult& result,
@@ -205,8 +224,21 @@ Status Worker::exchange(const std::string& request, wire::RunReply& reply, RunRe
 Result<RunResult> Worker::run(const Run& run) {
   wire::RunReply reply;
   RunResult result;
-  GRADUS_RETURN_IF_ERROR(exchange(run_message(run), reply, result,
-                                  run.limits.wall_ms * kMaxWallFactor + 2 * kStartTimeoutMs));
+  uint64_t num_kills = 0;
+  if (group_ != nullptr) {
+    const auto mib = static_cast<uint64_t>(run.limits.memory_mib + run.limits.disk_mib);
+    GRADUS_RETURN_IF_ERROR(group_->set_limits(
+        (mib << 20) + kOwnBytes, static_cast<uint64_t>(run.limits.num_processes) + kOwnProcesses));
+    num_kills = group_->num_memory_kills();
+  }
+  const Status status = exchange(run_message(run), reply, result,
+                                 run.limits.wall_ms * kMaxWallFactor + 2 * kStartTimeoutMs);
+  // Whom the kernel chose may as well be the launcher or the zygote: it was the program's memory.
+  if (group_ != nullptr && group_->num_memory_kills() > num_kills) {
+    reply.end = wire::kMemoryLimit;
+  } else if (!status.ok()) {
+    return status;
+  }
   if (reply.end == wire::kLauncherError) return unavailable("sandbox: {}", reply.failure);
   switch (reply.end) {
     case wire::kExited:

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "sandbox/internal/control_group.h"
 #include "sandbox/internal/wire.h"
 #include "sandbox/sandbox.h"
 
@@ -23,6 +24,8 @@ class Worker {
 
   bool is_ready() const { return reply_.is_ready != 0; }
   const wire::StartReply& start_reply() const { return reply_; }
+  // Whether a control group of its own holds it, and which, or why none does.
+  Layer control_group() const;
 
   // A failure after which is_broken() holds is the worker's end.
   Result<RunResult> run(const Run& run);
@@ -30,6 +33,7 @@ class Worker {
 
  private:
   Worker(pid_t pid, int socket) : pid_(pid), socket_(socket) {}
+  void enter_control_group();
   Status exchange(const std::string& request, wire::RunReply& reply, RunResult& result,
                   int64_t timeout_ms);
 
@@ -37,6 +41,8 @@ class Worker {
   int socket_;
   wire::StartReply reply_;
   bool is_broken_ = false;
+  std::unique_ptr<ControlGroup> group_;
+  std::string no_group_;  // why there is none
 };
 
 }  // namespace gradus::sandbox
