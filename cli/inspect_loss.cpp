@@ -373,6 +373,7 @@ Result<std::string> inspect_loss(const trainer::TrainerConfig& config, const std
       plan.terms({0, static_cast<int64_t>(sequences->size()), logprobs, reference, entropies, {}});
   trainer::UpdateSums sums;
   sums.add(terms, plan.counts().num_tokens);
+  sums.reduce();
   Metrics metrics;
   sums.write(algorithm->config, config.entropy_coef, metrics);
   plan.add_correction_metrics(metrics);

@@ -40,13 +40,18 @@ void UpdateSums::add(const LossTerms& terms, double num_tokens) {
   max_ratio = std::max(max_ratio, terms.max_ratio);
 }
 
-void UpdateSums::reduce(comm::Communicator& communicator) {
+void UpdateSums::reduce() {
   double* const members[] = {&policy_loss, &kl_loss,       &entropy,      &policy_kl,
                              &clipped,     &clipped_low,   &clipped_high, &dual_clipped,
                              entropy_of,   entropy_of + 1, tokens_of,     tokens_of + 1};
   const size_t width = std::size(members);
-  const std::vector<double> values = comm::all_gather_values<double>(communicator, micro_batches);
-  for (size_t i = 0; i < values.size(); ++i) *members[i % width] += values[i];
+  for (size_t i = 0; i < micro_batches.size(); ++i) *members[i % width] += micro_batches[i];
+  micro_batches.clear();
+}
+
+void UpdateSums::reduce(comm::Communicator& communicator) {
+  micro_batches = comm::all_gather_values<double>(communicator, micro_batches);
+  reduce();
   const std::vector<double> mine = {min_ratio, max_ratio, max_mismatch};
   const std::vector<double> all = comm::all_gather_values<double>(communicator, mine);
   for (size_t i = 0; i < all.size(); i += mine.size()) {

@@ -31,6 +31,8 @@ struct UpdateSums {
   void add(const LossTerms& terms, double num_tokens);
   // Over the ranks; collective.
   void reduce(comm::Communicator& communicator);
+  // Of micro-batches that are all here.
+  void reduce();
 
   double loss(const AlgorithmConfig& config, double entropy_coef) const;
   // actor/... and clip_ratio/...
