@@ -154,12 +154,21 @@ Result<std::vector<data::Prompt>> load_prompts(const data::DataConfig& config,
       build_prompts(*rows, config, policy, num_dropped);
   if (!built.ok()) return built.status();
   std::vector<data::Prompt> prompts;
+  std::vector<std::string> bad;  // every row whose ground truth no reward can use
   for (auto& [row, prompt] : *built) {
-    GRADUS_RETURN_IF_ERROR(rewards.check_prompt(prompt).with_prefix(
-        data::place_of((*rows)[static_cast<size_t>(row)])));
+    const Status status =
+        rewards.check_prompt(prompt).with_prefix(data::place_of((*rows)[static_cast<size_t>(row)]));
+    if (!status.ok()) bad.push_back(status.message());
     prompts.push_back(std::move(prompt));
   }
-  return prompts;
+  if (bad.empty()) return prompts;
+  constexpr size_t kMaxShown = 50;
+  const size_t num_bad = bad.size();
+  if (num_bad > kMaxShown) {
+    bad.resize(kMaxShown);
+    bad.push_back(fmt::format("and {} more rows", num_bad - kMaxShown));
+  }
+  return Status(StatusCode::kInvalidArgument, join(bad, "\n"));
 }
 
 Result<std::vector<trainer::SftExample>> load_examples(const data::DataConfig& config,

@@ -90,9 +90,12 @@ TEST_F(MathRun, TrainsFromYaml) {
   }
 }
 
-TEST_F(MathRun, NamesTheRowOfAGroundTruthThatCannotBeRead) {
-  const auto outcome = run({"7", "  "});
+TEST_F(MathRun, NamesEveryRowWhoseGroundTruthCannotBeRead) {
+  const auto outcome = run({"7", "  ", "8", "\\frac{1}{"});
   EXPECT_EQ(outcome.exit_code, 2);
+  EXPECT_NE(outcome.messages.find("rows.jsonl:4: reward 'math': the ground truth is '\\frac{1}{'"),
+            std::string::npos)
+      << outcome.messages;
   EXPECT_NE(
       outcome.messages.find("rows.jsonl:2: reward 'math': the ground truth is '  '; expected an "
                             "answer that can be read, a number or a LaTeX expression, alone "

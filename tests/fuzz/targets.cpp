@@ -184,7 +184,11 @@ void run_rewards(std::string_view bytes) {
 // Assertions of a row of data, and what a program writes as its result.
 void run_python_values(std::string_view bytes) {
   const auto tests = rewards::code::parse_asserts(bytes, "");
-  if (tests.ok()) {
+  // Rows of data come out of JSON, so their texts are UTF-8, which the wire needs.
+  const std::string replaced = nlohmann::json(std::string(bytes))
+                                   .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  const bool is_utf8 = nlohmann::json::parse(replaced) == std::string(bytes);
+  if (tests.ok() && is_utf8) {
     for (const rewards::code::CodeTest& test : tests->tests) {
       const rewards::code::PythonValue& value = test.assertion->arguments;
       const auto back = rewards::code::from_wire(to_wire(value));

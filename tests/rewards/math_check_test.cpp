@@ -7,7 +7,6 @@
 #include <chrono>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "rewards/reward.h"
 #include "tests/support/files.h"
@@ -158,6 +157,7 @@ TEST(MathCompat, AgreesWithTheTestsOfMathVerifyItself) {
       differing += row["test"].get<std::string>() + ": " +
                    row["gold"].get<std::string>().substr(0, 80) + "\n";
   }
+  RecordProperty("agreeing", fmt::format("{} of {}", num_agreeing, num_rows));
   EXPECT_GE(num_rows, 260u);
   EXPECT_GE(num_agreeing * 100, num_rows * 98) << num_agreeing << " of " << num_rows << ":\n"
                                                << differing;
@@ -247,9 +247,12 @@ TEST(MathLimits, HostileTextTakesLinearTime) {
 TEST(MathLimits, HostileFormulasEndSoon) {
   const auto nested = [](const std::string& open, const std::string& core, const std::string& close,
                          int depth) {
-    std::string text = core;
-    for (int i = 0; i < depth; ++i) text = open + text + close;
-    return text;
+    std::string before, after;
+    for (int i = 0; i < depth; ++i) {
+      before += open;
+      after += close;
+    }
+    return before + core + after;
   };
   std::string many_terms = "x", roots = "\\sqrt{2}", product = "(x+y+z+1)";
   for (int i = 0; i < 400; ++i) many_terms += "+x^{" + std::to_string(i) + "}";
@@ -375,28 +378,6 @@ TEST(MathLimits, BrokenFormulasEndSoon) {
       EXPECT_LT(milliseconds_since(start), 1000) << gold << " <- " << answer;
     }
   }
-}
-
-TEST(MathLimits, ThreadsGetTheVerdictsOfOne) {
-  std::vector<std::string> expected;
-  for (const Pair& pair : pairs()) {
-    const MathVerdict verdict = strict(pair.gold, pair.answer);
-    expected.push_back(verdict.rule + verdict.answer_parsed + std::to_string(verdict.score));
-  }
-  constexpr size_t kNumThreads = 8;
-  std::vector<size_t> num_differing(kNumThreads, 0);
-  std::vector<std::thread> threads;
-  for (size_t t = 0; t < kNumThreads; ++t) {
-    threads.emplace_back([&, t] {
-      for (size_t i = t; i < pairs().size(); i += 3) {
-        const MathVerdict verdict = strict(pairs()[i].gold, pairs()[i].answer);
-        num_differing[t] +=
-            verdict.rule + verdict.answer_parsed + std::to_string(verdict.score) != expected[i];
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(num_differing, std::vector<size_t>(kNumThreads, 0));
 }
 
 TEST(MathReward, ScoresFromARunsOptions) {
