@@ -148,8 +148,10 @@ inline DeviceCourse train_on_device(const kernels::Cuda& cuda, comm::Communicato
   std::unique_ptr<records::CheckpointStore> store;
   std::unique_ptr<CheckpointSaver> saver;
   if (!options.folder.empty()) {
-    store = std::make_unique<records::CheckpointStore>(
-        options.folder, records::CheckpointPolicy{.keep_last = 2}, [](const std::string&) {});
+    if (ranks.rank() == 0) {  // the one that begins and commits
+      store = std::make_unique<records::CheckpointStore>(
+          options.folder, records::CheckpointPolicy{.keep_last = 2}, [](const std::string&) {});
+    }
     saver = std::make_unique<CheckpointSaver>(store.get(), ranks);
   }
   records::RunDisplay display({.is_quiet = true});
