@@ -9,6 +9,7 @@
 #include "rewards/reward.h"
 #include "rewards/rubric.h"
 #include "trainer/algorithm.h"
+#include "trainer/federated_payload.h"
 
 namespace gradus::cli {
 
@@ -142,6 +143,9 @@ void check_training(const RunConfig& config, int64_t world_size, ConfigRules& ru
     rules.require(config.cluster.mode == trainer::ClusterMode::kColocated,
                   "cluster.mode is not colocated with trainer.federated, where every rank samples "
                   "for its own clients; set it to colocated");
+    rules.add(trainer::resolved_payload(config.trainer.federated->payload,
+                                        config.lora.rank > 0 || !config.model.adapter.empty())
+                  .status());
     rules.require(config.reward.rubric.empty(),
                   "reward.rubric is set with trainer.federated; the state of its criteria would "
                   "lie between clients: use reward.parts");

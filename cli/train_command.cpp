@@ -67,11 +67,17 @@ Result<std::vector<MemoryPart>> plan_training(const RunConfig& config,
   if (const auto& federated = config.trainer.federated) {
     const int64_t clients =
         federated->per_round > 0 ? federated->per_round : federated->num_clients;
+    const Result<trainer::FederatedPayloadKind> payload =
+        trainer::resolved_payload(federated->payload, adapter.rank > 0);
+    if (!payload.ok()) return payload.status();
     int64_t trained = model::num_parameters(model);
     if (adapter.rank > 0) {
       Result<model::LoraLayout> layout = model::lora_layout(model, adapter);
       if (!layout.ok()) return layout.status();
-      trained = layout->size;
+      trained = *payload == trainer::FederatedPayloadKind::kStacking ? layout->base_size
+                : *payload == trainer::FederatedPayloadKind::kFedEx
+                    ? layout->base_size + layout->size
+                    : layout->size;
     }
     const int64_t vector = trained * int64_t{sizeof(float)};
     parts.push_back({"updates of clients", (clients + num_ranks - 1) / num_ranks * vector});
@@ -275,9 +281,10 @@ Status train_clients(trainer::RlSetup setup, trainer::Policy& policy,
   Result<std::unique_ptr<trainer::FederatedRlTrainer>> trainer = trainer::FederatedRlTrainer::make(
       std::move(setup), policy, rewards, algorithm, ranks, run.records(), display);
   if (!trainer.ok()) return trainer.status();
-  display.print(fmt::format(
-      "{}: {} clients, {} a round, {} local steps", config.strategy.name, config.num_clients,
-      config.per_round > 0 ? config.per_round : config.num_clients, config.local_steps));
+  display.print(fmt::format("{}: {} clients, {} a round, {} local steps, payload {}",
+                            config.strategy.name, config.num_clients,
+                            config.per_round > 0 ? config.per_round : config.num_clients,
+                            config.local_steps, trainer::name_of((*trainer)->payload())));
   if (!run.resume_from.empty()) {
     GRADUS_RETURN_IF_ERROR((*trainer)->resume(run.resume_from));
     display.print(fmt::format("resumed from {} after round {}", run.resume_from,

@@ -54,6 +54,7 @@ constexpr MetricInfo kMetrics[] = {
     {"federated/score/median", "1", kLast, "median of the clients' mean scores"},
     {"federated/score/p75", "1", kLast, "upper quartile of the clients' mean scores"},
     {"federated/score/max", "1", kLast, "largest mean score of a client"},
+    {"federated/upload_bytes", "bytes", kSum, "fp32 payloads of the clients whose updates count"},
     {"federated/without_signal", "clients", kSum,
      "clients whose groups all had equal rewards: nothing to send"},
     {"federated/flagged_fraction", "1", kMean, "groups with signal that FLood flags"},

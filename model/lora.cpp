@@ -6,6 +6,7 @@
 #include <cstring>
 #include <span>
 
+#include "common/check.h"
 #include "common/config/rules.h"
 #include "common/parallel.h"
 #include "common/rng.h"
@@ -182,39 +183,60 @@ void LoraAdapter::draw(uint64_t seed) {
 
 uint64_t LoraAdapter::base_hash() const { return hash_parameters(base_.data(), base_.size()); }
 
-void LoraAdapter::merge(float* parameters) const {
+void LoraAdapter::restart(uint64_t seed) {
+  std::fill_n(values_.data(), layout_.factors_size, 0.0f);
+  draw(seed);
+}
+
+// target += s B A, chains of r fused multiply-adds that begin at what is there.
+void LoraAdapter::add_product(const LoraPart& part, float* target) const {
   const int64_t r = config_.rank;
   const float s = static_cast<float>(config_.scale());
+  std::vector<float> b_Nr(static_cast<size_t>(part.n * r));
+  kernels::unpack_weight(values_.data() + part.b, part.n, r, b_Nr.data(), r);
+  // Adding a product of zeros would change the sign of a zero in W.
+  if (std::all_of(b_Nr.begin(), b_Nr.end(), [](float b) { return b == 0; })) return;
+  std::vector<float> scaled_rN(b_Nr.size());
+  for (int64_t n = 0; n < part.n; ++n) {
+    for (int64_t i = 0; i < r; ++i) {
+      scaled_rN[static_cast<size_t>(i * part.n + n)] = s * b_Nr[static_cast<size_t>(n * r + i)];
+    }
+  }
+  std::vector<float> a_rK(static_cast<size_t>(r * part.k));
+  kernels::unpack_weight(values_.data() + part.a, r, part.k, a_rK.data(), part.k);
+  // A weight gradient over r rows is the product that is wanted, in the weights' own layout.
+  kernels::gemm_backward_weight({.dy_MN = scaled_rN.data(),
+                                 .dy_stride = part.n,
+                                 .x_MK = a_rK.data(),
+                                 .x_stride = part.k,
+                                 .dw_packed = target,
+                                 .m = r,
+                                 .n = part.n,
+                                 .k = part.k,
+                                 .accumulate = true});
+}
+
+void LoraAdapter::product(std::span<float> out) const {
+  GRADUS_CHECK(static_cast<int64_t>(out.size()) == layout_.base_size, "one float a weight");
+  std::fill(out.begin(), out.end(), 0.0f);
+  float* target = out.data();
+  for (const LoraGroup& group : layout_.groups) {
+    for (const LoraPart& part : group.parts) {
+      add_product(part, target);
+      target += packed_size(part.n, part.k);
+    }
+  }
+}
+
+void LoraAdapter::merge(float* parameters) const {
   const float* kept = base_.data();
-  std::vector<float> b_Nr, scaled_rN, a_rK;
   for (const LoraGroup& group : layout_.groups) {
     for (const LoraPart& part : group.parts) {
       float* merged = parameters + part.weight;
       const int64_t size = packed_size(part.n, part.k);
       std::memcpy(merged, kept, static_cast<size_t>(size) * sizeof(float));
       kept += size;
-      b_Nr.resize(static_cast<size_t>(part.n * r));
-      kernels::unpack_weight(values_.data() + part.b, part.n, r, b_Nr.data(), r);
-      // Adding a product of zeros would change the sign of a zero in W.
-      if (std::all_of(b_Nr.begin(), b_Nr.end(), [](float b) { return b == 0; })) continue;
-      scaled_rN.resize(b_Nr.size());
-      for (int64_t n = 0; n < part.n; ++n) {
-        for (int64_t i = 0; i < r; ++i) {
-          scaled_rN[static_cast<size_t>(i * part.n + n)] = s * b_Nr[static_cast<size_t>(n * r + i)];
-        }
-      }
-      a_rK.resize(static_cast<size_t>(r * part.k));
-      kernels::unpack_weight(values_.data() + part.a, r, part.k, a_rK.data(), part.k);
-      // A weight gradient over r rows is the product that is wanted, in the weights' own layout.
-      kernels::gemm_backward_weight({.dy_MN = scaled_rN.data(),
-                                     .dy_stride = part.n,
-                                     .x_MK = a_rK.data(),
-                                     .x_stride = part.k,
-                                     .dw_packed = merged,
-                                     .m = r,
-                                     .n = part.n,
-                                     .k = part.k,
-                                     .accumulate = true});
+      add_product(part, merged);
     }
   }
   if (layout_.head < 0) return;
@@ -256,6 +278,7 @@ void LoraAdapter::add_gradient(int64_t weight, const float* dy_TN, int64_t dy_st
                                    .n = part.n,
                                    .k = r,
                                    .accumulate = true});
+    if (is_a_frozen_) continue;
     kernels::gemm_backward_input({.dy_MN = dy_TN + part.column,
                                   .dy_stride = dy_stride,
                                   .w_packed = values_.data() + part.b,
@@ -265,6 +288,7 @@ void LoraAdapter::add_gradient(int64_t weight, const float* dy_TN, int64_t dy_st
                                   .n = part.n,
                                   .k = r});
   }
+  if (is_a_frozen_) return;
   kernels::gemm_backward_weight({.dy_MN = v_.data(),
                                  .dy_stride = columns,
                                  .x_MK = x_TK,

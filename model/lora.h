@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -86,6 +87,16 @@ class LoraAdapter {
   const float* values() const { return values_.data(); }
   uint64_t base_hash() const;  // of the matrices without the adapter
 
+  // The matrices without the adapter, in panels, one after the other in the order of
+  // layout().groups: [layout().base_size]. Who writes to them merges anew.
+  std::span<float> base() { return {base_.data(), static_cast<size_t>(layout_.base_size)}; }
+  // s B A of every adapted matrix, in the order and layout of base(): [layout().base_size].
+  void product(std::span<float> out) const;
+  // A drawn anew by `seed`, as create() does; B is 0.
+  void restart(uint64_t seed);
+  // Whether add_gradient leaves out the gradient of A (FFA-LoRA, arXiv:2403.12313).
+  void freeze_a(bool is_frozen) { is_a_frozen_ = is_frozen; }
+
   // Writes W + s B A of every adapted matrix, and the score head, to its place in `parameters`:
   // chains of r fused multiply-adds that begin at W. Where B is 0 the bits are those of W.
   void merge(float* parameters) const;
@@ -99,10 +110,12 @@ class LoraAdapter {
  private:
   LoraAdapter(LoraConfig config, LoraLayout layout, const float* parameters);
   void draw(uint64_t seed);
+  void add_product(const LoraPart& part, float* target) const;
 
   LoraConfig config_;
   LoraLayout layout_;
   AlignedBuffer values_, base_;
+  bool is_a_frozen_ = false;
   AlignedBuffer u_, v_;  // [T, parts * padded(r)] of add_gradient
 };
 

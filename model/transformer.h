@@ -76,6 +76,8 @@ class Transformer {
 
   // Takes an adapter of this model and merges it; from then on it is what training changes.
   void set_adapter(std::unique_ptr<LoraAdapter> adapter);
+  // Takes it off again; the weights stay merged, and all of them are what training changes.
+  std::unique_ptr<LoraAdapter> take_adapter() { return std::move(adapter_); }
   LoraAdapter* adapter() { return adapter_.get(); }  // null: none
   const LoraAdapter* adapter() const { return adapter_.get(); }
   // What training changes: all weights, or the adapter's.

@@ -19,6 +19,12 @@ void FederatedRlConfig::visit(FieldVisitor& v) {
   v.field("partition", partition,
           "Whose prompts they are: iid, dirichlet, shards or quantity (docs/federated.md).");
   v.field("strategy", strategy, "What updates become (docs/federated.md).", shorthand_for("name"));
+  v.field("payload", payload,
+          "What clients send. full: all weights; with LoRA fedit: A and B, averaged apart; ffa: B, "
+          "while A stays as it was drawn; stacking: the products B A, into the weights; fedex: as "
+          "fedit, and the weights take what the mean of the products has beyond; auto: fedex with "
+          "an adapter, full without.",
+          one_of({"auto", "full", "fedit", "ffa", "stacking", "fedex"}));
   v.field("score_window", score_window,
           "Groups, the newest of a client, whose scores FLood's quantile is of.", at_least(1));
 }
@@ -59,6 +65,10 @@ Status validate(const FederatedRlConfig& config, const TrainerConfig& trainer) {
                   "fednova, median or flood",
                   config.strategy.name, lacks == nullptr ? "" : lacks);
   }
+  rules.require(config.payload != FederatedPayloadKind::kFfa || trainer.optimizer.weight_decay == 0,
+                "trainer.weight_decay is {} with trainer.federated.payload ffa, where A stays as "
+                "it was drawn; set it to 0",
+                trainer.optimizer.weight_decay);
   rules.require(!trainer.dynamic_sampling,
                 "trainer.dynamic_sampling is on with trainer.federated, where a client's place in "
                 "its prompts is a function of the round; leave one of the two out");

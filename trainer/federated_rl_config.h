@@ -14,6 +14,9 @@
 // (docs/federated.md). A step of the run is then a round.
 namespace gradus::trainer {
 
+// What clients send: trainer/federated_payload.h. Auto: fedex with an adapter, full without.
+enum class FederatedPayloadKind { kAuto, kFull, kFedIt, kFfa, kStacking, kFedEx };
+
 struct FederatedRlConfig {
   int64_t num_clients = 8;
   int64_t per_round = 0;  // 0: all
@@ -22,6 +25,7 @@ struct FederatedRlConfig {
   std::string by;
   federated::PartitionConfig partition{.min_samples = 1};
   federated::AggregatorConfig strategy;
+  FederatedPayloadKind payload = FederatedPayloadKind::kAuto;
   int64_t score_window = 512;
 
   void visit(FieldVisitor& v);

@@ -36,6 +36,24 @@ std::vector<bool> below(std::span<const double> scores, const std::vector<bool>&
   return flags;
 }
 
+// Takes the adapter off a model for as long as it lives, if `is_on`: where W moves a checkpoint is
+// a whole model, not an adapter on one that no file holds.
+class AdapterAside {
+ public:
+  AdapterAside(model::Transformer& transformer, bool is_on) : transformer_(transformer) {
+    if (is_on) adapter_ = transformer.take_adapter();
+  }
+  ~AdapterAside() {
+    if (adapter_ != nullptr) transformer_.set_adapter(std::move(adapter_));
+  }
+  AdapterAside(const AdapterAside&) = delete;
+  AdapterAside& operator=(const AdapterAside&) = delete;
+
+ private:
+  model::Transformer& transformer_;
+  std::unique_ptr<model::LoraAdapter> adapter_;
+};
+
 // Metrics of a client's steps that become metrics of the round.
 constexpr const char* kStepMetrics[] = {
     "critic/rewards/mean",  "critic/score/mean",
@@ -190,7 +208,8 @@ struct FederatedRlTrainer::Visit {
 FederatedRlTrainer::FederatedRlTrainer(RlSetup setup, Policy& policy,
                                        const rewards::RewardSum& rewards,
                                        const Algorithm& algorithm, comm::Communicator& communicator,
-                                       RunRecords records, records::RunDisplay& display)
+                                       RunRecords records, records::RunDisplay& display,
+                                       FederatedPayloadKind payload)
     : setup_(std::move(setup)),
       config_(*setup_.trainer.federated),
       policy_(policy),
@@ -199,17 +218,18 @@ FederatedRlTrainer::FederatedRlTrainer(RlSetup setup, Policy& policy,
       communicator_(communicator),
       records_(records),
       display_(display),
-      alone_(communicator.subset(communicator.rank(), 1)) {
-  const model::TrainableWeights trained = policy_.transformer->trainable();
-  global_.assign(trained.values, trained.values + trained.layout.size);
-}
+      alone_(communicator.subset(communicator.rank(), 1)),
+      payload_(payload, *policy.transformer, static_cast<uint64_t>(setup_.run.seed)) {}
 
 Result<std::unique_ptr<FederatedRlTrainer>> FederatedRlTrainer::make(
     RlSetup setup, Policy& policy, const rewards::RewardSum& rewards, const Algorithm& algorithm,
     comm::Communicator& communicator, RunRecords records, records::RunDisplay& display) {
   GRADUS_CHECK(setup.trainer.federated.has_value(), "a federated run");
+  const Result<FederatedPayloadKind> payload =
+      resolved_payload(setup.trainer.federated->payload, policy.transformer->adapter() != nullptr);
+  if (!payload.ok()) return payload.status();
   std::unique_ptr<FederatedRlTrainer> trainer(new FederatedRlTrainer(
-      std::move(setup), policy, rewards, algorithm, communicator, records, display));
+      std::move(setup), policy, rewards, algorithm, communicator, records, display, *payload));
   const FederatedRlConfig& config = trainer->config_;
   Result<std::vector<std::vector<int32_t>>> rows =
       partition_prompts(config, trainer->setup_.trainer.prompts_per_step,
@@ -218,18 +238,13 @@ Result<std::unique_ptr<FederatedRlTrainer>> FederatedRlTrainer::make(
   trainer->rows_ = std::move(*rows);
   trainer->windows_.resize(trainer->rows_.size());
   Result<std::unique_ptr<federated::Aggregator>> aggregator = federated::make_aggregator(
-      config.strategy, {.num_parameters = static_cast<int64_t>(trainer->global_.size()),
+      config.strategy, {.num_parameters = trainer->payload_.size(),
                         .num_clients = config.num_clients,
                         .num_rounds = trainer->setup_.trainer.num_steps,
                         .client_lr = trainer->setup_.trainer.optimizer.learning_rate});
   if (!aggregator.ok()) return aggregator.status();
   trainer->aggregator_ = std::move(*aggregator);
   return trainer;
-}
-
-void FederatedRlTrainer::set_weights(std::span<const float> weights) {
-  std::copy(weights.begin(), weights.end(), policy_.transformer->trainable().values);
-  policy_.transformer->trainable_changed();
 }
 
 // Those of the round: all, or some drawn by seed and round.
@@ -258,7 +273,7 @@ double FederatedRlTrainer::learning_rate_factor() const {
 Status FederatedRlTrainer::train_client(int64_t client, const federated::FloodTerms& flood,
                                         Visit& visit) {
   visit.client = client;
-  set_weights(global_);
+  payload_.restore();
   const auto k = static_cast<size_t>(client);
   RlSetup setup;
   setup.trainer = setup_.trainer;
@@ -335,9 +350,7 @@ Status FederatedRlTrainer::train_client(int64_t client, const federated::FloodTe
   GRADUS_RETURN_IF_ERROR(trainer.run_through().with_prefix(
       fmt::format("round {}, client {}", position_.step + 1, client)));
   if (visit.num_updates == 0) return {};
-  const float* trained = policy_.transformer->trainable().values;
-  visit.delta.resize(global_.size());
-  for (size_t i = 0; i < global_.size(); ++i) visit.delta[i] = trained[i] - global_[i];
+  visit.delta = payload_.difference();
   return {};
 }
 
@@ -360,7 +373,7 @@ Status FederatedRlTrainer::round() {
   display_.end_phase();
   const Phase phase(clock_, "timing_s/exchange");
   GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, status));
-  set_weights(global_);
+  payload_.restore();
 
   std::vector<double> numbers;
   for (const Visit& visit : mine) visit.append_to(numbers);
@@ -414,10 +427,8 @@ Status FederatedRlTrainer::round() {
               has_quorum ? static_cast<double>(result->reports_K.size()) : 0.0);
   if (has_quorum) {
     double step = 0, norm = 0, sum = 0, squares = 0;
-    for (size_t i = 0; i < global_.size(); ++i) {
-      global_[i] = static_cast<float>(static_cast<double>(global_[i]) + result->delta_P[i]);
-      step += result->delta_P[i] * result->delta_P[i];
-    }
+    for (const double d : result->delta_P) step += d * d;
+    payload_.apply(result->delta_P, position_.step);
     std::vector<double> scores;
     for (size_t k = 0; k < result->reports_K.size(); ++k) {
       const federated::ClientReport& report = result->reports_K[k];
@@ -439,8 +450,11 @@ Status FederatedRlTrainer::round() {
     metrics.set("federated/score/min", scores.front());
     metrics.set("federated/score/median", lower_quantile(scores, 0.5));
     metrics.set("federated/score/max", scores.back());
-    set_weights(global_);
   }
+  metrics.set("federated/upload_bytes", has_quorum
+                                            ? static_cast<double>(payload_.num_upload_bytes()) *
+                                                  static_cast<double>(result->reports_K.size())
+                                            : 0.0);
   metrics.set("federated/client_lr",
               learning_rate_factor() * setup_.trainer.optimizer.learning_rate);
   if (flood.is_on) metrics.set("federated/flood_weight", flood.weight);
@@ -516,7 +530,9 @@ Status FederatedRlTrainer::save() {
     Result<records::StateWriter> writer = records::StateWriter::create(folder + kStateFile);
     if (!writer.ok()) return writer.status();
     GRADUS_RETURN_IF_ERROR(writer->add_text("strategy", strategy_text()));
+    GRADUS_RETURN_IF_ERROR(writer->add_text("payload", std::string(name_of(payload_.kind()))));
     GRADUS_RETURN_IF_ERROR(writer->add("num_clients", config_.num_clients));
+    GRADUS_RETURN_IF_ERROR(payload_.save(*writer));
     Status added;
     aggregator_->visit_state([&](const std::string& name, std::vector<float>& values) {
       if (added.ok()) added = writer->add("strategy/" + name, std::span<const float>(values));
@@ -529,6 +545,7 @@ Status FederatedRlTrainer::save() {
     }
     return writer->finish();
   };
+  const AdapterAside aside(*policy_.transformer, payload_.moves_base());
   CpuLearner learner(*policy_.transformer, setup_.trainer.optimizer, setup_.trainer.backward,
                      communicator_);
   return records_.saver->save(policy_, learner, position_, best_metric(setup_.run, last_metrics_),
@@ -536,10 +553,14 @@ Status FederatedRlTrainer::save() {
 }
 
 Status FederatedRlTrainer::resume(const std::string& checkpoint_folder) {
-  const auto load = [&]() -> Status {
+  const auto load_model = [&]() -> Status {
+    const AdapterAside aside(*policy_.transformer, payload_.moves_base());
     CpuLearner learner(*policy_.transformer, setup_.trainer.optimizer, setup_.trainer.backward,
                        *alone_);
-    GRADUS_RETURN_IF_ERROR(load_checkpoint(checkpoint_folder, policy_, learner, position_));
+    return load_checkpoint(checkpoint_folder, policy_, learner, position_);
+  };
+  const auto load = [&]() -> Status {
+    GRADUS_RETURN_IF_ERROR(load_model());
     const std::string path = checkpoint_folder + kStateFile;
     const Result<records::StateReader> reader = records::StateReader::open(path);
     if (!reader.ok()) return reader.status();
@@ -547,6 +568,14 @@ Status FederatedRlTrainer::resume(const std::string& checkpoint_folder) {
     const Result<int64_t> num_clients = reader->read_i64("num_clients");
     if (!strategy.ok()) return strategy.status();
     if (!num_clients.ok()) return num_clients.status();
+    const Result<std::string> payload = reader->read_text("payload");
+    if (!payload.ok()) return payload.status();
+    if (*payload != name_of(payload_.kind())) {
+      return invalid_argument(
+          "{}: written by trainer.federated.payload {}; this run has {}; resume with the "
+          "configuration that the run was started with",
+          path, *payload, name_of(payload_.kind()));
+    }
     if (*strategy != strategy_text() || *num_clients != config_.num_clients) {
       return invalid_argument(
           "{}: written by strategy {} with {} clients; this run has {} with {}; resume with the "
@@ -571,9 +600,8 @@ Status FederatedRlTrainer::resume(const std::string& checkpoint_folder) {
       GRADUS_RETURN_IF_ERROR(reader->read(name, std::span(window)));
       windows_[k].assign(window.begin(), window.end());
     }
-    const model::TrainableWeights trained = policy_.transformer->trainable();
-    global_.assign(trained.values, trained.values + trained.layout.size);
-    return {};
+    payload_.take_global();
+    return payload_.load(*reader);
   };
   return comm::agree(communicator_, load());
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "federated/aggregator.h"
+#include "trainer/federated_payload.h"
 #include "trainer/rl_trainer.h"
 
 // Federated reinforcement learning: `trainer.federated` (docs/federated.md).
@@ -44,11 +45,11 @@ GroupWeights group_weights(const federated::FloodTerms& terms, std::span<const d
 // the difference; the strategy makes one step of the server of the differences. Client k is rank k
 // mod ranks' work and trains there alone, so no bit of the result depends on the number of ranks;
 // it depends on weights, round and seeds alone, so resumed runs repeat it. A rank has one model,
-// the memory of one trainer, and an update of trained weights for each of its clients. Not
+// the memory of one trainer, and an update (FederatedPayload) for each of its clients. Not
 // thread-safe. References outlive it.
 class FederatedRlTrainer {
  public:
-  // `setup.trainer.federated` is set. InvalidArgument as partition_prompts.
+  // `setup.trainer.federated` is set. InvalidArgument as partition_prompts and resolved_payload.
   static Result<std::unique_ptr<FederatedRlTrainer>> make(
       RlSetup setup, Policy& policy, const rewards::RewardSum& rewards, const Algorithm& algorithm,
       comm::Communicator& communicator, RunRecords records, records::RunDisplay& display);
@@ -58,6 +59,7 @@ class FederatedRlTrainer {
   // Trains to the last round, or until a stop is asked for. Errors of any rank come on all.
   Status run();
 
+  FederatedPayloadKind payload() const { return payload_.kind(); }  // not auto
   const RunPosition& position() const { return position_; }
   const std::vector<Evaluation>& evaluations() const { return evaluations_; }
 
@@ -66,13 +68,13 @@ class FederatedRlTrainer {
 
   FederatedRlTrainer(RlSetup setup, Policy& policy, const rewards::RewardSum& rewards,
                      const Algorithm& algorithm, comm::Communicator& communicator,
-                     RunRecords records, records::RunDisplay& display);
+                     RunRecords records, records::RunDisplay& display,
+                     FederatedPayloadKind payload);
   std::vector<int64_t> clients_of_round() const;
   double learning_rate_factor() const;
   Status train_client(int64_t client, const federated::FloodTerms& flood, Visit& visit);
   Status round();
   Status evaluate_now(Metrics& metrics);
-  void set_weights(std::span<const float> weights);
   std::string strategy_text() const;
   Status save();
 
@@ -88,7 +90,7 @@ class FederatedRlTrainer {
   std::unique_ptr<federated::Aggregator> aggregator_;
   std::vector<std::vector<int32_t>> rows_;   // by client
   std::vector<std::deque<double>> windows_;  // newest scores by client, on every rank
-  std::vector<float> global_;                // weights that are trained
+  FederatedPayload payload_;                 // with the global model
   RunPosition position_;
   StepClock clock_;
   std::vector<Evaluation> evaluations_;

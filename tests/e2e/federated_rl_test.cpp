@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "tests/support/killed_run.h"
 
 namespace gradus {
@@ -83,6 +85,65 @@ TEST_F(FederatedRl, GivesTheSameBitsOnTwoRanksAndAfterAKill) {
   EXPECT_EQ(test::read_file(path("runs/killed/checkpoints/step_6/federated.bin")), state_of_one);
   EXPECT_EQ(test::read_file(path("runs/killed/checkpoints/step_6/model.safetensors")), weights);
   EXPECT_EQ(metrics("killed"), of_one);
+}
+
+// A base that a file holds, and a LoRA adapter on it.
+class FederatedLora : public FederatedRl {
+ protected:
+  void SetUp() override {
+    FederatedRl::SetUp();
+    train("sft", "base",
+          "--set sft.num_steps=2 --set run.checkpoint_every=0 --set eval.every_steps=0 ");
+    options_ = kFederated + "--set trainer.num_steps=4 --set model.init=null --set model.path=" +
+               path("runs/base/checkpoints/step_2") + " --set lora.rank=4 --set lora.alpha=8 ";
+  }
+  std::string payload(const std::string& name) const {
+    return options_ + "--set trainer.weight_decay=0 --set trainer.federated.payload=" + name + " ";
+  }
+  // Every file that says what the run came to.
+  std::string state_of(const std::string& run) const {
+    return state(run, "step_4") +
+           test::read_file(path("runs/" + run + "/checkpoints/step_4/federated.bin"));
+  }
+
+  std::string options_;
+};
+
+TEST_F(FederatedLora, EveryPayloadHasTheSameBitsOnTwoRanksAndAfterAKill) {
+  const std::string rank = std::string(GRADUS_BINARY) + " ";
+  for (const std::string name : {"fedit", "ffa", "stacking", "fedex"}) {
+    train("train", name, payload(name));
+    const std::string whole = state_of(name);
+    EXPECT_GT(metrics(name).back()["federated/upload_bytes"].get<double>(), 0);
+    const test::CommandOutcome two = test::run_command(
+        "mpirun -np 2 " + rank + arguments("train", name + "_two", payload(name)) + " 2>&1");
+    ASSERT_EQ(two.exit_code, 0) << two.output;
+    EXPECT_EQ(state_of(name + "_two"), whole) << name;
+    ASSERT_TRUE(kill_at(rank + arguments("train", name + "_killed", payload(name)), [&] {
+      return num_rows(name + "_killed") >= 2;
+    })) << "the kill came too late";
+    train("train", name + "_killed", payload(name) + "--resume");
+    EXPECT_EQ(state_of(name + "_killed"), whole) << name;
+    EXPECT_EQ(metrics(name + "_killed"), metrics(name)) << name;
+  }
+  // W moves under stacking and fedex, so their checkpoints are whole models, which eval takes.
+  EXPECT_FALSE(std::filesystem::exists(path("runs/fedit/checkpoints/step_4/model.safetensors")));
+  for (const char* name : {"stacking", "fedex"}) {
+    const std::string checkpoint = path("runs/") + name + "/checkpoints/step_4";
+    const test::RunOutcome outcome =
+        call("eval " + path("run.yaml") + " --set model.init=null --set model.path=" + checkpoint);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.messages;
+  }
+  EXPECT_THAT(message(payload("fedex") + "--set trainer.federated.payload=full "),
+              HasSubstr("trainer.federated.payload is full, but the run trains an adapter"));
+  EXPECT_THAT(message("--set trainer.weight_decay=0.1 --set trainer.federated.payload=ffa "),
+              HasSubstr("trainer.weight_decay is 0.1 with trainer.federated.payload ffa"));
+  EXPECT_THAT(message("--set trainer.weight_decay=0 --set trainer.federated.payload=ffa "),
+              HasSubstr("trainer.federated.payload is ffa, but the run trains all weights"));
+  const test::RunOutcome other =
+      call(arguments("train", "fedex", payload("stacking") + "--set trainer.num_steps=6 --resume"));
+  EXPECT_EQ(other.exit_code, 2);
+  EXPECT_THAT(other.messages, HasSubstr("written by trainer.federated.payload fedex"));
 }
 
 TEST_F(FederatedRl, SaysWhatDoesNotGoTogether) {

@@ -233,6 +233,54 @@ TEST(LoraGradient, IsThatOfTheMergedWeightsSeenThroughTheFactors) {
 }
 
 // Along random directions of all factors at once.
+// FFA-LoRA: the gradient of B has the bits that it always has, that of A is 0.
+TEST(LoraGradient, LeavesAFrozenAOut) {
+  const auto free = tiny_model("qwen2"), frozen = tiny_model("qwen2");
+  const LoraConfig config = {.rank = 3, .alpha = 6};
+  attach_adapter(*free, config);
+  attach_adapter(*frozen, config);
+  frozen->adapter()->freeze_a(true);
+  const TrainingBatch batch = random_batch(free->config().vocab_size);
+  const AlignedBuffer want = adapter_gradient(*free, batch);
+  const AlignedBuffer got = adapter_gradient(*frozen, batch);
+  for (const ParameterPlace& place : free->adapter()->layout().places) {
+    if (place.hf_name.find(".lora_A.") == std::string::npos) {
+      EXPECT_TRUE(same_bits(got.data() + place.offset, want.data() + place.offset, place.size));
+      continue;
+    }
+    double size_free = 0, size_frozen = 0;
+    for (int64_t i = 0; i < place.size; ++i) {
+      size_free += std::fabs(want.data()[place.offset + i]);
+      size_frozen += std::fabs(got.data()[place.offset + i]);
+    }
+    EXPECT_GT(size_free, 0) << place.hf_name;
+    EXPECT_EQ(size_frozen, 0) << place.hf_name;
+  }
+}
+
+TEST(LoraAdapter, ItsProductIsWhatMergingAddsAndARestartBeginsAtTheBase) {
+  const auto transformer = tiny_model("qwen2");
+  const std::vector<float> before = copy_of(*transformer);
+  attach_adapter(*transformer, {.rank = 3, .alpha = 6});
+  LoraAdapter& adapter = *transformer->adapter();
+  std::vector<float> product(static_cast<size_t>(adapter.layout().base_size));
+  adapter.product(product);
+  size_t at = 0;
+  for (const LoraGroup& group : adapter.layout().groups) {
+    for (const LoraPart& part : group.parts) {
+      for (int64_t i = 0; i < kernels::packed_size(part.n, part.k); ++i, ++at) {
+        const auto place = static_cast<size_t>(part.weight + i);
+        EXPECT_EQ(adapter.base()[at], before[place]);
+        EXPECT_NEAR(transformer->parameters()[place], before[place] + product[at], 1e-6);
+      }
+    }
+  }
+  EXPECT_EQ(at, product.size());
+  adapter.restart(9);
+  transformer->trainable_changed();
+  EXPECT_EQ(copy_of(*transformer), before);
+}
+
 TEST(LoraGradient, IsTheSlopeOfTheLoss) {
   for (const std::string& name : testing::tiny_models()) {
     const auto transformer = tiny_model(name);
