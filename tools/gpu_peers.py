@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The peer of `gradus bench train` and `gradus bench engine` on the same card: transformers, with random weights.
 
-Prints JSON rows: a training step (bf16 weights, fused AdamW, eager and compiled) and `generate`. Needs torch and
+Prints JSON rows: the head's cross entropy, a training step (bf16 weights, fused AdamW, eager and compiled) and `generate`. Needs torch and
 transformers, which Gradus itself never does.
 """
 import argparse
@@ -80,6 +80,33 @@ def train(model, compiled, sequences, length, rate):
         "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}), flush=True)
 
 
+def head(compiled, rows, vocab, width):
+    """Forward and backward of the head's cross entropy, as `gradus bench kernels --only head_training` times it."""
+    hidden = torch.randn(rows, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = (0.02 * torch.randn(vocab, width, device="cuda")).to(torch.bfloat16).requires_grad_()
+    targets = torch.randint(vocab, (rows,), device="cuda")
+
+    def loss_of(h, w):
+        return torch.nn.functional.cross_entropy((h @ w.t()).float(), targets)
+
+    loss = torch.compile(loss_of) if compiled else loss_of
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    times = []
+    for i in range(13):
+        hidden.grad = weight.grad = None
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        loss(hidden, weight).backward()
+        torch.cuda.synchronize()
+        if i >= 3:
+            times.append(time.perf_counter() - start)
+    print(json.dumps({"case": "torch cross entropy", "compiled": compiled, "rows": rows, "v": vocab, "d": width,
+                      "ms": round(statistics.median(times) * 1e3, 3),
+                      "extra_mib": round((torch.cuda.max_memory_allocated() - before) / 2**20)}), flush=True)
+
+
 def generate(model, batch, prompt, new):
     tokens = torch.randint(model.config.vocab_size, (batch, prompt), device="cuda")
     times = []
@@ -100,10 +127,15 @@ def main():
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--batch", type=int, nargs="*", default=[64, 256])
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--only-head", action="store_true", help="the head's cross entropy alone")
     options = parser.parse_args()
     torch.manual_seed(0)
     rate = product_rate()
     print(json.dumps({"case": "torch product", "tflops": round(rate / 1e12, 1), "device": torch.cuda.get_device_name()}))
+    for compiled in [False] if options.no_compile else [False, True]:
+        head(compiled, 4096, 128256, 4096)
+    if options.only_head:
+        return
     model = Qwen2ForCausalLM(qwen2_5_0_5b()).to("cuda", torch.bfloat16)
     for batch in options.batch:
         generate(model.eval(), batch, 128, 256)
