@@ -35,6 +35,8 @@ constexpr MetricInfo kMetrics[] = {
     {"federated/train_loss", "nats", kLast, "mean over the clients of their training loss"},
     {"federated/updates", "updates", kSum, "updates that the round's step was made of"},
     {"federated/refused", "updates", kSum, "updates that were not finite, too large or malformed"},
+    {"federated/refused/<cause>", "updates", kSum,
+     "of those: shape, norm, not_finite, replay, version, report or mismatch, where any was"},
     {"federated/dropped", "clients", kSum, "clients that were chosen and sent nothing"},
     {"federated/late", "clients", kSum, "clients that the round did not wait for"},
     {"federated/skipped_rounds", "rounds", kSum, "rounds with too few updates for a step"},

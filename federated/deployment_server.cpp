@@ -179,7 +179,7 @@ struct DeploymentServer::State {
   std::shared_ptr<const ModelFile> model;
   RoundOptions options;
   ReplayGuard guard{1};
-  int64_t num_refused = 0;
+  Refusals refusals;
   std::map<int64_t, Session*> sessions;  // the newest of each client
   std::set<int64_t> told;                // that the run is over
   int64_t num_transfers = 0;
@@ -332,6 +332,7 @@ class Session {
 
   Status take_report(const wire::Report& report) {
     std::string refusal;
+    Refusal cause = Refusal::kReplay;
     bool is_in = false;
     {
       const std::lock_guard lock(server_.mutex);
@@ -349,8 +350,8 @@ class Session {
           Status status = server_.guard.admit(report.round(), id_, report.nonce());
           const ClientReport taken = internal::report_of(report, id_);
           if (status.ok()) {
-            status =
-                internal::check_report(*server_.aggregator, server_.round, server_.options, taken);
+            status = internal::check_report(*server_.aggregator, server_.round, server_.options,
+                                            taken, cause);
           }
           member.standing = status.ok() ? Standing::kReported : Standing::kOut;
           member.report = taken;
@@ -363,7 +364,7 @@ class Session {
         }
       }
       if (refusal.empty()) reported_round_ = report.round();
-      if (!refusal.empty()) ++server_.num_refused;
+      if (!refusal.empty()) server_.refusals.add(cause);
     }
     server_.changed.notify_all();
     if (!refusal.empty()) {
@@ -606,7 +607,7 @@ class Session {
     {
       const std::lock_guard lock(server_.mutex);
       server_.members.at(id_).standing = Standing::kOut;
-      ++server_.num_refused;
+      server_.refusals.add(Refusal::kMismatch);
     }
     server_.say(reason);
     server_.changed.notify_all();
@@ -674,7 +675,7 @@ Result<bool> DeploymentServer::State::collect(const ServerHooks& hooks, RoundRes
       members[id];
     }
     guard.start_round(round);
-    num_refused = 0;
+    refusals = {};
     phase = Phase::kReports;
   }
   call_all();
@@ -758,7 +759,7 @@ Status DeploymentServer::State::run_round(const ServerHooks& hooks) {
   const Result<bool> collected = collect(hooks, result, num_dropped, num_late);
   if (!collected.ok()) return collected.status();
   if (hooks.is_stopped()) return {};
-  int64_t refused = 0;
+  Refusals refused;
   std::unique_ptr<internal::UpdateSums> step;
   {
     const std::unique_lock gate(sums_gate);
@@ -766,7 +767,7 @@ Status DeploymentServer::State::run_round(const ServerHooks& hooks) {
     phase = Phase::kBetween;
     ++attempt;
     step = std::move(sums);
-    refused = num_refused;
+    refused = refusals;
   }
   Metrics metrics;
   std::vector<float> unchanged;
@@ -793,7 +794,7 @@ Status DeploymentServer::State::run_round(const ServerHooks& hooks) {
   }
   metrics.set("training/global_step", static_cast<double>(round));
   metrics.set("federated/updates", *collected ? static_cast<double>(result.reports_K.size()) : 0.0);
-  metrics.set("federated/refused", static_cast<double>(refused));
+  refused.set_metrics(metrics);
   metrics.set("federated/dropped", static_cast<double>(num_dropped));
   metrics.set("federated/late", static_cast<double>(num_late));
   metrics.set("federated/skipped_rounds", *collected ? 0 : 1);

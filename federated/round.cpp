@@ -210,11 +210,18 @@ void measure(ModelDelta& delta) {
 Status Round::add(ModelDelta delta, bool is_measured) {
   const int64_t length = aggregator_.context().num_parameters * aggregator_.num_vectors();
   if (static_cast<int64_t>(delta.values.size()) != length) {
+    refusals_.add(Refusal::kShape);
     return invalid_argument("client {}: its update has {} values; the model has {}",
                             delta.report.client_id, delta.values.size(), length);
   }
   if (!is_measured) measure(delta);
-  GRADUS_RETURN_IF_ERROR(internal::check_report(aggregator_, version_, options_, delta.report));
+  Refusal cause = Refusal::kReport;
+  const Status checked =
+      internal::check_report(aggregator_, version_, options_, delta.report, cause);
+  if (!checked.ok()) {
+    refusals_.add(cause);
+    return checked;
+  }
   deltas_.push_back(std::move(delta));
   return {};
 }

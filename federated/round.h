@@ -8,6 +8,7 @@
 
 #include "comm/communicator.h"
 #include "federated/aggregator.h"
+#include "federated/refusals.h"
 #include "privacy/gaussian.h"
 
 namespace gradus::federated {
@@ -62,6 +63,9 @@ class Round {
   // (older ones pass if the strategy weighs them down), or a client that is in already.
   Status add(ModelDelta delta, bool is_measured = false);
 
+  // Of add(), by cause, on this rank.
+  const Refusals& refusals() const { return refusals_; }
+
   // Combines the updates of all ranks and takes the server's step; every rank gets the same result.
   // Unavailable if there are fewer than the strategy needs, InvalidArgument if a report lacks what
   // it needs or a client is on two ranks; its state is then unchanged.
@@ -72,6 +76,7 @@ class Round {
   int64_t version_;
   RoundOptions options_;
   std::vector<ModelDelta> deltas_;
+  Refusals refusals_;
 };
 
 }  // namespace gradus::federated

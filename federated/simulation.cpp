@@ -235,7 +235,7 @@ bool Simulation::is_budget_spent() const {
 }
 
 Status Simulation::train(const std::vector<Flight>& mine, const ClientTerms& terms, Round& round,
-                         int64_t& num_refused) {
+                         Refusals& refusals) {
   const int64_t length = p_ * aggregator_->num_vectors();
   const int64_t stride = (length + 15) / 16 * 16;  // rows at cache lines
   updates_.reserve(static_cast<int64_t>(mine.size()) * stride);
@@ -286,12 +286,13 @@ Status Simulation::train(const std::vector<Flight>& mine, const ClientTerms& ter
     const bool is_twice = is_replayed && has_trait(client, kBad, config_.clients.attack_fraction);
     for (int time = 0; time < (is_twice ? 2 : 1); ++time) {
       Status added = guard_.admit(round_, client, hash64({seed_, kTrain, 0}));
+      if (!added.ok()) refusals.add(Refusal::kReplay);
       if (added.ok()) added = round.add(delta, true);
       if (added.ok()) continue;
-      ++num_refused;
       log_debug("federated", added.message());
     }
   }
+  for (size_t i = 0; i < kNumRefusals; ++i) refusals.counts[i] += round.refusals().counts[i];
   return {};
 }
 
@@ -308,13 +309,10 @@ Status Simulation::run_round(Metrics& metrics) {
     GRADUS_RETURN_IF_ERROR(comm::agree(ranks_, states_.before_change(all, own)));
   }
   Round round(*aggregator_, round_, round_options(outcome));
-  int64_t refused = 0;
+  Refusals refused;
   GRADUS_RETURN_IF_ERROR(train(mine, terms, round, refused));
   const Result<RoundResult> result = round.finish(&ranks_);
-  if (ranks_.size() > 1) {
-    const auto mine_refused = static_cast<double>(refused);
-    refused = static_cast<int64_t>(comm::all_reduce_sum(ranks_, std::span(&mine_refused, 1))[0]);
-  }
+  refused.add_ranks(ranks_);
   const bool has_quorum = result.ok();
   if (!has_quorum && result.status().code() != StatusCode::kUnavailable) return result.status();
   if (!has_quorum) {
@@ -346,7 +344,7 @@ Status Simulation::run_round(Metrics& metrics) {
   metrics.set("training/global_step", static_cast<double>(round_));
   metrics.set("federated/updates",
               has_quorum ? static_cast<double>(result->reports_K.size()) : 0.0);
-  metrics.set("federated/refused", static_cast<double>(refused));
+  refused.set_metrics(metrics);
   metrics.set("federated/dropped", static_cast<double>(outcome.num_dropped));
   metrics.set("federated/late", static_cast<double>(outcome.num_late));
   metrics.set("federated/skipped_rounds", has_quorum ? 0 : 1);

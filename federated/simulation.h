@@ -75,7 +75,7 @@ class Simulation {
   bool has_trait(int64_t client, uint64_t trait, double fraction) const;
   std::vector<Flight> share_of_rank(const std::vector<Flight>& flights) const;
   Status train(const std::vector<Flight>& mine, const ClientTerms& terms, Round& round,
-               int64_t& num_refused);
+               Refusals& refusals);
   void attack(const Flight& flight, std::span<float> update) const;
   RoundOptions round_options(const Outcome& outcome) const;
   int64_t task_state_size() const { return internal::task_state_size(*aggregator_, task_); }

@@ -405,7 +405,6 @@ Status FederatedRlTrainer::round() {
   }
 
   federated::Round round(*aggregator_, position_.step);
-  int64_t num_refused = 0;
   for (const Visit& visit : mine) {
     if (visit.delta.empty()) continue;
     federated::ClientReport report = {.client_id = visit.client,
@@ -413,11 +412,11 @@ Status FederatedRlTrainer::round() {
                                       .num_samples = std::max<int64_t>(visit.num_groups, 1),
                                       .num_steps = visit.num_updates,
                                       .score = visit.score};
-    const Status added = round.add({std::move(report), visit.delta});
-    num_refused += added.ok() ? 0 : 1;
+    (void)round.add({std::move(report), visit.delta});  // a refusal is counted
   }
-  const double refused = static_cast<double>(num_refused);
-  metrics.set("federated/refused", comm::all_reduce_sum(communicator_, std::span(&refused, 1))[0]);
+  federated::Refusals refused = round.refusals();
+  refused.add_ranks(communicator_);
+  refused.set_metrics(metrics);
   metrics.set("federated/without_signal", static_cast<double>(num_silent));
   const Result<federated::RoundResult> result = round.finish(&communicator_);
   const bool has_quorum = result.ok() || result.status().code() != StatusCode::kUnavailable;

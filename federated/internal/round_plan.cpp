@@ -10,11 +10,13 @@
 namespace gradus::federated::internal {
 
 Status check_report(const Aggregator& aggregator, int64_t version, const RoundOptions& options,
-                    const ClientReport& report) {
+                    const ClientReport& report, Refusal& cause) {
+  cause = Refusal::kReport;
   if (report.client_id < 0 || report.client_id >= aggregator.context().num_clients) {
     return invalid_argument("client {}: unknown; the run's clients are 0 to {}", report.client_id,
                             aggregator.context().num_clients - 1);
   }
+  cause = Refusal::kVersion;
   if (report.base_version > version ||
       (report.base_version < version && aggregator.config().staleness_exponent == 0)) {
     return invalid_argument(
@@ -22,10 +24,12 @@ Status check_report(const Aggregator& aggregator, int64_t version, const RoundOp
         "model, or set staleness_exponent above 0 to take older ones",
         report.client_id, report.base_version, version);
   }
+  cause = Refusal::kReport;
   if (report.num_samples < 1) {
     return invalid_argument("client {}: num_samples is {}; it must be at least 1", report.client_id,
                             report.num_samples);
   }
+  cause = Refusal::kNotFinite;
   if ((report.score && !std::isfinite(*report.score)) ||
       (report.loss && !std::isfinite(*report.loss))) {
     return invalid_argument("client {}: its loss or score is not finite", report.client_id);
@@ -34,6 +38,7 @@ Status check_report(const Aggregator& aggregator, int64_t version, const RoundOp
     return invalid_argument("client {}: its update has values that are not finite",
                             report.client_id);
   }
+  cause = Refusal::kNorm;
   const double max_norm = options.max_norm;
   if (options.secure_sum && report.max_abs >= kSecureMaxValue) {
     return invalid_argument(

@@ -10,9 +10,9 @@
 namespace gradus::federated::internal {
 
 // Whether an update with this report may be in the round of `version`: known client, version that
-// is taken, samples, finite and within the limits. InvalidArgument as Round::add.
+// is taken, samples, finite and within the limits. InvalidArgument as Round::add, with its `cause`.
 Status check_report(const Aggregator& aggregator, int64_t version, const RoundOptions& options,
-                    const ClientReport& report);
+                    const ClientReport& report, Refusal& cause);
 
 // Sorts result.reports_K by client, sets their staleness, and fills shares_K and weights_K. Errors
 // as Round::finish.

@@ -524,6 +524,7 @@ TEST(DeployedUpdates, ThatAreNotAsTheirReportsSayAreLeftOut) {
     EXPECT_TRUE(run.finish().ok());
     EXPECT_THAT(run.said(), HasSubstr(lie.message)) << lie.what;
     EXPECT_EQ(run.metric(0, "federated/refused"), 1) << lie.what;
+    EXPECT_EQ(run.metric(0, "federated/refused/mismatch"), 1) << lie.what;
     EXPECT_TRUE(equal_bits(run.model(), after_one_round(run.config(), run.task(), {0, 1})))
         << lie.what;
   }

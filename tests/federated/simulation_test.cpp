@@ -639,11 +639,14 @@ TEST(Simulation, CountsWhoDoesNotArrive) {
   const std::unique_ptr<LocalTask> task = task_of(config);
   testing::run_ranks(1, [&](comm::Communicator& ranks) {
     const auto simulation = Simulation::make(config, 5, *task, ranks, "");
-    double refused = 0, dropped = 0, late = 0;
+    double refused = 0, not_finite = 0, dropped = 0, late = 0;
     for (int i = 0; i < 5; ++i) {
       Metrics metrics;
       ASSERT_TRUE((*simulation)->run_round(metrics).ok());
       refused += metrics.value("federated/refused");
+      if (metrics.contains("federated/refused/not_finite")) {
+        not_finite += metrics.value("federated/refused/not_finite");
+      }
       dropped += metrics.value("federated/dropped");
       late += metrics.value("federated/late");
       EXPECT_EQ(metrics.value("federated/updates") + metrics.value("federated/refused") +
@@ -652,6 +655,7 @@ TEST(Simulation, CountsWhoDoesNotArrive) {
       for (const float x : (*simulation)->model()) ASSERT_TRUE(std::isfinite(x));
     }
     EXPECT_GT(refused, 0);
+    EXPECT_EQ(not_finite, refused);
     EXPECT_GT(dropped, 20);
     EXPECT_LT(dropped, 70);
     EXPECT_GT(late, 0);
@@ -673,6 +677,8 @@ TEST(Simulation, CountsAnUpdateOnceThatIsSentTwice) {
         GRADUS_CHECK((*simulation)->run_round(metrics).ok(), "the round goes on");
         EXPECT_EQ(metrics.value("federated/updates"), 7);
         EXPECT_EQ(metrics.value("federated/refused"), 7) << size << " ranks";
+        EXPECT_EQ(metrics.value("federated/refused/replay"), 7) << size << " ranks";
+        EXPECT_FALSE(metrics.contains("federated/refused/norm"));
       }
       const std::span<const float> model = (*simulation)->model();
       EXPECT_EQ(std::vector<float>(model.begin(), model.end()), honest);
