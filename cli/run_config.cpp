@@ -25,6 +25,10 @@ void RunConfig::visit(FieldVisitor& v) {
       "harr", harr,
       "Reinforcement learning of a retriever's query encoder: where it is given, `gradus train` "
       "trains that (docs/retrieval.md).");
+  v.field(
+      "joint", joint,
+      "The query encoder of rollout.tools' search as a second policy: where it is given, `gradus "
+      "train` draws lists of passages in the rollouts and trains it (docs/retrieval.md).");
   v.field("sft", sft, "Supervised fine-tuning.");
   v.field("dpo", dpo, "Direct preference optimisation: `gradus dpo`.");
   v.field("reward_model", reward_model, "Training of a reward model: `gradus reward-model`.");
@@ -189,6 +193,9 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
   if (kind == RunKind::kHarr) {
     check_device(config, kind, rules);
     rules.add(trainer::validate(*config.harr, world_size));
+    rules.require(!config.joint,
+                  "harr and joint are both given; a run trains a retriever alone "
+                  "(harr) or beside a language model (joint)");
     rules.require(config.lora.targets == std::vector<std::string>{"all"},
                   "lora.targets is set, but an encoder's adapter is on all matrices of its layers; "
                   "leave it out");
@@ -209,6 +216,13 @@ Status validate(const RunConfig& config, RunKind kind, int64_t world_size) {
   switch (kind) {
     case RunKind::kTrain:
       check_training(config, world_size, rules);
+      if (config.joint) {
+        rules.add(trainer::validate(*config.joint, config.trainer, config.rollout, world_size));
+        rules.require(config.cluster.mode == trainer::ClusterMode::kColocated &&
+                          config.run.device == trainer::RunDevice::kCpu,
+                      "cluster.mode or run.device does not go with joint, where every rank samples "
+                      "on the CPU with the encoder that it trains; set them to colocated and cpu");
+      }
       check_adapter(config, config.trainer.optimizer, "trainer", rules);
       check_zero(config, config.trainer.optimizer, config.trainer.backward, "trainer", rules);
       if (config.trainer.critic) {

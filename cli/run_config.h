@@ -16,6 +16,7 @@
 #include "rollout/rollout_config.h"
 #include "trainer/cluster_config.h"
 #include "trainer/harr_config.h"
+#include "trainer/joint_retriever.h"
 #include "trainer/preference_config.h"
 #include "trainer/trainer_config.h"
 
@@ -30,7 +31,8 @@ struct RunConfig {
   rollout::RolloutConfig rollout;
   rewards::RewardConfig reward;
   trainer::TrainerConfig trainer;
-  std::optional<trainer::HarrConfig> harr;  // set: `gradus train` trains a retriever
+  std::optional<trainer::HarrConfig> harr;    // set: `gradus train` trains a retriever
+  std::optional<trainer::JointConfig> joint;  // set: the search tool's encoder is trained too
   trainer::SftConfig sft;
   trainer::DpoConfig dpo;
   trainer::RewardModelConfig reward_model;

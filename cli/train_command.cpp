@@ -343,7 +343,28 @@ Status train(const RunArguments& arguments) {
     setup.load_rollouts = replay.folder;
     setup.last_loaded_step = replay.last_step;
   }
-  const auto tools = rollout::ToolBox::create(config.rollout, *policy->tokenizer);
+  std::unique_ptr<trainer::JointRetriever> retriever;
+  if (config.joint) {
+    if (!(arguments.dump_rollouts.empty() && arguments.load_rollouts.empty())) {
+      return invalid_argument(
+          "--load-rollouts, --dump-rollouts: the configuration has a section joint, whose "
+          "retriever "
+          "is trained on fresh searches alone; drop the option");
+    }
+    for (const rollout::ToolConfig& tool : config.rollout.tools) {
+      if (tool.name != "search") continue;
+      Result<std::unique_ptr<trainer::JointRetriever>> made =
+          trainer::JointRetriever::create(*config.joint, tool);
+      GRADUS_RETURN_IF_ERROR(comm::agree(ranks, made.status()));
+      retriever = std::move(*made);
+    }
+    setup.retriever = retriever.get();
+  }
+  const auto tools = rollout::ToolBox::create(
+      config.rollout, *policy->tokenizer,
+      [&](const rollout::ToolConfig& tool) -> std::unique_ptr<const rollout::Tool> {
+        return retriever != nullptr && tool.name == "search" ? retriever->tool() : nullptr;
+      });
   GRADUS_RETURN_IF_ERROR(comm::agree(ranks, tools.status()));
   setup.tools = tools->get();
   int64_t num_dropped = 0;

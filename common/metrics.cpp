@@ -231,6 +231,7 @@ constexpr MetricInfo kMetrics[] = {
     {"harr/max_abs_log_ratio", "nats", kMax,
      "retriever: largest distance of a list's log-probability from the recorded one before the "
      "update; 0"},
+    {"harr/grad_norm", "1", kLast, "retriever, with joint: norm of its gradient"},
     {"harr/clip_fraction", "1", kMean, "retriever: searches whose ratio was clipped"},
     {"harr/effective_documents", "documents", kMean,
      "retriever: exp of the entropy of a list's first draw"},

@@ -15,17 +15,24 @@ constexpr std::string_view kNoCallLeft = "\nNo call is left. Answer now.";
 }  // namespace
 
 Result<std::unique_ptr<ToolBox>> ToolBox::create(const RolloutConfig& config,
-                                                 const data::Tokenizer& tokenizer) {
+                                                 const data::Tokenizer& tokenizer,
+                                                 const Maker& maker) {
   if (config.tools.empty()) return std::unique_ptr<ToolBox>();
   ToolRegistry registry("tool");
   register_builtin_tools(registry);
   std::vector<Entry> entries;
   for (size_t i = 0; i < config.tools.size(); ++i) {
     const ToolConfig& tool = config.tools[i];
-    Result<std::unique_ptr<Tool>> made = registry.create(tool.name, tool);
-    if (!made.ok()) return made.status().with_prefix(fmt::format("rollout.tools[{}]", i));
+    std::unique_ptr<const Tool> made = maker ? maker(tool) : nullptr;
+    if (made == nullptr) {
+      Result<std::unique_ptr<Tool>> registered = registry.create(tool.name, tool);
+      if (!registered.ok()) {
+        return registered.status().with_prefix(fmt::format("rollout.tools[{}]", i));
+      }
+      made = std::move(*registered);
+    }
     const std::string& tag = tool.tag.empty() ? tool.name : tool.tag;
-    entries.push_back({tool.name, "<" + tag + ">", "</" + tag + ">", std::move(*made)});
+    entries.push_back({tool.name, "<" + tag + ">", "</" + tag + ">", std::move(made)});
   }
   return create(std::move(entries),
                 {config.max_tool_calls, config.max_observation_tokens, config.tool_seconds,
@@ -96,7 +103,7 @@ ToolReply ToolBox::reply_to(const ToolCall& call) const {
                         call.text ? "nothing stands before" : "no " + entry.open + " stands before",
                         entry.close, entry.open, entry.close)};
   }
-  ToolReply reply = entry.tool->call(text, limits_.call_seconds);
+  ToolReply reply = entry.tool->call_in(call.context, text, limits_.call_seconds);
   if (first_invalid_utf8(reply.text)) {
     return {data::ToolStatus::kError, fmt::format("{}: the answer is not valid UTF-8", entry.name)};
   }

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -22,6 +23,7 @@ namespace gradus::rollout {
 struct ToolCall {
   size_t tool = 0;                  // place in the tool box
   std::optional<std::string> text;  // none: the opening tag is missing
+  CallContext context{};
 };
 
 // The tools of a run and the few threads that carry calls out while the engine decodes. One engine
@@ -41,10 +43,15 @@ class ToolBox {
     std::string observation_tag = "information";
   };
 
-  // The tools of `config`; null if it has none. The tokenizer outlives the box. InvalidArgument or
-  // Unavailable names the tool that cannot be made, e.g. an index that is not there.
+  // Makes a tool of a configuration; null: the registry's is taken.
+  using Maker = std::function<std::unique_ptr<const Tool>(const ToolConfig&)>;
+
+  // The tools of `config`; null if it has none. The tokenizer outlives the box. `maker`, if given,
+  // is asked first. InvalidArgument or Unavailable names the tool that cannot be made, e.g. an
+  // index that is not there.
   static Result<std::unique_ptr<ToolBox>> create(const RolloutConfig& config,
-                                                 const data::Tokenizer& tokenizer);
+                                                 const data::Tokenizer& tokenizer,
+                                                 const Maker& maker = {});
   // The same of tools made elsewhere.
   static Result<std::unique_ptr<ToolBox>> create(std::vector<Entry> entries, Limits limits,
                                                  const data::Tokenizer& tokenizer);

@@ -85,6 +85,9 @@ RlTrainer::~RlTrainer() = default;
 
 Status RlTrainer::resume(const std::string& checkpoint_folder) {
   Status status = load_checkpoint(checkpoint_folder, policy_, learner_, position_, critic_.get());
+  if (status.ok() && setup_.retriever != nullptr) {
+    status = setup_.retriever->load(checkpoint_folder);
+  }
   if (status.ok()) status = phase_.take_up(position_.ahead).with_prefix(checkpoint_folder);
   if (status.ok() && curriculum_ && !position_.rubric.empty()) {
     status = curriculum_->restore(position_.rubric).with_prefix(checkpoint_folder);
@@ -135,8 +138,11 @@ Status RlTrainer::step() {
   std::map<uint64_t, uint64_t>& known = position_.version_hashes;
   known[position_.policy_version] = weights_hash_;
   while (known.size() > kMaxKnownVersions) known.erase(known.begin());
+  const uint64_t first_position = position_.data_position;
+  if (setup_.retriever != nullptr) setup_.retriever->begin_sampling();
   Result<std::vector<Group>> groups =
       setup_.load_rollouts.empty() ? collect(metrics) : load_groups();
+  if (setup_.retriever != nullptr) setup_.retriever->end_sampling();
   if (!groups.ok()) return groups.status();
   if (curriculum_ && setup_.load_rollouts.empty()) finish_curriculum_step(*curriculum_, metrics);
   for (Group& group : *groups) {
@@ -150,7 +156,13 @@ Status RlTrainer::step() {
   }
   step_kl_coef_ = position_.kl_coef;
   GRADUS_RETURN_IF_ERROR(prepare(*groups, metrics));
-  if (setup_.dump_rollouts.empty()) GRADUS_RETURN_IF_ERROR(update_all(*groups, metrics));
+  const bool trains_policy = setup_.retriever == nullptr || setup_.retriever->trains_policy();
+  if (setup_.dump_rollouts.empty() && trains_policy) {
+    GRADUS_RETURN_IF_ERROR(update_all(*groups, metrics));
+  }
+  if (setup_.retriever != nullptr && setup_.retriever->trains_retriever()) {
+    GRADUS_RETURN_IF_ERROR(update_retriever(*groups, first_position, metrics));
+  }
   ++position_.step;
   const bool is_last = position_.step == setup_.trainer.num_steps;
   const int64_t every = setup_.eval.every_steps;
@@ -747,6 +759,29 @@ Status RlTrainer::update(std::span<const Group> groups, bool is_on_policy, Metri
   return {};
 }
 
+// The retriever's, from the searches in the responses that this rank sampled.
+Status RlTrainer::update_retriever(std::span<const Group> groups, uint64_t first_position,
+                                   Metrics& metrics) {
+  const Phase phase(clock_, "timing_s/update_actor");
+  const int64_t num_groups = static_cast<int64_t>(groups.size());
+  const BlockRange mine = learner_.groups_of_this_rank(num_groups);
+  std::vector<JointRetriever::Earned> responses;
+  for (int64_t g = mine.first_group; g < mine.end_group; ++g) {
+    const uint64_t pass = order_.epoch_of(first_position + static_cast<uint64_t>(g));
+    for (const records::RolloutRecord& record : groups[static_cast<size_t>(g)].records) {
+      if (std::isnan(record.advantage)) continue;
+      const data::RequestId& id = record.trajectory.id;
+      responses.push_back({rollout::request_seed(static_cast<uint64_t>(setup_.run.seed), pass,
+                                                 id.prompt_id, id.sample_index),
+                           record.advantage, g * retriever::kReductionBlocks / num_groups});
+    }
+  }
+  return setup_.retriever
+      ->update(responses, num_groups * setup_.rollout.num_samples, setup_.trainer.num_steps,
+               communicator_, metrics)
+      .with_prefix(fmt::format("step {}", position_.step + 1));
+}
+
 Status RlTrainer::evaluate_now(Metrics& metrics) {
   const Phase phase(clock_, "timing_s/testing");
   GRADUS_RETURN_IF_ERROR(comm::agree(communicator_, learner_.ready_for_engine()));
@@ -917,8 +952,12 @@ Status RlTrainer::save() {
   RunPosition position = position_;
   position.ahead = std::move(*ahead);
   if (curriculum_) position.rubric = curriculum_->state();
+  std::function<Status(const std::string&)> also;
+  if (setup_.retriever != nullptr) {
+    also = [this](const std::string& folder) { return setup_.retriever->save(folder); };
+  }
   status = records_.saver->save(policy_, learner_, position, best_metric(setup_.run, last_metrics_),
-                                critic_.get());
+                                critic_.get(), also);
   display_.end_phase();
   return status;
 }

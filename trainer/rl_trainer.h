@@ -14,6 +14,7 @@
 #include "records/run_folder.h"
 #include "records/terminal.h"
 #include "trainer/algorithm.h"
+#include "trainer/joint_retriever.h"
 #include "trainer/reference_model.h"
 #include "trainer/response_group.h"
 #include "trainer/rollout_phase.h"
@@ -61,6 +62,9 @@ struct RlSetup {
   std::string dump_rollouts;
   // What responses may call; outlives the trainer. Null: nothing.
   rollout::ToolBox* tools = nullptr;
+  // A retriever that is part of the policy, whose tool is among `tools`; outlives the trainer.
+  // Null: none. Colocated mode alone.
+  JointRetriever* retriever = nullptr;
   // Of the advantage gae (load_critic); empty: none.
   std::optional<Policy> critic;
   ComputeParts parts{};
@@ -141,6 +145,7 @@ class RlTrainer {
   Status dump_failure(std::span<const Group> groups, const RunPosition& position,
                       const Status& reason);
   Status update(std::span<const Group> groups, bool is_on_policy, Metrics& metrics);
+  Status update_retriever(std::span<const Group> groups, uint64_t first_position, Metrics& metrics);
   Status evaluate_now(Metrics& metrics);
   void add_load(double rollout_seconds);
   void add_balance(Metrics& metrics);

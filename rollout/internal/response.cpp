@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "common/strings.h"
 #include "rollout/engine.h"
 
 namespace gradus::rollout {
@@ -155,10 +156,28 @@ void Response::find_call(size_t from) {
     if (end >= first) continue;
     first = end;
     call_.emplace(ToolCall{i, {}});
+    call_begin_ = end;
     const size_t begin = text_.rfind(entry.open, end);
     if (begin == std::string::npos || begin < calls_from_) continue;
+    call_begin_ = begin;
     call_->text = text_.substr(begin + entry.open.size(), end - begin - entry.open.size());
   }
+}
+
+std::optional<ToolCall> Response::take_call() {
+  std::optional<ToolCall> call = std::exchange(call_, std::nullopt);
+  if (!call) return call;
+  const size_t number = trajectory_.observations.size();
+  if (number > 0) {
+    notes_.emplace_back(
+        trim(std::string_view(text_).substr(calls_from_, call_begin_ - calls_from_)));
+  }
+  call->context.key = request_->rng_key;
+  call->context.number = static_cast<int64_t>(number);
+  call->context.notes = notes_;
+  Result<std::string> prompt = tokenizer_->decode(request_->token_ids, /*skip_special=*/true);
+  if (prompt.ok()) call->context.prompt = trim(*prompt);
+  return call;
 }
 
 // By a limit of length.

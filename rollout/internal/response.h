@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "common/status.h"
 #include "data/tokenizer.h"
@@ -40,7 +41,7 @@ class Response {
   // Adds a sampled token; true if it ends the response.
   Result<bool> append(int32_t token, float logprob, float sampling_logprob);
   // The call that the last token completed, once; nothing may be appended before its observation.
-  std::optional<ToolCall> take_call() { return std::exchange(call_, std::nullopt); }
+  std::optional<ToolCall> take_call();
   // Adds what the tool said; true if the response ends there.
   Result<bool> append_observation(size_t tool, const ToolReply& reply);
   // Tokens that may still come: the response never gets more, but may end before.
@@ -69,7 +70,9 @@ class Response {
   std::string text_;
   size_t calls_from_ = 0;  // in text_: calls begin behind the last observation
   std::optional<ToolCall> call_;
-  int64_t num_begun_ = 0;  // response tokens of earlier runs
+  size_t call_begin_ = 0;           // in text_: of its opening tag
+  std::vector<std::string> notes_;  // CallContext::notes; not those of earlier runs
+  int64_t num_begun_ = 0;           // response tokens of earlier runs
 };
 
 }  // namespace gradus::rollout

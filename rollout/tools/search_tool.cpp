@@ -10,6 +10,7 @@
 #include "common/http_pool.h"
 #include "common/strings.h"
 #include "retriever/index_folder.h"
+#include "rollout/passages.h"
 #include "rollout/tools/builtin.h"
 
 // `search`: the passages nearest to a query, from an index in this process or from a retrieval
@@ -23,10 +24,6 @@ using data::ToolStatus;
 std::string excerpt(std::string_view text) {
   constexpr size_t kLongest = 200;
   return std::string(text.substr(0, kLongest)) + (text.size() > kLongest ? "..." : "");
-}
-
-std::string passage_line(int64_t number, std::string_view title, std::string_view text) {
-  return fmt::format("{}Doc {}(Title: {}) {}", number == 1 ? "" : "\n", number, title, trim(text));
 }
 
 class IndexSearch : public Tool {
@@ -50,13 +47,9 @@ class IndexSearch : public Tool {
     if (!vector.ok()) return vector.status();
     const Result<retriever::Hits> hits = folder_.search(*vector, top_);
     if (!hits.ok()) return hits.status();
-    std::string text;
-    for (int64_t i = 0; i < hits->top && hits->ids[i] >= 0; ++i) {
-      const Result<retriever::Passage> passage = folder_.corpus().passage(hits->ids[i]);
-      if (!passage.ok()) return passage.status();
-      text += passage_line(i + 1, passage->title, passage->text);
-    }
-    return text;
+    int64_t count = 0;
+    while (count < hits->top && hits->ids[static_cast<size_t>(count)] >= 0) ++count;
+    return passages_text(folder_.corpus(), std::span(hits->ids).first(static_cast<size_t>(count)));
   }
 
   retriever::IndexFolder folder_;

@@ -122,5 +122,79 @@ TEST_F(Search, AServerAnswersAsTheIndexDoes) {
   EXPECT_GT(row["tools/search/errors"].get<double>(), 30);
 }
 
+// The retriever as a second policy in the rollouts.
+class Joint : public Search {
+ protected:
+  std::string joint(const std::string& name, const std::string& more = "",
+                    const std::string& prefix = "") const {
+    std::string arguments = run_arguments(name, more);
+    const std::string from = "configs/search_tiny.yaml";
+    arguments.replace(arguments.find(from), from.size(), "configs/harr_joint_tiny.yaml");
+    const test::RunOutcome outcome = call(arguments, prefix);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.messages;
+    return outcome.messages;
+  }
+  std::string encoder(const std::string& name) const {
+    return test::read_file(
+        path("runs/" + name + "/checkpoints/latest/retriever/model.safetensors"));
+  }
+};
+
+TEST_F(Joint, RanksAndResumesChangeNeitherSide) {
+  joint("one");
+  const std::vector<json> expected = metrics_of("one");
+  ASSERT_EQ(expected.size(), 5u);
+  double num_searches = 0;
+  for (size_t i = 1; i < expected.size(); ++i) {
+    const json& row = expected[i];
+    EXPECT_EQ(row["mismatch/max_abs_logprob"], 0.0) << i;
+    EXPECT_EQ(row["tools/search/errors"], 0.0) << i;
+    num_searches += row["harr/steps"].get<double>();
+    if (!row.contains("harr/objective")) continue;
+    EXPECT_EQ(row["harr/max_abs_log_ratio"], 0.0) << i;
+    EXPECT_GT(row["harr/effective_documents"].get<double>(), 1.0) << i;
+    EXPECT_GT(row["harr/grad_norm"].get<double>(), 0.0) << i;
+  }
+  EXPECT_GT(num_searches, 30) << "searches whose responses differ from their siblings in reward";
+  const std::string weights = state("one"), vectors = encoder("one");
+  EXPECT_NE(vectors, test::read_file(path("encoder/model.safetensors")));
+  joint("two", "", test::mpirun(2));
+  EXPECT_EQ(state("two"), weights);
+  EXPECT_EQ(encoder("two"), vectors);
+  fs::remove_all(path("runs/one/checkpoints/step_4"));
+  EXPECT_THAT(joint("one", "--resume"), HasSubstr("after step 2"));
+  EXPECT_EQ(state("one"), weights);
+  EXPECT_EQ(encoder("one"), vectors);
+  EXPECT_EQ(metrics_of("one"), expected);
+}
+
+TEST_F(Joint, TheSideThatDoesNotTrainStaysToTheBit) {
+  joint("policy", "--set joint.train=policy");
+  joint("retriever", "--set joint.train=retriever");
+  const std::string begun = test::read_file(path("encoder/model.safetensors"));
+  EXPECT_EQ(encoder("policy"), begun);
+  EXPECT_NE(encoder("retriever"), begun);
+  const auto model = [this](const std::string& name) {
+    return test::read_file(path("runs/" + name + "/checkpoints/latest/model.safetensors"));
+  };
+  EXPECT_EQ(model("retriever"), model("search_tiny_sft"));
+  EXPECT_NE(model("policy"), model("search_tiny_sft"));
+}
+
+TEST_F(Joint, WhatDoesNotGoTogetherIsSaid) {
+  const auto message = [this](const std::string& more) {
+    std::string arguments = run_arguments("bad", more);
+    arguments.replace(arguments.find("search_tiny"), 11, "harr_joint_tiny");
+    return call(arguments).messages;
+  };
+  EXPECT_THAT(message("--set trainer.prompts_per_step=12"),
+              HasSubstr("trainer.prompts_per_step is 12 and trainer.reduction_blocks is 8; with "
+                        "joint the first must be a multiple of 8"));
+  EXPECT_THAT(message("--set 'rollout.tools=[{name: calculator}]'"),
+              HasSubstr("rollout.tools has 0 tools search; joint needs exactly one"));
+  EXPECT_THAT(message("--set trainer.dynamic_sampling=true"),
+              HasSubstr("trainer.dynamic_sampling is set with joint"));
+}
+
 }  // namespace
 }  // namespace gradus
