@@ -105,10 +105,12 @@ struct AttentionBackwardTile {
   int32_t other_begin = 0, other_end = 0;
 };
 
+// Rows past the end of a sequence are read and left out: those of its neighbours must be finite, or
+// what is not finite there reaches its gradient.
 struct DeviceAttentionBackwardParams {
-  const void* qkv_T = nullptr;    // bf16 [T, (H + 2 G) K], q and k rotated
-  const void* out_T = nullptr;    // bf16 [T, H K], of the forward
-  const void* dout_T = nullptr;   // bf16 [T, H K]
+  const void* qkv_T = nullptr;    // bf16 [T, (H + 2 G) K], q and k rotated; 16-byte aligned
+  const void* out_T = nullptr;    // bf16 [T, H K], of the forward; 16-byte aligned
+  const void* dout_T = nullptr;   // bf16 [T, H K]; 16-byte aligned
   const float* lse_TH = nullptr;  // DeviceAttentionParams::lse_TH of the forward
   float* delta_TH = nullptr;      // scratch
   void* dqkv_T = nullptr;         // bf16 [T, (H + 2 G) K], written

@@ -27,8 +27,9 @@ union Eight {
   __nv_bfloat162 pairs[4];
 };
 
-// 1 / x, rounded correctly, of x in [1, 2^126]: one Newton step from the approximation, without the
-// branch that other numbers need.
+// 1 / x of x in [1, 2^126], to half a unit in the last place but for a few mantissas: one Newton
+// step from the approximation, without the branch that other numbers need. The same bits wherever
+// it is called.
 __device__ inline float reciprocal_of_one_and_more(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
