@@ -44,6 +44,14 @@ int64_t num_held(const ModelConfig& config, const std::vector<DeviceUnit>& units
   return held + largest_layer;
 }
 
+// In parallel.
+template <class Body>
+void for_each_row(const DevicePart& part, const Body& body) {
+  parallel_for(part.rows, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) body(row);
+  });
+}
+
 }  // namespace
 
 DeviceStateBytes DeviceTrainingState::bytes(const ModelConfig& config, int64_t zero_stage,
@@ -161,44 +169,44 @@ float* DeviceTrainingState::gradient_at(int64_t offset) const {
   return gradients_of(unit) + (offset - matrices) / kBf16 - transformer_.units()[unit].begin;
 }
 
-// Row-major rows of a tensor of the device, from the packed panels of the host.
-void DeviceTrainingState::tensor_from_host(const Tensor& tensor, const float* host,
-                                           float* to) const {
+// Calls `body` with each part of a tensor, its place on the host, its columns (1 of a vector) and
+// room for its values.
+template <class Body>
+void DeviceTrainingState::for_each_part(const Tensor& tensor, const Body& body) const {
   std::vector<float> values;
   for (int64_t i = tensor.first_part; i < tensor.end_part; ++i) {
     const DevicePart& part = parts_[static_cast<size_t>(i)];
-    const ParameterPlace& place = find_place(layout_, part.hf_name);
     const int64_t columns = std::max<int64_t>(part.columns, 1);
     values.resize(static_cast<size_t>(part.rows * columns));
-    read_parameter(place, host + place.offset, values.data());
-    parallel_for(part.rows, 64, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        std::copy_n(values.data() + row * columns, columns, to + part.row_of(row) * columns);
-      }
-    });
+    body(part, find_place(layout_, part.hf_name), columns, values.data());
   }
+}
+
+// Row-major rows of a tensor of the device, from the packed panels of the host.
+void DeviceTrainingState::tensor_from_host(const Tensor& tensor, const float* host,
+                                           float* to) const {
+  for_each_part(tensor, [&](const DevicePart& part, const ParameterPlace& place, int64_t columns,
+                            float* values) {
+    read_parameter(place, host + place.offset, values);
+    for_each_row(part, [&](int64_t row) {
+      std::copy_n(values + row * columns, columns, to + part.row_of(row) * columns);
+    });
+  });
 }
 
 void DeviceTrainingState::tensor_to_host(const Tensor& tensor, const float* from,
                                          float* host) const {
-  std::vector<float> values;
-  for (int64_t i = tensor.first_part; i < tensor.end_part; ++i) {
-    const DevicePart& part = parts_[static_cast<size_t>(i)];
-    const ParameterPlace& place = find_place(layout_, part.hf_name);
-    const int64_t columns = std::max<int64_t>(part.columns, 1);
-    values.resize(static_cast<size_t>(part.rows * columns));
-    parallel_for(part.rows, 64, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        std::copy_n(from + part.row_of(row) * columns, columns, values.data() + row * columns);
-      }
+  for_each_part(tensor, [&](const DevicePart& part, const ParameterPlace& place, int64_t columns,
+                            float* values) {
+    for_each_row(part, [&](int64_t row) {
+      std::copy_n(from + part.row_of(row) * columns, columns, values + row * columns);
     });
     if (part.columns == 0) {
-      std::copy(values.begin(), values.end(), host + place.offset);
+      std::copy_n(values, part.rows, host + place.offset);
     } else {
-      kernels::pack_weight(values.data(), part.columns, part.rows, part.columns,
-                           host + place.offset);
+      kernels::pack_weight(values, part.columns, part.rows, part.columns, host + place.offset);
     }
-  }
+  });
 }
 
 // What this rank owns of a host's array, in the optimizer's order.

@@ -134,6 +134,8 @@ class DeviceTrainingState {
   float* gradients_of(size_t unit) const;      // of the whole unit
   float* own_gradients_of(size_t unit) const;  // of this rank's slice, once summed
   uint8_t* own_weights_of(size_t unit) const;  // bf16, of what the optimizer owns
+  template <class Body>
+  void for_each_part(const Tensor& tensor, const Body& body) const;
   void tensor_from_host(const Tensor& tensor, const float* host, float* to) const;
   void tensor_to_host(const Tensor& tensor, const float* from, float* host) const;
   Status from_host(const float* host, const kernels::CudaBuffer& to) const;

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "common/config/rules.h"
-#include "retriever/query_trainer.h"
+#include "trainer/internal/query_training.h"
 
 namespace gradus::trainer {
 
@@ -50,20 +50,11 @@ double temperature_at(const HarrConfig& config, int64_t step) {
 
 Status validate(const HarrConfig& config, int64_t world_size) {
   ConfigRules rules;
-  rules.add(validate(config.optimizer, config.num_steps, "harr", "harr.num_steps"));
-  rules.require(config.optimizer.optimizer == OptimizerKind::kAdamW,
-                "harr.optimizer is muon; an encoder is trained with adamw");
-  rules.require(config.optimizer.ema_decay == 0,
-                "harr.ema_decay is {}; an encoder has no running average: set it to 0",
-                config.optimizer.ema_decay);
+  add_query_optimizer_rules(rules, config.optimizer, config.num_steps, "harr", "harr.num_steps");
   rules.require(config.list_length <= config.pool_size,
                 "harr.list_length ({}) must be at most harr.pool_size ({})", config.list_length,
                 config.pool_size);
-  rules.require(
-      world_size >= 1 && retriever::kReductionBlocks % world_size == 0,
-      "a run with harr takes 1, 2, 4 or 8 ranks, not {}, so that its weights do not depend on "
-      "their number",
-      world_size);
+  add_query_ranks_rule(rules, "harr", world_size);
   return rules.status();
 }
 

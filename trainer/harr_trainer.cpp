@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "common/atomic_file.h"
@@ -11,6 +10,7 @@
 #include "records/state_shards.h"
 #include "rewards/answer_match.h"
 #include "trainer/algorithm.h"
+#include "trainer/internal/query_training.h"
 
 namespace gradus::trainer {
 namespace {
@@ -18,19 +18,12 @@ namespace {
 constexpr char kStem[] = "optimizer";
 
 retriever::QueryTrainerOptions trainer_options(const HarrSetup& setup) {
-  const HarrConfig& config = setup.harr;
-  const OptimizerConfig& optimizer = config.optimizer;
-  return {.learning_rate = optimizer.learning_rate,
-          .clip_eps = config.clip_eps,
-          .max_grad_norm = optimizer.max_grad_norm > 0 ? optimizer.max_grad_norm
-                                                       : std::numeric_limits<double>::infinity(),
-          .weight_decay = optimizer.weight_decay,
-          .adam_beta1 = optimizer.adam_beta1,
-          .adam_beta2 = optimizer.adam_beta2,
-          .adam_eps = optimizer.adam_eps,
-          .lora_rank = setup.lora.rank,
-          .lora_scale = setup.lora.rank > 0 ? setup.lora.scale() : 1,
-          .lora_seed = static_cast<uint64_t>(setup.lora.seed.value_or(setup.run.seed))};
+  retriever::QueryTrainerOptions options =
+      query_trainer_options(setup.harr.optimizer, setup.harr.clip_eps);
+  options.lora_rank = setup.lora.rank;
+  options.lora_scale = setup.lora.rank > 0 ? setup.lora.scale() : 1;
+  options.lora_seed = static_cast<uint64_t>(setup.lora.seed.value_or(setup.run.seed));
+  return options;
 }
 
 std::unique_ptr<AdvantageEstimator> make_advantages(HarrAdvantage advantage) {
@@ -91,10 +84,7 @@ Status HarrTrainer::resume(const std::string& checkpoint_folder) {
   const auto read = [&]() -> Status {
     auto saved = retriever::Embedder::load(checkpoint_folder);
     if (!saved.ok()) return saved.status();
-    const model::BertConfig &is = (*saved)->encoder().config(),
-                            &wanted = embedder_.encoder().config();
-    if (is.vocab_size != wanted.vocab_size || is.width != wanted.width ||
-        is.num_layers != wanted.num_layers || is.inner_width != wanted.inner_width) {
+    if (!have_one_shape((*saved)->encoder().config(), embedder_.encoder().config())) {
       return invalid_argument(
           "{}: its encoder is of another shape than harr.encoder; resume with the configuration "
           "that the run was started with",
@@ -112,11 +102,7 @@ Status HarrTrainer::resume(const std::string& checkpoint_folder) {
     }
     // Under an adapter stand the weights that the run began with.
     if (!has_adapter) std::swap((*saved)->encoder().weights(), embedder_.encoder().weights());
-    Status status;
-    trainer_.for_each_state([&](const std::string& name, std::span<float> values) {
-      if (status.ok()) status = state->read(name, values);
-    });
-    GRADUS_RETURN_IF_ERROR(status);
+    GRADUS_RETURN_IF_ERROR(read_query_state(*state, trainer_));
     int64_t num_updates = 0;
     for (const auto& [name, counter] :
          {std::pair("run/step", &position_.step), std::pair("run/num_updates", &num_updates),
@@ -415,9 +401,7 @@ Status HarrTrainer::save() {
     if (store_ == nullptr) return {};
     GRADUS_RETURN_IF_ERROR(records_.metrics->sync());
     records::StateSnapshot state;
-    trainer_.for_each_state([&](const std::string& name, std::span<float> values) {
-      state.add(name, std::span<const float>(values));
-    });
+    add_query_state(trainer_, state);
     state.add("run/step", position_.step);
     state.add("run/num_updates", trainer_.num_updates());
     state.add("run/nonfinite_in_a_row", position_.nonfinite_in_a_row);

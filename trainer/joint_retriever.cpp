@@ -3,13 +3,13 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <limits>
 
 #include "comm/communicator.h"
 #include "common/config/rules.h"
 #include "records/state_shards.h"
 #include "retriever/policy.h"
 #include "rollout/passages.h"
+#include "trainer/internal/query_training.h"
 #include "trainer/learner.h"
 
 namespace gradus::trainer {
@@ -17,18 +17,6 @@ namespace {
 
 constexpr char kFolder[] = "/retriever";
 constexpr char kStem[] = "optimizer";
-
-retriever::QueryTrainerOptions options_of(const JointConfig& config) {
-  const OptimizerConfig& optimizer = config.optimizer;
-  return {.learning_rate = optimizer.learning_rate,
-          .clip_eps = config.clip_eps,
-          .max_grad_norm = optimizer.max_grad_norm > 0 ? optimizer.max_grad_norm
-                                                       : std::numeric_limits<double>::infinity(),
-          .weight_decay = optimizer.weight_decay,
-          .adam_beta1 = optimizer.adam_beta1,
-          .adam_beta2 = optimizer.adam_beta2,
-          .adam_eps = optimizer.adam_eps};
-}
 
 }  // namespace
 
@@ -49,17 +37,9 @@ void JointConfig::visit(FieldVisitor& v) {
 Status validate(const JointConfig& config, const TrainerConfig& trainer,
                 const rollout::RolloutConfig& rollout, int64_t world_size) {
   ConfigRules rules;
-  rules.add(validate(config.optimizer, trainer.num_steps, "joint", "trainer.num_steps"));
-  rules.require(config.optimizer.optimizer == OptimizerKind::kAdamW,
-                "joint.optimizer is muon; an encoder is trained with adamw");
-  rules.require(config.optimizer.ema_decay == 0,
-                "joint.ema_decay is {}; an encoder has no running average: set it to 0",
-                config.optimizer.ema_decay);
-  rules.require(
-      world_size >= 1 && retriever::kReductionBlocks % world_size == 0,
-      "a run with joint takes 1, 2, 4 or 8 ranks, not {}, so that its weights do not depend on "
-      "their number",
-      world_size);
+  add_query_optimizer_rules(rules, config.optimizer, trainer.num_steps, "joint",
+                            "trainer.num_steps");
+  add_query_ranks_rule(rules, "joint", world_size);
   rules.require(
       trainer.prompts_per_step % retriever::kReductionBlocks == 0 &&
           trainer.backward.reduction_blocks == retriever::kReductionBlocks,
@@ -128,7 +108,7 @@ JointRetriever::JointRetriever(const JointConfig& config, retriever::IndexFolder
       index_(std::move(index)),
       embedder_(std::move(embedder)),
       list_length_(list_length),
-      trainer_(*embedder_, options_of(config)) {}
+      trainer_(*embedder_, query_trainer_options(config.optimizer, config.clip_eps)) {}
 
 std::unique_ptr<const rollout::Tool> JointRetriever::tool() {
   return std::make_unique<SearchTool>(*this);
@@ -222,9 +202,7 @@ Status JointRetriever::save(const std::string& checkpoint_folder) {
   std::filesystem::create_directories(folder, error);
   if (error) return unavailable("{}: cannot be made: {}", folder, error.message());
   records::StateSnapshot state;
-  trainer_.for_each_state([&](const std::string& name, std::span<float> values) {
-    state.add(name, std::span<const float>(values));
-  });
+  add_query_state(trainer_, state);
   state.add("run/num_updates", trainer_.num_updates());
   GRADUS_RETURN_IF_ERROR(embedder_->save(folder));
   return state.write(records::state_shard_path(folder, kStem, 0, 1));
@@ -238,20 +216,13 @@ Status JointRetriever::load(const std::string& checkpoint_folder) {
         "joint: the checkpoint has no encoder that can be read; resume with the configuration that "
         "the run was started with");
   }
-  const model::BertConfig &is = (*saved)->encoder().config(),
-                          &wanted = embedder_->encoder().config();
-  if (is.vocab_size != wanted.vocab_size || is.width != wanted.width ||
-      is.num_layers != wanted.num_layers || is.inner_width != wanted.inner_width) {
+  if (!have_one_shape((*saved)->encoder().config(), embedder_->encoder().config())) {
     return invalid_argument("{}: an encoder of another shape than that of the index", folder);
   }
   const Result<records::StateShards> state = records::StateShards::open(folder, kStem);
   if (!state.ok()) return state.status();
   std::swap((*saved)->encoder().weights(), embedder_->encoder().weights());
-  Status status;
-  trainer_.for_each_state([&](const std::string& name, std::span<float> values) {
-    if (status.ok()) status = state->read(name, values);
-  });
-  GRADUS_RETURN_IF_ERROR(status);
+  GRADUS_RETURN_IF_ERROR(read_query_state(*state, trainer_));
   const Result<int64_t> num_updates = state->read_i64("run/num_updates");
   if (!num_updates.ok()) return num_updates.status();
   trainer_.state_was_set(*num_updates);

@@ -10,10 +10,6 @@
 namespace gradus::rewards::code {
 namespace {
 
-bool is_name_part(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
-}
-
 struct Assertion {
   bool tests_nothing = false;  // assert True
   std::string function;

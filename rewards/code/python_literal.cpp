@@ -15,9 +15,6 @@ using Kind = PythonValue::Kind;
 constexpr size_t kMaxDigits = 4300;  // Python's own limit
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
-bool is_name_part(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || is_digit(c) || c == '_';
-}
 char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c | 0x20) : c; }
 
 int digit_value(char c) {
@@ -134,6 +131,10 @@ void negate(PythonValue& value) {
 }
 
 }  // namespace
+
+bool is_name_part(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || is_digit(c) || c == '_';
+}
 
 void LiteralReader::skip_space() {
   while (at_ < text_.size()) {

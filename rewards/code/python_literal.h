@@ -8,6 +8,9 @@
 
 namespace gradus::rewards::code {
 
+// Of a name or a number: a letter of ASCII, a digit, a line.
+bool is_name_part(char c);
+
 // Reads literals of Python out of a source text: whatever ast.literal_eval takes, and calls of set,
 // frozenset, tuple, list, dict and float on such. Members that return false have read something
 // else, and leave the place anywhere but where they say that they give it back.

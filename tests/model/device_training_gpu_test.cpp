@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "common/aligned_buffer.h"
-#include "kernels/optimizer.h"
 #include "model/training_pass.h"
 #include "tests/kernels/head_case.h"
 #include "tests/support/device_model.h"
@@ -200,18 +199,7 @@ TEST(DeviceTrainingSmall, UpdatesAreTheCpusAndReachTheWeightsThatAreRead) {
     ASSERT_TRUE(norm.ok());
     EXPECT_NEAR(*norm, std::sqrt(squares), 1e-6 * std::sqrt(squares));
     must(state->apply({.learning_rate = 0.01, .weight_decay = 0.1, .step = step, .scale = 0.5}));
-    for (const ParameterPlace& place : layout.places) {
-      kernels::adamw({.weights = weights.data() + place.offset,
-                      .gradients = gradient.data() + place.offset,
-                      .m = m.data() + place.offset,
-                      .v = v.data() + place.offset,
-                      .count = place.size,
-                      .gradient_scale = 0.5f,
-                      .learning_rate = 0.01f,
-                      .weight_decay = place.columns > 0 ? 0.1f : 0.0f,
-                      .correction1 = static_cast<float>(1 - std::pow(0.9, step)),
-                      .correction2 = static_cast<float>(1 - std::pow(0.999, step))});
-    }
+    testing::adamw_on_host(layout, step, gradient.data(), weights.data(), m.data(), v.data());
   }
   AlignedBuffer got(layout.size), got_m(layout.size), got_v(layout.size);
   must(state->download(got.data()));

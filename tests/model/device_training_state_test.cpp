@@ -12,7 +12,6 @@
 
 #include "common/aligned_buffer.h"
 #include "common/rng.h"
-#include "kernels/optimizer.h"
 #include "tests/kernels/head_case.h"
 #include "tests/kernels/host_cuda.h"
 #include "tests/support/device_model.h"
@@ -257,18 +256,7 @@ TEST(DeviceTrainingState, SumsAndUpdatesAreThoseOfOnePlainArray) {
     }
     EXPECT_EQ(wrong, 0) << "step " << step;
     EXPECT_EQ(course.norms[static_cast<size_t>(step - 1)], std::sqrt(squares));
-    for (const ParameterPlace& place : layout.places) {
-      kernels::adamw({.weights = weights.data() + place.offset,
-                      .gradients = gradient.data() + place.offset,
-                      .m = m.data() + place.offset,
-                      .v = v.data() + place.offset,
-                      .count = place.size,
-                      .gradient_scale = 0.5f,
-                      .learning_rate = 0.01f,
-                      .weight_decay = place.columns > 0 ? 0.1f : 0.0f,
-                      .correction1 = static_cast<float>(1 - std::pow(0.9, step)),
-                      .correction2 = static_cast<float>(1 - std::pow(0.999, step))});
-    }
+    testing::adamw_on_host(layout, step, gradient.data(), weights.data(), m.data(), v.data());
   }
   const auto same = [&](const std::vector<float>& got, const AlignedBuffer& expected) {
     return std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0;

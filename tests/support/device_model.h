@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -11,6 +12,7 @@
 
 #include "common/rng.h"
 #include "kernels/cuda.h"
+#include "kernels/optimizer.h"
 #include "model/device_transformer.h"
 #include "model/parameters.h"
 #include "model/transformer.h"
@@ -73,6 +75,23 @@ inline model::ModelConfig qwen2_like() {
           .head_dim = 64,
           .max_position_embeddings = 1024,
           .attention_bias = true};
+}
+
+// The update of AdamwStep{.learning_rate = 0.01, .weight_decay = 0.1, .step = step, .scale = 0.5}.
+inline void adamw_on_host(const model::ParameterLayout& layout, int64_t step, const float* gradient,
+                          float* weights, float* m, float* v) {
+  for (const model::ParameterPlace& place : layout.places) {
+    kernels::adamw({.weights = weights + place.offset,
+                    .gradients = gradient + place.offset,
+                    .m = m + place.offset,
+                    .v = v + place.offset,
+                    .count = place.size,
+                    .gradient_scale = 0.5f,
+                    .learning_rate = 0.01f,
+                    .weight_decay = place.columns > 0 ? 0.1f : 0.0f,
+                    .correction1 = static_cast<float>(1 - std::pow(0.9, step)),
+                    .correction2 = static_cast<float>(1 - std::pow(0.999, step))});
+  }
 }
 
 inline std::vector<int32_t> random_ids(int64_t count, int64_t vocab, uint64_t seed) {
