@@ -20,7 +20,6 @@
 namespace gradus::model {
 namespace {
 
-using gradus::testing::DeviceModel;
 using gradus::testing::must;
 using gradus::testing::qwen2_like;
 using gradus::testing::qwen3_like;
